@@ -1,0 +1,109 @@
+"""What a browser carries after login: the session cookie, and the form token of a page that asks before it signs in.
+
+Both are itsdangerous' timed serializer with SHA-256, over keys of their own purpose. Pure: keys and the time are given.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from itsdangerous import BadData, TimestampSigner, URLSafeTimedSerializer
+
+from sso_service.tokens import CLOCK_ALLOWANCE
+
+FORM_LIFETIME = 300
+"""Seconds for which a confirmation page may be answered: as long as the login token behind it lives."""
+
+
+class InvalidSession(BadData):
+    """The cookie, or the form token, is not one that we made, or not for this, or too old."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Who is signed in, to which account, since when (Unix seconds). What they may do is read anew at each request."""
+
+    user_id: int
+    account_id: int
+    issued_at: int
+
+
+class _Signer(TimestampSigner):
+    """itsdangerous' signer with SHA-256 instead of its default SHA-1, and the time of signing given, not taken."""
+
+    default_digest_method = staticmethod(hashlib.sha256)
+    default_key_derivation = "hmac"
+
+    def __init__(self, *args: Any, now: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._now = now
+
+    def get_timestamp(self) -> int:
+        return self._now
+
+
+def dump_session(session: Session, session_key: bytes) -> str:
+    """The cookie value for `session`, signed with `session_key` (32 bytes)."""
+    return _dump([session.user_id, session.account_id], session_key, salt="session", now=session.issued_at)
+
+
+def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifetime: int) -> Session:
+    """The session in a cookie value that one of `session_keys` (newest first) signed less than `lifetime` seconds ago.
+
+    Raises `InvalidSession`. Whether the user still has access is for the database to say.
+    """
+    payload, issued_at = _load(cookie, session_keys, salt="session", now=now, lifetime=lifetime)
+    match payload:
+        case [int(user_id), int(account_id)]:
+            return Session(user_id, account_id, issued_at)
+    raise InvalidSession("not a session")
+
+
+def dump_form_token(token: str, target: bytes, browser: str, form_key: bytes, *, now: int) -> str:
+    """A form token that binds the answer to a confirmation page to what the page asked.
+
+    It is good only for this login `token`, this `target` (path and query) and this `browser` (the value of a cookie that
+    only this browser has), so an answer cannot be planted by another site nor moved to another login.
+    """
+    return _dump(_binding(token, target, browser), form_key, salt="form", now=now)
+
+
+def check_form_token(
+    form_token: str, token: str, target: bytes, browser: str, form_keys: Sequence[bytes], *, now: int
+) -> None:
+    """Raises `InvalidSession` unless `form_token` was made for exactly this within the last `FORM_LIFETIME` seconds."""
+    payload, _ = _load(form_token, form_keys, salt="form", now=now, lifetime=FORM_LIFETIME)
+    if not isinstance(payload, str) or not hmac.compare_digest(payload, _binding(token, target, browser)):
+        raise InvalidSession("the form was made for something else")
+
+
+def _binding(token: str, target: bytes, browser: str) -> str:
+    # A digest, so that the page's source shows neither the login token's hash nor the cookie. The separator cannot occur
+    # in the parts: the hash is hex, the target has no control characters.
+    token_hash = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest().encode("ascii")
+    return hashlib.sha256(b"\0".join([token_hash, target, browser.encode("utf-8", "surrogatepass")])).hexdigest()
+
+
+def _serializer(keys: Sequence[bytes], salt: str, now: int = 0) -> URLSafeTimedSerializer:
+    # itsdangerous wants the keys oldest first, signs with the last and verifies from the last backwards.
+    return URLSafeTimedSerializer(list(reversed(keys)), salt=salt, signer=_Signer, signer_kwargs={"now": now})
+
+
+def _dump(payload: Any, key: bytes, *, salt: str, now: int) -> str:
+    return _serializer([key], salt, now).dumps(payload)
+
+
+def _load(value: str, keys: Sequence[bytes], *, salt: str, now: int, lifetime: int) -> tuple[Any, int]:
+    if not keys:
+        raise InvalidSession("no key may verify this")
+    try:
+        payload, signed_at = _serializer(keys, salt).loads(value, return_timestamp=True)
+    except (BadData, ValueError) as error:  # ValueError: text that cannot be encoded
+        raise InvalidSession("the signature does not hold") from error
+    # Checked here, not by itsdangerous: its own check refuses what a node signed whose clock is a second ahead.
+    age = now - int(signed_at.timestamp())
+    if not -CLOCK_ALLOWANCE <= age < lifetime:
+        raise InvalidSession("too old, or from the future")
+    return payload, int(signed_at.timestamp())

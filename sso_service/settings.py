@@ -1,0 +1,66 @@
+"""Every setting, its variable and its default. Read once, into one immutable object; nothing else reads the environment."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+
+class SettingsError(Exception):
+    """A variable has a value that it cannot have; the message names the variable and never repeats the value."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f"SSO_{field.upper()}"):
+    """The settings. The field `token_ttl` is the variable `SSO_TOKEN_TTL`, and so on."""
+
+    home: str = "."
+    """The directory against which relative paths resolve."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    database_url: str = "sqlite:///var/sso.db"
+    keys_dir: str = "keys"
+    token_ttl: Annotated[int, Meta(ge=1, le=3600)] = 300
+    """Seconds for which a login token is good."""
+    session_ttl: Annotated[int, Meta(ge=60, le=30 * 86400)] = 43200
+    """Seconds for which a session lasts."""
+    confirm_login: bool = False
+    """Ask for a click before a link signs in."""
+    trusted_proxies: str = "127.0.0.1"
+    """Addresses or networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
+
+    @property
+    def keys_path(self) -> Path:
+        """The key directory."""
+        return Path(self.home, self.keys_dir)
+
+    @property
+    def database(self) -> URL:
+        """The database's URL, with the driver that we use and an absolute path."""
+        try:
+            url = make_url(self.database_url)
+        except ArgumentError:
+            raise SettingsError("SSO_DATABASE_URL is not a URL such as sqlite:///var/sso.db") from None
+        match url.get_backend_name():
+            case "sqlite":
+                if url.database in {None, "", ":memory:"}:
+                    raise SettingsError("SSO_DATABASE_URL: an SQLite database must be a file, or it is lost at exit")
+                return url.set(database=str(Path(self.home, str(url.database)).absolute()))
+            case "postgresql" | "postgres":
+                return url.set(drivername="postgresql+psycopg")
+        raise SettingsError("SSO_DATABASE_URL must begin with sqlite: or postgresql:")
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings in `environ`; a variable that is empty counts as not set. Raises `SettingsError`."""
+    given = {name: value for name, value in environ.items() if name.startswith("SSO_") and value != ""}
+    try:
+        settings = msgspec.convert(given, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        raise SettingsError(f"{path.rstrip('`')}: {problem.lower()}") from None
+    settings.database.get_backend_name()  # a wrong URL is to be found now, not at first use
+    return settings
