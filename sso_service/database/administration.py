@@ -1,0 +1,206 @@
+"""What an operator changes: accounts, teams, API tokens, people. One call, one change, in the caller's transaction."""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
+from sso_service.permissions import Role, Scope
+
+TOKEN_PREFIX = "wf_live_"  # noqa: S105 - a prefix that secret scanners can look for, not a secret
+_HINT_SIZE = 4
+
+
+class NotFound(Exception):
+    """There is no such account, team, user, membership or API token; the message says which."""
+
+
+class Conflict(Exception):
+    """It exists already; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A user's role in an account."""
+
+    account_id: int
+    account_name: str
+    role: Role
+
+
+def digest(secret: str) -> str:
+    """The hex SHA-256 by which an API token is stored and found.
+
+    A plain hash is enough: the secret has 256 random bits, so there is nothing to guess that a slow hash would protect.
+    """
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def add_account(connection: Connection, name: str, *, account_id: int | None = None, portal_url: str | None = None) -> int:
+    """The id of a new account. Raises `Conflict` if `account_id` is taken."""
+    if account_id is None:
+        account_id = connection.execute(select(func.coalesce(func.max(accounts.c.id), 0) + 1)).scalar_one()
+    _insert(connection, accounts, f"account {account_id}", id=account_id, name=name, portal_url=portal_url)
+    return account_id
+
+
+def list_accounts(connection: Connection) -> Sequence[Row[Any]]:
+    """All accounts: id, name, portal_url."""
+    return connection.execute(select(accounts).order_by(accounts.c.id)).all()
+
+
+def list_teams(connection: Connection, account_id: int) -> Sequence[Row[Any]]:
+    """The account's teams: id, name."""
+    statement = select(teams.c.id, teams.c.name).where(teams.c.account_id == account_id)
+    return connection.execute(statement.order_by(teams.c.id)).all()
+
+
+def add_team(connection: Connection, account_id: int, name: str, *, team_id: int | None = None) -> int:
+    """The id of a new team. Raises `NotFound` for an unknown account, `Conflict` if `team_id` is taken."""
+    check_account(connection, account_id)
+    if team_id is None:
+        team_id = connection.execute(select(func.coalesce(func.max(teams.c.id), 0) + 1)).scalar_one()
+    _insert(connection, teams, f"team {team_id}", id=team_id, account_id=account_id, name=name)
+    return team_id
+
+
+def check_account(connection: Connection, account_id: int) -> None:
+    """Raises `NotFound` unless the account exists."""
+    if connection.execute(select(accounts.c.id).where(accounts.c.id == account_id)).first() is None:
+        raise NotFound(f"there is no account {account_id}")
+
+
+def create_api_token(
+    connection: Connection,
+    *,
+    account_id: int | None,
+    name: str,
+    scopes: frozenset[Scope],
+    now: int,
+    max_role: Role | None = None,
+    expires_at: int | None = None,
+) -> tuple[int, str]:
+    """The id and the secret of a new API token. The secret is nowhere else: only its digest is stored.
+
+    `account_id` None makes a platform API token, good for all accounts, which must not have `write:sso`: it would let
+    its holder sign in as anybody. Raises `NotFound` for an unknown account, `ValueError` for such a scope.
+    """
+    if account_id is None and Scope.WRITE_SSO in scopes:
+        raise ValueError(f"a platform API token cannot have the scope {Scope.WRITE_SSO}")
+    if account_id is not None:
+        check_account(connection, account_id)
+    secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    token_id = connection.execute(
+        insert(api_tokens)
+        .values(
+            account_id=account_id,
+            name=name,
+            digest=digest(secret),
+            hint=secret[-_HINT_SIZE:],
+            scopes=" ".join(sorted(scopes)),
+            max_role=max_role,
+            created_at=now,
+            expires_at=expires_at,
+        )
+        .returning(api_tokens.c.id)
+    ).scalar_one()
+    return token_id, secret
+
+
+def list_api_tokens(connection: Connection) -> Sequence[Row[Any]]:
+    """All API tokens, with all that is stored of them."""
+    return connection.execute(select(api_tokens).order_by(api_tokens.c.id)).all()
+
+
+def revoke_api_token(connection: Connection, token_id: int, *, now: int) -> Row[Any]:
+    """The API token, revoked from now on (or since earlier). Raises `NotFound`."""
+    connection.execute(
+        update(api_tokens).where(api_tokens.c.id == token_id, api_tokens.c.revoked_at.is_(None)).values(revoked_at=now)
+    )
+    row = connection.execute(select(api_tokens).where(api_tokens.c.id == token_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no API token {token_id}")
+    return row
+
+
+def revoke_api_tokens_named(connection: Connection, account_id: int, name: str, *, now: int) -> None:
+    """Revokes the account's API tokens of this name."""
+    connection.execute(
+        update(api_tokens)
+        .where(api_tokens.c.account_id == account_id, api_tokens.c.name == name, api_tokens.c.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+
+
+def find_user(connection: Connection, email: str) -> Row[Any]:
+    """The user's row. `email` is normalised. Raises `NotFound`."""
+    row = connection.execute(select(users).where(users.c.email == email)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no user {email}")
+    return row
+
+
+def list_memberships(connection: Connection, user_id: int) -> list[Membership]:
+    """The accounts that the user belongs to, with the role in each."""
+    rows = connection.execute(
+        select(accounts.c.id, accounts.c.name, memberships.c.role)
+        .join_from(memberships, accounts, memberships.c.account_id == accounts.c.id)
+        .where(memberships.c.user_id == user_id)
+        .order_by(accounts.c.id)
+    )
+    return [Membership(account_id, name, Role(role)) for account_id, name, role in rows]
+
+
+def set_role(connection: Connection, email: str, account_id: int, role: Role) -> None:
+    """Gives a member another role. Raises `NotFound`."""
+    _change_membership(
+        connection, email, account_id, lambda where: update(memberships).where(*where).values(role=role)
+    )
+
+
+def remove_member(connection: Connection, email: str, account_id: int) -> None:
+    """Takes the user out of the account; the user stays. Raises `NotFound`."""
+    _change_membership(connection, email, account_id, lambda where: delete(memberships).where(*where))
+
+
+def _change_membership(connection: Connection, email: str, account_id: int, statement: Any) -> None:
+    check_account(connection, account_id)
+    user_id = find_user(connection, email).id
+    where = (memberships.c.user_id == user_id, memberships.c.account_id == account_id)
+    if connection.execute(statement(where)).rowcount == 0:
+        raise NotFound(f"{email} is not a member of account {account_id}")
+
+
+def disable_user(connection: Connection, email: str, *, now: int) -> None:
+    """Nothing is good any more that this person holds or gets. Raises `NotFound`."""
+    user_id = find_user(connection, email).id
+    connection.execute(update(users).where(users.c.id == user_id, users.c.disabled_at.is_(None)).values(disabled_at=now))
+
+
+def enable_user(connection: Connection, email: str) -> None:
+    """Undoes `disable_user`. Raises `NotFound`."""
+    connection.execute(update(users).where(users.c.id == find_user(connection, email).id).values(disabled_at=None))
+
+
+def sign_out_user(connection: Connection, email: str, *, now: int) -> None:
+    """Ends every session of this person that began up to now. Raises `NotFound`.
+
+    Sessions know their beginning to the second, so those of this second end too; one that begins within it later is
+    dated to the next.
+    """
+    user = find_user(connection, email)
+    connection.execute(
+        update(users).where(users.c.id == user.id, users.c.sessions_from <= now).values(sessions_from=now + 1)
+    )
+
+
+def _insert(connection: Connection, table: Any, what: str, **values: Any) -> None:
+    try:
+        connection.execute(insert(table).values(**values))
+    except IntegrityError as error:
+        raise Conflict(f"{what} exists already") from error

@@ -1,0 +1,284 @@
+"""People, accounts, teams and API tokens: what the service asks about them and what the command line changes.
+
+The functions with an `_all` in their names serve a batch: one statement for any number of operations.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Select, String, and_, func, or_, select, true, update
+from sqlalchemy.sql.dml import ReturningInsert
+
+from sso_service.database.engine import Database
+from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
+from sso_service.permissions import Role, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class ApiToken:
+    """An API token as it is stored: everything but the secret. Times are Unix seconds."""
+
+    id: int
+    account_id: int | None
+    scopes: frozenset[str]
+    max_role: Role | None
+    expires_at: int | None
+    revoked_at: int | None
+    last_used_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A person. `sessions_from` is the time (Unix seconds) before which no session of theirs counts."""
+
+    id: int
+    email: str
+    first_name: str
+    last_name: str
+    disabled: bool
+    sessions_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Who calls, and about whom."""
+
+    digest: str
+    email: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a `Lookup` found: the API token, the user, and the user's role in the API token's account."""
+
+    api_token: ApiToken | None
+    user_id: int | None
+    disabled: bool
+    role: Role | None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A user in an account, perhaps on the way to a team."""
+
+    user_id: int
+    account_id: int
+    team_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What holds for a `Place` at this moment. `team_exists` is about the account's own teams."""
+
+    user: User | None
+    role: Role | None
+    portal_url: str | None
+    team_exists: bool
+
+    @property
+    def has_access(self) -> bool:
+        """True if the user exists, is not disabled, and is a member of the account."""
+        return self.user is not None and not self.user.disabled and self.role is not None
+
+
+@dataclass(frozen=True, slots=True)
+class NewPerson:
+    """Someone to be a member of an account, and to be created if need be."""
+
+    email: str
+    first_name: str
+    last_name: str
+    account_id: int
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """What became of a `NewPerson`. `role` is None if the user is disabled and was therefore not made a member."""
+
+    user_id: int
+    created: bool
+    role: Role | None
+
+
+@cache
+def _lookup_statement(database: Database) -> Select[Any]:
+    batch = database.batch(digest=String(), email=String())
+    return (
+        select(
+            api_tokens.c.id,
+            api_tokens.c.account_id,
+            api_tokens.c.scopes,
+            api_tokens.c.max_role,
+            api_tokens.c.expires_at,
+            api_tokens.c.revoked_at,
+            api_tokens.c.last_used_at,
+            users.c.id,
+            users.c.disabled_at,
+            memberships.c.role,
+        )
+        .select_from(batch)
+        .outerjoin(api_tokens, api_tokens.c.digest == batch.c.digest)
+        .outerjoin(users, users.c.email == batch.c.email)
+        .outerjoin(
+            memberships,
+            and_(memberships.c.user_id == users.c.id, memberships.c.account_id == api_tokens.c.account_id),
+        )
+        .order_by(batch.c.position)
+    )
+
+
+def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lookup]) -> list[Found]:
+    """API token, user and membership of each lookup, in one read."""
+    rows = connection.execute(_lookup_statement(database), _batch([lookup.digest, lookup.email] for lookup in lookups))
+    return [
+        Found(
+            None if token_id is None else ApiToken(token_id, account, frozenset(scopes.split()), _role(cap), *times),
+            user_id,
+            disabled_at is not None,
+            _role(role),
+        )
+        for token_id, account, scopes, cap, *times, user_id, disabled_at, role in rows
+    ]
+
+
+@cache
+def _standing_statement(database: Database) -> Select[Any]:
+    batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), team_id=BigInteger())
+    return (
+        select(
+            users.c.id,
+            users.c.email,
+            users.c.first_name,
+            users.c.last_name,
+            users.c.disabled_at,
+            users.c.sessions_from,
+            memberships.c.role,
+            accounts.c.portal_url,
+            teams.c.id,
+        )
+        .select_from(batch)
+        .outerjoin(users, users.c.id == batch.c.user_id)
+        .outerjoin(
+            memberships,
+            and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id),
+        )
+        .outerjoin(accounts, accounts.c.id == batch.c.account_id)
+        .outerjoin(teams, and_(teams.c.id == batch.c.team_id, teams.c.account_id == batch.c.account_id))
+        .order_by(batch.c.position)
+    )
+
+
+def standing_of_all(database: Database, connection: Connection, places: Sequence[Place]) -> list[Standing]:
+    """What holds for each place now, in one read."""
+    rows = connection.execute(
+        _standing_statement(database), _batch([place.user_id, place.account_id, place.team_id] for place in places)
+    )
+    return [
+        Standing(
+            None if user_id is None else User(user_id, email, first, last, disabled_at is not None, sessions_from),
+            _role(role),
+            portal_url,
+            team_id is not None,
+        )
+        for user_id, email, first, last, disabled_at, sessions_from, role, portal_url, team_id in rows
+    ]
+
+
+@cache
+def _create_users_statement(database: Database) -> "ReturningInsert[Any]":
+    batch = database.batch(email=String(), first_name=String(), last_name=String(), created_at=BigInteger())
+    columns = ["email", "first_name", "last_name", "created_at"]
+    # In the order of the address, so that two nodes' batches cannot deadlock. SQLite needs the WHERE to tell the
+    # ON CONFLICT from a join's ON.
+    source = select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.email)
+    insert = database.insert(users).from_select(columns, source, include_defaults=False)
+    return insert.on_conflict_do_nothing().returning(users.c.email, users.c.id)
+
+
+@cache
+def _find_users_statement(database: Database) -> Select[Any]:
+    batch = database.batch(email=String())
+    return select(users.c.email, users.c.id, users.c.disabled_at).join(batch, users.c.email == batch.c.email)
+
+
+@cache
+def _join_statement(database: Database) -> "ReturningInsert[Any]":
+    batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), role=String())
+    columns = ["user_id", "account_id", "role"]
+    source = (
+        select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.user_id, batch.c.account_id)
+    )
+    insert = database.insert(memberships).from_select(columns, source, include_defaults=False)
+    return insert.on_conflict_do_nothing().returning(memberships.c.user_id, memberships.c.account_id)
+
+
+@cache
+def _roles_statement(database: Database) -> Select[Any]:
+    batch = database.batch(user_id=BigInteger(), account_id=BigInteger())
+    return select(memberships.c.user_id, memberships.c.account_id, memberships.c.role).join(
+        batch, and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id)
+    )
+
+
+def provision_all(database: Database, connection: Connection, people: Sequence[NewPerson]) -> list[Provisioned]:
+    """Makes each person a member of the account they come with: created if unknown, `editor` unless a member already.
+
+    People with the same address are one user, and only the first of them is told that it was created here.
+    """
+    first_of: dict[str, NewPerson] = {}
+    for person in people:
+        first_of.setdefault(person.email, person)
+    newcomers = _batch([p.email, p.first_name, p.last_name, p.now] for p in first_of.values())
+    created: dict[str, int] = {
+        email: user_id for email, user_id in connection.execute(_create_users_statement(database), newcomers)
+    }
+    ids = dict(created)
+    disabled: set[str] = set()
+    if known := [[email] for email in first_of if email not in created]:
+        # A statement of its own: the one above could not see what another node committed while it waited for it.
+        for email, user_id, disabled_at in connection.execute(_find_users_statement(database), _batch(known)):
+            ids[email] = user_id
+            if disabled_at is not None:
+                disabled.add(email)
+
+    places = {(ids[person.email], person.account_id) for person in people if person.email not in disabled}
+    roles: dict[tuple[int, int], Role] = {}
+    if places:
+        joined = connection.execute(_join_statement(database), _batch([*place, Role.EDITOR] for place in places))
+        roles = {(user_id, account_id): Role.EDITOR for user_id, account_id in joined}
+    if members := [list(place) for place in places if place not in roles]:
+        for user_id, account_id, role in connection.execute(_roles_statement(database), _batch(members)):
+            roles[user_id, account_id] = Role(role)
+
+    return [
+        Provisioned(
+            ids[person.email],
+            created=person.email in created and first_of[person.email] is person,
+            role=roles.get((ids[person.email], person.account_id)),
+        )
+        for person in people
+    ]
+
+
+def touch_all(connection: Connection, uses: Sequence[tuple[int, int]]) -> list[None]:
+    """Notes that API tokens were used: (id, time of use in Unix seconds, cut to the hour) each."""
+    for token_id, hour in sorted(set(uses)):
+        connection.execute(
+            update(api_tokens)
+            .where(api_tokens.c.id == token_id)
+            .where(or_(api_tokens.c.last_used_at.is_(None), api_tokens.c.last_used_at < hour))
+            .values(last_used_at=hour)
+        )
+    return [None] * len(uses)
+
+
+def _batch(rows: Any) -> dict[str, str]:
+    return {"batch": json.dumps(list(rows))}
+
+
+def _role(value: str | None) -> Role | None:
+    return None if value is None else Role(value)

@@ -1,0 +1,231 @@
+"""The ledger of consumed tokens: where single use is decided.
+
+A token is redeemed by inserting its sixteen claim bytes. The primary key admits them once; whoever's insert took place
+won, everybody else lost, on any number of workers and nodes, since the database is the only judge.
+
+Rows are kept until their tokens are long expired. **Deleting a row makes its token insertable again**, and no clock may
+be trusted to say that this is harmless: a node whose clock is wrong would accept the old token, and one that was paused
+would insert after the deletion. So there is a floor: a value that only ever rises, and below which nothing is inserted.
+A row is deleted only when it lies below a floor that has been in force for so long that every statement which could have
+started under a lower one is over.
+"""
+
+import logging
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cache
+from typing import Any
+
+from sqlalchemy import Connection, Integer, LargeBinary, Select, bindparam, delete, func, literal, select, update
+from sqlalchemy.sql.dml import ReturningInsert
+
+from sso_service.database.directory import Place, Standing, standing_of_all
+from sso_service.database.engine import Database
+from sso_service.database.schema import consumed_floor, consumed_nonces
+
+CLAIMS_SIZE = 16
+FLOOR_AGE = 60.0
+"""Seconds for which a floor must have been in force before rows below it go: longer than any statement may live."""
+RETENTION = 3600
+"""Seconds by which the floor stays behind the database's clock."""
+CLOCK_TOLERANCE = 30
+"""Seconds of disagreement between clocks from which on nothing is purged."""
+_DELETE_AT_ONCE = 5000
+
+log = logging.getLogger(__name__)
+
+
+class Verdict(Enum):
+    """What came of an attempt to redeem."""
+
+    REDEEMED = auto()
+    CONSUMED = auto()
+    EXPIRED = auto()  # below the floor
+    NO_ACCESS = auto()  # disabled, or not a member (any more); nothing consumed
+    NO_TEAM = auto()  # the team that the path names is not the account's; nothing consumed
+
+
+@dataclass(frozen=True, slots=True)
+class Redemption:
+    """Claims (16 bytes) to be consumed for a user in a place."""
+
+    claims: bytes
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Redeemed:
+    """The verdict, with the standing that it was reached on."""
+
+    verdict: Verdict
+    standing: Standing
+
+
+def _slices() -> tuple[Any, Any]:
+    """A recursive table that cuts the parameter `claims` into pieces of 16 bytes.
+
+    One parameter for any number of claims, hence one statement text, spelled alike for both databases.
+    """
+    claims = bindparam("claims", type_=LargeBinary())
+    start = select(literal(1, Integer).label("start")).cte("slices", recursive=True)
+    start = start.union_all(
+        select(start.c.start + CLAIMS_SIZE).where(start.c.start + CLAIMS_SIZE <= func.length(claims))
+    )
+    return start, func.substr(claims, start.c.start, CLAIMS_SIZE, type_=LargeBinary())
+
+
+_FLOOR = select(consumed_floor.c.claims)
+
+
+@cache
+def _consume_statement(database: Database) -> "ReturningInsert[Any]":
+    slices, claims = _slices()
+    # In order, so that two nodes' batches lock in the same order and cannot deadlock. A floor that is missing compares
+    # as unknown, and nothing is inserted.
+    source = select(claims).select_from(slices).where(claims >= _FLOOR.scalar_subquery()).order_by(slices.c.start)
+    insert = database.insert(consumed_nonces).from_select(["claims"], source)
+    return insert.on_conflict_do_nothing().returning(consumed_nonces.c.claims)
+
+
+@cache
+def _find_statement() -> Select[Any]:
+    slices, claims = _slices()
+    return select(consumed_nonces.c.claims).join_from(slices, consumed_nonces, consumed_nonces.c.claims == claims)
+
+
+def redeem_all(database: Database, connection: Connection, redemptions: Sequence[Redemption]) -> list[Redeemed]:
+    """Consumes the claims of those who have access. Of several with equal claims, at most the first is redeemed.
+
+    Must run in a durable transaction of its own, and nobody may be told of success before that is committed.
+    """
+    standings = standing_of_all(database, connection, [redemption.place for redemption in redemptions])
+    admitted = [_admit(redemption, standing) for redemption, standing in zip(redemptions, standings, strict=True)]
+    wanted = {r.claims for r, refusal in zip(redemptions, admitted, strict=True) if refusal is None}
+    won = _execute(connection, _consume_statement(database), wanted)
+    # A new statement: the snapshot of the insert cannot see the row of another node that it had to wait for.
+    lost = wanted - won
+    consumed = _execute(connection, _find_statement(), lost) if lost else set()
+
+    results: list[Redeemed] = []
+    for redemption, standing, refusal in zip(redemptions, standings, admitted, strict=True):
+        if refusal is not None:
+            verdict = refusal
+        elif redemption.claims in won:
+            won.remove(redemption.claims)  # the next one with equal claims in this batch comes too late
+            consumed.add(redemption.claims)
+            verdict = Verdict.REDEEMED
+        else:
+            verdict = Verdict.CONSUMED if redemption.claims in consumed else Verdict.EXPIRED
+        results.append(Redeemed(verdict, standing))
+    return results
+
+
+def is_consumed(connection: Connection, claims: bytes) -> bool:
+    """True if these claims (16 bytes) are in the ledger, or below its floor and thus beyond use."""
+    floor = connection.execute(_FLOOR).scalar_one()
+    return claims < bytes(floor) or bool(_execute(connection, _find_statement(), {claims}))
+
+
+def _admit(redemption: Redemption, standing: Standing) -> Verdict | None:
+    if not standing.has_access:
+        return Verdict.NO_ACCESS
+    if redemption.place.team_id is not None and not standing.team_exists:
+        return Verdict.NO_TEAM
+    return None
+
+
+def _execute(connection: Connection, statement: Any, claims: set[bytes]) -> set[bytes]:
+    if not claims:
+        return set()
+    return {bytes(row) for row in connection.execute(statement, {"claims": b"".join(sorted(claims))}).scalars()}
+
+
+# --- purging ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a purge round did: rows deleted, and why it did nothing, if so."""
+
+    deleted: int = 0
+    skipped: str = ""
+
+
+class Purger:
+    """Purges in rounds. Each deletes below the floor that an earlier one saw in force, then raises the floor.
+
+    That a floor is old enough is measured from when this object first saw it committed, on the monotonic clock: not by
+    any clock that can be set, and anew after a restart. Any number of purgers may be at work at once.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._clock = clock
+        self._monotonic = monotonic
+        self._offset = clock() - monotonic()
+        self._seen: tuple[bytes, float] | None = None  # a floor, and since when it is known to be in force
+
+    def run(self) -> Round:
+        """One round. Raises `Unavailable` or `OutcomeUnknown`; either may be followed by another round."""
+        with self._database.connect() as connection:
+            with self._database.reading(connection):
+                database_now, floor, lowest = connection.execute(_state_statement(self._database)).one()
+            if skipped := self._clocks_disagree(database_now):
+                return Round(skipped=skipped)
+            deleted = 0
+            if self._seen is not None and floor >= self._seen[0]:  # lower: an older database was put in its place
+                proven, since = self._seen
+                if self._monotonic() - since < FLOOR_AGE:
+                    return Round()
+                deleted = self._delete_below(connection, proven)
+            target = floor_at(database_now - RETENTION)
+            # Only where there is something to purge, so that a service that nobody uses writes nothing.
+            if floor < target and lowest is not None and lowest < target:
+                with self._database.writing(connection):
+                    connection.execute(update(consumed_floor).where(consumed_floor.c.claims < target).values(claims=target))
+                floor = target
+            self._seen = (floor, self._monotonic())
+            return Round(deleted)
+
+    def _clocks_disagree(self, database_now: int) -> str:
+        if abs(difference := self._clock() - database_now) > CLOCK_TOLERANCE:
+            return f"this node's clock and the database's differ by {difference:.0f} s"
+        if abs(drift := self._clock() - self._monotonic() - self._offset) > CLOCK_TOLERANCE:
+            return f"this node's clock was set by {drift:.0f} s since the start"
+        return ""
+
+    def _delete_below(self, connection: Connection, floor: bytes) -> int:
+        # In small pieces, so that logins never wait long for it.
+        piece = (
+            select(consumed_nonces.c.claims)
+            .where(consumed_nonces.c.claims < floor)
+            .order_by(consumed_nonces.c.claims)
+            .limit(_DELETE_AT_ONCE)
+        )
+        deleted = 0
+        while True:
+            with self._database.writing(connection):
+                count = connection.execute(delete(consumed_nonces).where(consumed_nonces.c.claims.in_(piece))).rowcount
+            deleted += count
+            if count < _DELETE_AT_ONCE:
+                return deleted
+
+
+@cache
+def _state_statement(database: Database) -> Select[Any]:
+    lowest = select(func.min(consumed_nonces.c.claims, type_=LargeBinary())).scalar_subquery()
+    return select(database.now(), _FLOOR.scalar_subquery(), lowest)
+
+
+def floor_at(expires_at: int) -> bytes:
+    """The lowest claims of a token that expires at `expires_at` (Unix seconds)."""
+    return struct.pack(">I", max(0, expires_at)) + bytes(CLAIMS_SIZE - 4)

@@ -1,0 +1,62 @@
+"""Bringing a database to the schema of this version, with Alembic."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from sso_service.database.engine import Database
+from sso_service.database.schema import SCHEMA_VERSION
+
+_LOCK = 0x55_0C_0DE  # any number, the same in every process
+_OURS = "SELECT version_num FROM alembic_version"
+
+
+class SchemaMismatch(Exception):
+    """The database's schema is not the one of this version; the message says what to do."""
+
+
+def current(database: Database) -> str | None:
+    """The schema's revision, or None if the database is empty. Raises `Unavailable`."""
+    with database.connect() as connection, database.reading(connection):
+        return _revision(connection)
+
+
+def check(database: Database) -> None:
+    """Raises `SchemaMismatch` unless the schema is the one of this version, or `Unavailable`."""
+    if (revision := current(database)) != SCHEMA_VERSION:
+        state = "is empty" if revision is None else f"has schema {revision}, this version needs {SCHEMA_VERSION}"
+        remedy = "sso-service init" if revision is None else "sso-service db upgrade"
+        raise SchemaMismatch(f"the database {database} {state}; run: {remedy}")
+
+
+def upgrade(database: Database) -> str | None:
+    """Brings the schema up to date; returns the revision that it had before (None: the database was empty).
+
+    One process does it, others wait for it; all or nothing. Raises `Unavailable`, or `SchemaMismatch` for a schema that
+    is newer than this version.
+    """
+    from alembic import command  # noqa: PLC0415 - only needed here, and every worker would pay for it
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.util import CommandError  # noqa: PLC0415
+
+    with database.connect() as connection, database.writing(connection):
+        if not database.is_sqlite:  # SQLite's write transaction excludes others by itself
+            connection.execute(text("SET LOCAL lock_timeout = '60s'"))
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        before = _revision(connection)
+        if before != SCHEMA_VERSION:
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent))
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise SchemaMismatch(f"the database {database} cannot be upgraded: {error}") from error
+        return before
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text(_OURS)).scalar()
