@@ -4,8 +4,8 @@ One file `<id>.json` per key. Nothing but the set of files and the clock decides
 
 - the key with the latest `signs_from` that has come signs (equal: the greater id);
 - a key verifies until its successor's `signs_from` + what it signed may still live + the clock allowance;
-- a revoked key leaves a tombstone, which verifies nothing but still counts as successor, so that no older key comes back
-  to life.
+- a revoked key leaves a tombstone, which verifies nothing but still counts as successor, so that no older key comes
+  back to life.
 
 `KeyRing` is pure. `rotate`, `revoke` and `prune` change a directory. `KeyDirectory` is a running service's view of one.
 """
@@ -72,7 +72,11 @@ class SigningKey:
     form_key: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name, purpose in (("token_key", b"sso-token/v1"), ("session_key", b"sso-session/v1"), ("form_key", b"sso-form/v1")):
+        for name, purpose in (
+            ("token_key", b"sso-token/v1"),
+            ("session_key", b"sso-session/v1"),
+            ("form_key", b"sso-form/v1"),
+        ):
             object.__setattr__(self, name, hmac.digest(self.secret, purpose, "sha256"))
 
 
@@ -290,7 +294,7 @@ class KeyDirectory:
     """The keys of a directory, kept in memory and up to date.
 
     `refresh` re-reads everything; call it every few seconds. `refresh_if_changed` is for the moment when a signature is
-    explained by no known key: it costs one `stat` unless the directory changed, so a flood of forgeries causes no reads.
+    explained by no known key: it costs one `stat` unless the directory changed, so a flood of forgeries reads nothing.
     """
 
     def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:

@@ -46,7 +46,7 @@ def judge(raw: bytes) -> StudioPath:
         case [b"client", account, b"t", team]:
             return StudioPath(_id(account), _id(team))
         case [b"client", account, b"t", team, section, *_]:
-            # The section is compared undecoded: another spelling of it is another section, which no role but admin sees.
+            # The section is compared undecoded: another spelling of it is another section, which only an admin sees.
             return StudioPath(_id(account), _id(team), section.decode("ascii", "replace"))
     raise NotAStudioPath
 

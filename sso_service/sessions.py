@@ -64,8 +64,8 @@ def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifeti
 def dump_form_token(token: str, target: bytes, browser: str, form_key: bytes, *, now: int) -> str:
     """A form token that binds the answer to a confirmation page to what the page asked.
 
-    It is good only for this login `token`, this `target` (path and query) and this `browser` (the value of a cookie that
-    only this browser has), so an answer cannot be planted by another site nor moved to another login.
+    It is good only for this login `token`, this `target` (path and query) and this `browser` (the value of a cookie
+    that only this browser has), so an answer cannot be planted by another site nor moved to another login.
     """
     return _dump(_binding(token, target, browser), form_key, salt="form", now=now)
 
@@ -80,8 +80,8 @@ def check_form_token(
 
 
 def _binding(token: str, target: bytes, browser: str) -> str:
-    # A digest, so that the page's source shows neither the login token's hash nor the cookie. The separator cannot occur
-    # in the parts: the hash is hex, the target has no control characters.
+    # A digest, so that the page's source shows neither the login token's hash nor the cookie. The separator cannot
+    # occur in the parts: the hash is hex, the target has no control characters.
     token_hash = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest().encode("ascii")
     return hashlib.sha256(b"\0".join([token_hash, target, browser.encode("utf-8", "surrogatepass")])).hexdigest()
 

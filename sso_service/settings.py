@@ -1,4 +1,4 @@
-"""Every setting, its variable and its default. Read once, into one immutable object; nothing else reads the environment."""
+"""Every setting, its variable and its default. Read once into one object; nothing else reads the environment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,3 +64,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         raise SettingsError(f"{path.rstrip('`')}: {problem.lower()}") from None
     settings.database.get_backend_name()  # a wrong URL is to be found now, not at first use
     return settings
+
+
+def unknown_settings(environ: Mapping[str, str]) -> list[str]:
+    """The `SSO_*` variables in `environ` that are no settings: misspelt, most likely."""
+    known = {field.encode_name for field in msgspec.structs.fields(Settings)}
+    return sorted(name for name in environ if name.startswith("SSO_") and name not in known)

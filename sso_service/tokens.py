@@ -113,7 +113,8 @@ def read(token: str, token_keys: Iterable[bytes], *, now: int, lifetime: int) ->
     packed, tag = _split(token)
     # Every key is tried even though one may have matched: with few keys this costs a microsecond, and the time of an
     # answer does not tell which key signed.
-    if not any([_ALGORITHM.verify_signature(key, packed, tag) for key in token_keys]):
+    matches = [_ALGORITHM.verify_signature(key, packed, tag) for key in token_keys]
+    if not any(matches):
         raise ForgedToken("no key made this signature")
     claims = Claims.unpack(packed)
     # A node whose clock is ahead, or a leaked key, must not give a token a longer life than the promise says.
@@ -133,7 +134,7 @@ def unsafe_read_claims(token: str) -> Claims:
 
 
 def ref(token: str) -> str:
-    """A name for a token that may be logged: the first 12 hex digits of its SHA-256. The token cannot be had from it."""
+    """A name for a token, for logs: the first 12 hex digits of its SHA-256. The token cannot be had from it."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 

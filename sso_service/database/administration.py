@@ -41,7 +41,9 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def add_account(connection: Connection, name: str, *, account_id: int | None = None, portal_url: str | None = None) -> int:
+def add_account(
+    connection: Connection, name: str, *, account_id: int | None = None, portal_url: str | None = None
+) -> int:
     """The id of a new account. Raises `Conflict` if `account_id` is taken."""
     if account_id is None:
         account_id = connection.execute(select(func.coalesce(func.max(accounts.c.id), 0) + 1)).scalar_one()
@@ -54,7 +56,7 @@ def list_accounts(connection: Connection) -> Sequence[Row[Any]]:
     return connection.execute(select(accounts).order_by(accounts.c.id)).all()
 
 
-def list_teams(connection: Connection, account_id: int) -> Sequence[Row[Any]]:
+def list_teams(connection: Connection, account_id: int) -> Sequence[Row[int, str]]:
     """The account's teams: id, name."""
     statement = select(teams.c.id, teams.c.name).where(teams.c.account_id == account_id)
     return connection.execute(statement.order_by(teams.c.id)).all()
@@ -158,9 +160,7 @@ def list_memberships(connection: Connection, user_id: int) -> list[Membership]:
 
 def set_role(connection: Connection, email: str, account_id: int, role: Role) -> None:
     """Gives a member another role. Raises `NotFound`."""
-    _change_membership(
-        connection, email, account_id, lambda where: update(memberships).where(*where).values(role=role)
-    )
+    _change_membership(connection, email, account_id, lambda where: update(memberships).where(*where).values(role=role))
 
 
 def remove_member(connection: Connection, email: str, account_id: int) -> None:
@@ -179,7 +179,9 @@ def _change_membership(connection: Connection, email: str, account_id: int, stat
 def disable_user(connection: Connection, email: str, *, now: int) -> None:
     """Nothing is good any more that this person holds or gets. Raises `NotFound`."""
     user_id = find_user(connection, email).id
-    connection.execute(update(users).where(users.c.id == user_id, users.c.disabled_at.is_(None)).values(disabled_at=now))
+    connection.execute(
+        update(users).where(users.c.id == user_id, users.c.disabled_at.is_(None)).values(disabled_at=now)
+    )
 
 
 def enable_user(connection: Connection, email: str) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Select, String, and_, func, or_, select, true, update
+from sqlalchemy import BigInteger, Connection, Select, String, and_, or_, select, true, update
 from sqlalchemy.sql.dml import ReturningInsert
 
 from sso_service.database.engine import Database
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
-from sso_service.permissions import Role, Scope
+from sso_service.permissions import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +209,7 @@ def _find_users_statement(database: Database) -> Select[Any]:
 def _join_statement(database: Database) -> "ReturningInsert[Any]":
     batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), role=String())
     columns = ["user_id", "account_id", "role"]
-    source = (
-        select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.user_id, batch.c.account_id)
-    )
+    source = select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.user_id, batch.c.account_id)
     insert = database.insert(memberships).from_select(columns, source, include_defaults=False)
     return insert.on_conflict_do_nothing().returning(memberships.c.user_id, memberships.c.account_id)
 
@@ -233,9 +231,7 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
     for person in people:
         first_of.setdefault(person.email, person)
     newcomers = _batch([p.email, p.first_name, p.last_name, p.now] for p in first_of.values())
-    created: dict[str, int] = {
-        email: user_id for email, user_id in connection.execute(_create_users_statement(database), newcomers)
-    }
+    created = {row.email: row.id for row in connection.execute(_create_users_statement(database), newcomers)}
     ids = dict(created)
     disabled: set[str] = set()
     if known := [[email] for email in first_of if email not in created]:
@@ -249,7 +245,7 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
     roles: dict[tuple[int, int], Role] = {}
     if places:
         joined = connection.execute(_join_statement(database), _batch([*place, Role.EDITOR] for place in places))
-        roles = {(user_id, account_id): Role.EDITOR for user_id, account_id in joined}
+        roles = dict.fromkeys(joined, Role.EDITOR)
     if members := [list(place) for place in places if place not in roles]:
         for user_id, account_id, role in connection.execute(_roles_statement(database), _batch(members)):
             roles[user_id, account_id] = Role(role)
@@ -264,7 +260,7 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
     ]
 
 
-def touch_all(connection: Connection, uses: Sequence[tuple[int, int]]) -> list[None]:
+def touch_all(_: Database, connection: Connection, uses: Sequence[tuple[int, int]]) -> list[None]:
     """Notes that API tokens were used: (id, time of use in Unix seconds, cut to the hour) each."""
     for token_id, hour in sorted(set(uses)):
         connection.execute(

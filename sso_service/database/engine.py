@@ -1,7 +1,7 @@
 """Connections and transactions to SQLite or PostgreSQL, and all that differs between the two.
 
-Connections are in the driver's autocommit mode and transactions are spelled out, because the promise of single use hangs
-on knowing when `COMMIT` was sent: before it, nothing happened; after it, only the server's word counts.
+Connections are in the driver's autocommit mode and transactions are spelled out, because the promise of single use
+hangs on knowing when `COMMIT` was sent: before it, nothing happened; after it, only the server's word counts.
 """
 
 import os
@@ -205,8 +205,8 @@ def _commit(connection: Connection) -> None:
             raise unavailable from error
         connection.invalidate()
         raise OutcomeUnknown(_reason(error)) from error
-    # PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and one that did not wait for its
-    # synchronous standby with a mere warning. Neither is the durable commit that was asked for.
+    # PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and one that did not wait for
+    # its synchronous standby with a mere warning. Neither is the durable commit that was asked for.
     status = getattr(result.cursor, "statusmessage", "COMMIT")
     if warnings or status != "COMMIT":
         connection.invalidate()

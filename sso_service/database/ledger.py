@@ -6,8 +6,8 @@ won, everybody else lost, on any number of workers and nodes, since the database
 Rows are kept until their tokens are long expired. **Deleting a row makes its token insertable again**, and no clock may
 be trusted to say that this is harmless: a node whose clock is wrong would accept the old token, and one that was paused
 would insert after the deletion. So there is a floor: a value that only ever rises, and below which nothing is inserted.
-A row is deleted only when it lies below a floor that has been in force for so long that every statement which could have
-started under a lower one is over.
+A row is deleted only when it lies below a floor that has been in force for so long that every statement which could
+have started under a lower one is over.
 """
 
 import logging
@@ -191,7 +191,9 @@ class Purger:
             # Only where there is something to purge, so that a service that nobody uses writes nothing.
             if floor < target and lowest is not None and lowest < target:
                 with self._database.writing(connection):
-                    connection.execute(update(consumed_floor).where(consumed_floor.c.claims < target).values(claims=target))
+                    connection.execute(
+                        update(consumed_floor).where(consumed_floor.c.claims < target).values(claims=target)
+                    )
                 floor = target
             self._seen = (floor, self._monotonic())
             return Round(deleted)

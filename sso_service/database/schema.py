@@ -1,4 +1,4 @@
-"""The tables. Times are integer Unix seconds; ids are unsigned 32-bit numbers, since a token holds them in four bytes."""
+"""The tables. Times are integer Unix seconds; ids are unsigned 32-bit numbers, as a token holds them in four bytes."""
 
 from sqlalchemy import (
     BigInteger,

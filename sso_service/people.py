@@ -1,0 +1,76 @@
+"""What an integration sends about a person, checked and normalised. Pure."""
+
+import unicodedata
+from dataclasses import dataclass
+
+import email_validator
+
+EMAIL_LENGTH = 254
+"""Characters in an e-mail address (RFC 5321 section 4.5.3.1.3, less the angle brackets)."""
+NAME_LENGTH = 100
+
+# An intranet's own domains are addresses like any other. The library lists them as undeliverable (RFC 6761, RFC 6762)
+# and offers this way to say otherwise; nothing is looked up in DNS anyway.
+email_validator.SPECIAL_USE_DOMAIN_NAMES = [
+    name
+    for name in email_validator.SPECIAL_USE_DOMAIN_NAMES
+    if name not in {"local", "internal", "corp", "test"}
+    and not name.endswith((".local", ".internal", ".corp", ".test"))
+]
+
+
+class FieldError(ValueError):
+    """A field breaks a rule: `required`, `type`, `max_length`, `characters` or `email`."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field}: {rule}")
+        self.field = field
+        self.rule = rule
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """An address in its one normal form, and a name."""
+
+    email: str
+    first_name: str
+    last_name: str
+
+
+def read_person(fields: dict[str, object]) -> Person:
+    """The person that `fields` describe; fields that are not known are ignored. Raises `FieldError`."""
+    names = ("email", "first_name", "last_name")
+    for name in names:  # what is missing is reported before what is wrong
+        value = fields.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise FieldError(name, "required")
+    email, first_name, last_name = (
+        _text(fields[name], name, EMAIL_LENGTH if name == "email" else NAME_LENGTH) for name in names
+    )
+    return Person(normalise_email(email), first_name, last_name)
+
+
+def normalise_email(email: str) -> str:
+    """The one spelling of an address under which its user is known: ASCII, lower case. Raises `FieldError`.
+
+    The local part must be ASCII; an international domain becomes its ASCII form (RFC 5891). Case is dropped in the
+    local part too: RFC 5321 allows it to matter, but addresses that differ in nothing else are one person everywhere.
+    """
+    try:
+        checked = email_validator.validate_email(email, check_deliverability=False, allow_smtputf8=False)
+    except email_validator.EmailNotValidError:
+        raise FieldError("email", "email") from None
+    if checked.ascii_email is None or len(checked.ascii_email) > EMAIL_LENGTH:
+        raise FieldError("email", "max_length")
+    return checked.ascii_email.lower()
+
+
+def _text(value: object, field: str, max_length: int) -> str:
+    if not isinstance(value, str):
+        raise FieldError(field, "type")
+    if len(value) > max_length:
+        raise FieldError(field, "max_length")
+    # Before the blanks are cut off: a newline at the end is a control character too. Lone surrogates are not text.
+    if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
+        raise FieldError(field, "characters")
+    return value.strip()

@@ -1,0 +1,403 @@
+"""The use cases: issue a token, redeem it, say who is signed in. Knows the domain; knows nothing of HTTP."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from itsdangerous import BadData
+from sqlalchemy import Connection
+
+from sso_service import sessions, tokens
+from sso_service.database import directory, ledger
+from sso_service.database.administration import digest
+from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing
+from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
+from sso_service.database.group_commit import GroupCommit
+from sso_service.database.health import Health, health_all
+from sso_service.database.ledger import CLOCK_TOLERANCE, Purger, Redemption, Verdict
+from sso_service.keyring import KeyDirectory, NoSigningKey, SigningKey
+from sso_service.paths import StudioPath
+from sso_service.people import Person
+from sso_service.permissions import Scope
+from sso_service.sessions import InvalidSession, Session
+from sso_service.settings import Settings
+from sso_service.tokens import Claims, ExpiredToken, ForgedToken
+
+KEY_REFRESH = 2.0
+"""Seconds between two looks at the key directory: a revocation must count within five."""
+PURGE_INTERVAL = 61.0
+"""Seconds between two purge rounds: a little more than the age that a floor must have."""
+_THREADS = 16
+
+log = logging.getLogger(__name__)
+
+
+class NotAuthenticated(Exception):
+    """No API token, or one that is unknown, revoked or expired. Which of them is nobody's business."""
+
+
+class InsufficientScope(Exception):
+    """The API token is good but not for this."""
+
+    def __init__(self, scope: Scope) -> None:
+        super().__init__(scope)
+        self.scope = scope
+
+
+class UserDisabled(Exception):
+    """The person was disabled by an operator."""
+
+
+class RoleNotAllowed(Exception):
+    """The person's role is above what the API token may sign in."""
+
+
+class LoginRefused(Exception):
+    """A token whose signature held does not sign in. `portal_url` is the way back to where it came from, if known."""
+
+    def __init__(self, portal_url: str | None = None) -> None:
+        super().__init__()
+        self.portal_url = portal_url
+
+
+class TokenExpired(LoginRefused):
+    """Its time is over."""
+
+
+class TokenConsumed(LoginRefused):
+    """It was used before."""
+
+
+class NoAccess(LoginRefused):
+    """The person is disabled, is not in the account (any more), or the path is not the account's. Nothing consumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A new token (43 characters), and whether its user was created for it."""
+
+    token: str
+    user_created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """Who is signed in, and what holds for them now."""
+
+    session: Session
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Signing in needs a click first. `current` is who would be replaced, if somebody."""
+
+    current: SignedIn | None
+
+
+class Service:
+    """All use cases over one database, one key directory and one clock (Unix seconds). For one event loop."""
+
+    def __init__(
+        self, settings: Settings, database: Database, keys: KeyDirectory, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.keys = keys
+        self._clock = clock
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
+        self._lookups = self._reads(directory.look_up_all)
+        self._standings = self._reads(directory.standing_of_all)
+        self._health = self._reads(health_all)
+        self._newcomers = self._writes(directory.provision_all)
+        # Consuming shares no transaction with anything else, so that nothing else can fail or delay it.
+        self._redemptions = self._writes(ledger.redeem_all)
+        self._uses = self._writes(directory.touch_all)
+        self._noted: dict[int, int] = {}
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def _reads(self, work: Callable[[Database, Connection, Sequence[Any]], Sequence[Any]]) -> GroupCommit[Any, Any]:
+        return GroupCommit(
+            self.database,
+            partial(work, self.database),
+            transaction=self.database.reading,
+            executor=self._threads,
+            late=Unavailable,
+        )
+
+    def _writes(self, work: Callable[[Database, Connection, Sequence[Any]], Sequence[Any]]) -> GroupCommit[Any, Any]:
+        return GroupCommit(
+            self.database,
+            partial(work, self.database),
+            transaction=self.database.writing,
+            executor=self._threads,
+            late=OutcomeUnknown,
+        )
+
+    # --- for integrations ---
+
+    async def authorize(self, secret: str, scope: Scope) -> ApiToken:
+        """The API token with this secret. Raises `NotAuthenticated`, `InsufficientScope` or `Unavailable`."""
+        found: directory.Found = await self._lookups.submit(Lookup(digest(secret), ""))
+        return self._admit(found.api_token, scope)
+
+    async def issue(self, secret: str, person: Person) -> Issued:
+        """A token for `person` in the account of the API token with this secret, who is made a member if need be.
+
+        Raises `NotAuthenticated`, `InsufficientScope`, `UserDisabled`, `RoleNotAllowed`, `Unavailable` or
+        `OutcomeUnknown`.
+        """
+        found: directory.Found = await self._lookups.submit(Lookup(digest(secret), person.email))
+        api_token = self._admit(found.api_token, Scope.WRITE_SSO)
+        account_id = api_token.account_id
+        if account_id is None:
+            raise InsufficientScope(Scope.WRITE_SSO)  # a platform API token signs nobody in, whatever its row says
+        if found.disabled:
+            raise UserDisabled
+        user_id, role, created = found.user_id, found.role, False
+        if user_id is None or role is None:
+            newcomer = NewPerson(person.email, person.first_name, person.last_name, account_id, self._now())
+            provisioned: directory.Provisioned = await self._newcomers.submit(newcomer)
+            user_id, role, created = provisioned.user_id, provisioned.role, provisioned.created
+            if role is None:
+                raise UserDisabled
+        if api_token.max_role is not None and role.exceeds(api_token.max_role):
+            raise RoleNotAllowed
+        now = self._now()
+        claims = Claims(now + self.settings.token_ttl, user_id, account_id, secrets.randbits(32))
+        return Issued(tokens.sign(claims, self._signing_key(now).token_key), created)
+
+    def _admit(self, api_token: ApiToken | None, scope: Scope) -> ApiToken:
+        now = self._now()
+        if (
+            api_token is None
+            or api_token.revoked_at is not None
+            or (api_token.expires_at is not None and api_token.expires_at <= now)
+        ):
+            raise NotAuthenticated
+        if scope not in api_token.scopes:
+            raise InsufficientScope(scope)
+        self._note_use(api_token, now - now % 3600)
+        return api_token
+
+    def _note_use(self, api_token: ApiToken, hour: int) -> None:
+        """Has the hour of use written, once an hour, and lets nobody wait for it."""
+        if (api_token.last_used_at or 0) < hour and self._noted.get(api_token.id) != hour:
+            self._noted[api_token.id] = hour
+            task = asyncio.create_task(self._write_use(api_token.id, hour))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _write_use(self, token_id: int, hour: int) -> None:
+        try:
+            await self._uses.submit((token_id, hour))
+        except (Unavailable, OutcomeUnknown):
+            self._noted.pop(token_id, None)  # the next use tries again
+
+    # --- for browsers ---
+
+    def read_token(self, token: str) -> Claims:
+        """The claims of a genuine token, good or not. Consumes nothing and asks no database.
+
+        Raises `MalformedToken`, `ForgedToken`, `OverlongToken`, `ExpiredToken`, or `Unavailable` if the keys cannot be
+        trusted to be up to date.
+        """
+        self._check_keys()
+        try:
+            return self._read_token(token)
+        except ForgedToken:
+            # Perhaps signed with a key that another node made just now.
+            if self.keys.refresh_if_changed():
+                return self._read_token(token)
+            raise
+
+    def _read_token(self, token: str) -> Claims:
+        now, lifetime = self._now(), self.settings.token_ttl
+        try:
+            keys = self.keys.ring.verifying_keys(now, lifetime)
+            return tokens.read(token, [key.token_key for key in keys], now=now, lifetime=lifetime)
+        except ForgedToken as forged:
+            # A key that may verify nothing any more can still tell an old token from a forged one. Whatever it signed
+            # is refused: only which answer it gets depends on it.
+            try:
+                retired = [key.token_key for key in self.keys.ring.known_keys()]
+                tokens.read(token, retired, now=now, lifetime=lifetime)
+            except ExpiredToken:
+                raise
+            except BadData:
+                pass
+            raise forged
+
+    async def sign_in(
+        self, token: str, path: StudioPath, current: Session | None, *, confirmed: bool = False
+    ) -> SignedIn | Question:
+        """Redeems `token` for a session that may go on to `path`; or a question that has to be answered first.
+
+        `current` is the session that the browser has already. If that is the same person's in the same account, a token
+        that was used or has expired is no reason to send anyone away: they get what they have.
+
+        Raises what `read_token` raises, except `ExpiredToken`; `TokenExpired`, `TokenConsumed`, `NoAccess`,
+        `Unavailable`, `OutcomeUnknown`.
+        """
+        try:
+            claims = self.read_token(token)
+            expired = False
+        except ExpiredToken as error:
+            claims = error.claims
+            expired = True
+        if path.account_id not in {None, claims.account_id}:
+            raise NoAccess(await self._portal_url(claims))
+        if expired:
+            return await self._already_signed_in(claims, path, current) or await self._refuse(TokenExpired, claims)
+
+        if not confirmed:
+            someone_else = None
+            if current is not None and current.user_id != claims.user_id:
+                someone_else = await self.signed_in(current)
+            if someone_else is not None or self.settings.confirm_login:
+                return Question(someone_else)
+
+        place = Place(claims.user_id, claims.account_id, path.team_id)
+        redeemed: ledger.Redeemed = await self._redemptions.submit(Redemption(claims.pack(), place))
+        standing = redeemed.standing
+        match redeemed.verdict:
+            case Verdict.REDEEMED:
+                assert standing.user is not None  # noqa: S101 - the ledger admits nobody else
+                # Not before `sessions_from`, which may be a second ahead: "sign out everywhere" ended what was before.
+                issued_at = max(self._now(), standing.user.sessions_from)
+                return SignedIn(Session(claims.user_id, claims.account_id, issued_at), standing)
+            case Verdict.NO_ACCESS | Verdict.NO_TEAM:
+                raise NoAccess(standing.portal_url)
+            case Verdict.CONSUMED | Verdict.EXPIRED:
+                if (already := await self._already_signed_in(claims, path, current)) is not None:
+                    return already
+                refusal = TokenConsumed if redeemed.verdict is Verdict.CONSUMED else TokenExpired
+                raise refusal(standing.portal_url)
+
+    async def _refuse(self, refusal: type[LoginRefused], claims: Claims) -> SignedIn:
+        raise refusal(await self._portal_url(claims))
+
+    async def _already_signed_in(self, claims: Claims, path: StudioPath, current: Session | None) -> SignedIn | None:
+        if current is None or (current.user_id, current.account_id) != (claims.user_id, claims.account_id):
+            return None
+        signed_in = await self.signed_in(current, path.team_id)
+        return signed_in if signed_in and (path.team_id is None or signed_in.standing.team_exists) else None
+
+    async def _portal_url(self, claims: Claims) -> str | None:
+        standing: Standing = await self._standings.submit(Place(claims.user_id, claims.account_id))
+        return standing.portal_url
+
+    def read_session(self, cookie: str) -> Session | None:
+        """The session in a cookie that we made and that is not too old, or None. Asks no database."""
+        session = self._read_session(cookie)
+        if session is None and self.keys.refresh_if_changed():
+            session = self._read_session(cookie)
+        return session
+
+    def _read_session(self, cookie: str) -> Session | None:
+        now, lifetime = self._now(), self.settings.session_ttl
+        keys = [key.session_key for key in self.keys.ring.verifying_keys(now, lifetime)]
+        try:
+            return sessions.load_session(cookie, keys, now=now, lifetime=lifetime)
+        except InvalidSession:
+            return None
+
+    async def signed_in(self, session: Session, team_id: int | None = None) -> SignedIn | None:
+        """What holds now for the holder of `session`, or None if they have been signed out, disabled or removed.
+
+        Raises `Unavailable`.
+        """
+        place = Place(session.user_id, session.account_id, team_id)
+        standing: Standing = await self._standings.submit(place)
+        if not standing.has_access or standing.user is None or session.issued_at < standing.user.sessions_from:
+            return None
+        return SignedIn(session, standing)
+
+    def session_cookie(self, session: Session) -> str:
+        """The signed cookie value of a session. Raises `Unavailable` if there is no key to sign it."""
+        return sessions.dump_session(session, self._signing_key(self._now()).session_key)
+
+    def form_token(self, token: str, target: bytes, browser: str) -> str:
+        """A form token for the question whether `token` shall sign in this `browser` and lead to `target`."""
+        now = self._now()
+        return sessions.dump_form_token(token, target, browser, self._signing_key(now).form_key, now=now)
+
+    def check_form_token(self, form_token: str, token: str, target: bytes, browser: str) -> None:
+        """Raises `InvalidSession` unless `form_token` was made for this."""
+        now = self._now()
+        keys = [key.form_key for key in self.keys.ring.verifying_keys(now, sessions.FORM_LIFETIME)]
+        sessions.check_form_token(form_token, token, target, browser, keys, now=now)
+
+    # --- for operators ---
+
+    async def problems(self) -> dict[str, str]:
+        """What keeps this service from doing its work now: subject and words; empty if nothing."""
+        problems: dict[str, str] = {}
+        try:
+            self._check_keys()
+            self._signing_key(self._now())
+        except Unavailable as error:
+            problems["keys"] = str(error)
+        try:
+            health: Health = await self._health.submit(None)
+        except Unavailable as error:
+            problems["database"] = str(error)
+        else:
+            if health.problem:
+                problems["database"] = health.problem
+            if abs(difference := self._clock() - health.now) > CLOCK_TOLERANCE:
+                problems["clock"] = f"this node's clock and the database's differ by {difference:.0f} s"
+        return problems
+
+    async def run_in_background(self) -> None:
+        """Keeps keys up to date and the ledger small, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_keys_fresh())
+            group.create_task(self._keep_ledger_small())
+
+    async def _keep_keys_fresh(self) -> None:
+        while True:
+            await asyncio.to_thread(self.keys.refresh)
+            await asyncio.sleep(KEY_REFRESH)
+
+    async def _keep_ledger_small(self) -> None:
+        purger = Purger(self.database, clock=self._clock)
+        while True:
+            # Spread a little, so that workers that started together do not purge together for ever.
+            await asyncio.sleep(PURGE_INTERVAL + secrets.randbelow(1000) / 100)
+            try:
+                done = await asyncio.to_thread(purger.run)
+            except (Unavailable, OutcomeUnknown) as error:
+                log.warning("purge: %s", error)
+            except Exception:
+                log.exception("purge: failed; the next round tries again")
+            else:
+                if done.skipped:
+                    log.warning("purge: skipped, since %s", done.skipped)
+
+    def close(self) -> None:
+        """Lets go of threads and connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.database.close()
+
+    # --- keys and time ---
+
+    def _now(self) -> int:
+        return int(self._clock())
+
+    def _check_keys(self) -> None:
+        if self.keys.stale:
+            raise Unavailable("the key directory cannot be listed, so a revocation may have been missed")
+
+    def _signing_key(self, now: int) -> SigningKey:
+        self._check_keys()
+        try:
+            return self.keys.ring.signing_key(now)
+        except NoSigningKey as error:
+            raise Unavailable(str(error)) from error

@@ -1,0 +1,49 @@
+"""`POST /v1/sso_tokens`, for integrations."""
+
+import json
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from sso_service.people import FieldError, read_person
+from sso_service.permissions import Scope as ApiScope
+from sso_service.service import NotAuthenticated, Service
+from sso_service.web.errors import InvalidJSON, json_response
+from sso_service.web.requests import BodyTooLarge, bearer, body
+
+
+class CreateToken:
+    """Issues a login token for the person in the body."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        secret = bearer(scope)
+        if secret is None:
+            raise NotAuthenticated
+        try:
+            person = read_person(json_object(await body(scope, receive)))
+        except (BodyTooLarge, InvalidJSON, FieldError):
+            # Who may not ask is told nothing about what they sent.
+            await self._service.authorize(secret, ApiScope.WRITE_SSO)
+            raise
+        except ClientDisconnect:
+            return
+        issued = await self._service.issue(secret, person)
+        await json_response({"token": issued.token, "user_created": issued.user_created}, 201)(scope, receive, send)
+
+
+def json_object(content: bytes) -> dict[str, object]:
+    """The object that `content` is in JSON (RFC 8259, so UTF-8 only, and no NaN). Raises `InvalidJSON`."""
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        raise InvalidJSON from None
+    if not isinstance(value, dict):
+        raise InvalidJSON
+    return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)

@@ -1,0 +1,177 @@
+"""`GET <any path>?sso=TOKEN` and `POST /sso/confirm`: a token becomes a session, the browser gets the clean URL."""
+
+import logging
+import secrets
+from urllib.parse import parse_qs
+
+from itsdangerous import BadSignature
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from sso_service.database.engine import OutcomeUnknown, Unavailable
+from sso_service.paths import NotAStudioPath, NotCanonical, judge
+from sso_service.service import LoginRefused, NoAccess, Question, Service, TokenConsumed, TokenExpired
+from sso_service.sessions import FORM_LIFETIME, InvalidSession
+from sso_service.tokens import MalformedToken
+from sso_service.web.errors import CrossOrigin, Problem, json_error, problem_of
+from sso_service.web.pages import message_page, question_page
+from sso_service.web.requests import (
+    FORM_COOKIE,
+    SESSION_COOKIE,
+    BodyTooLarge,
+    body,
+    cookie,
+    headers,
+    is_same_origin,
+    prefers_json,
+    split_sso,
+)
+from sso_service.web.session import current_session, set_cookie
+
+_METHODS = "GET, HEAD, OPTIONS"
+
+log = logging.getLogger(__name__)
+
+
+class Login:
+    """Every path that is not one of the service's own. Without `sso` there is nothing here."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise HTTPException(404)
+        values, rest = split_sso(scope["query_string"])
+        if not values:
+            raise HTTPException(404)
+        response = _answer_without_consuming(scope) or await self._sign_in(scope, values, rest)
+        await response(scope, receive, send)
+
+    async def _sign_in(self, scope: Scope, values: list[bytes], rest: bytes) -> Response:
+        target = scope["raw_path"] + (b"?" + rest if rest else b"")
+        # Two tokens are none: whoever added one would otherwise choose which of them is read.
+        token = values[0].decode("latin-1") if len(values) == 1 else ""
+        return await sign_in(self._service, scope, token, target)
+
+
+class Confirm:
+    """The answer to the question that `Login` may ask first."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            fields = parse_qs((await body(scope, receive)).decode("latin-1"), encoding="latin-1", max_num_fields=10)
+        except (ValueError, BodyTooLarge):
+            fields = {}
+        except ClientDisconnect:
+            return
+        await (await self._sign_in(scope, fields))(scope, receive, send)
+
+    async def _sign_in(self, scope: Scope, fields: dict[str, list[str]]) -> Response:
+        if not is_same_origin(scope):
+            return refusal(scope, CrossOrigin())
+        token, target, form_token = (fields.get(name, [""])[0] for name in ("token", "target", "form"))
+        raw_target = target.encode("latin-1")
+        try:
+            self._service.check_form_token(form_token, token, raw_target, cookie(scope, FORM_COOKIE) or "")
+        except InvalidSession as error:
+            return refusal(scope, error)
+        return await sign_in(self._service, scope, token, raw_target, confirmed=True)
+
+
+async def sign_in(service: Service, scope: Scope, token: str, target: bytes, *, confirmed: bool = False) -> Response:
+    """Redeems `token` and redirects to `target` (path and query), asks first, or says why not."""
+    try:
+        path = judge(target.partition(b"?")[0])
+        current = current_session(service, scope)
+        outcome = await service.sign_in(token, path, current, confirmed=confirmed)
+        if isinstance(outcome, Question):
+            return _ask(service, scope, token, target, outcome)
+        value = service.session_cookie(outcome.session)
+    except Exception as error:
+        return refusal(scope, error)
+    response = Response(
+        status_code=303,
+        headers={
+            "Cache-Control": "no-store",
+            # Whatever the next page links to must not learn where this person came from.
+            "Referrer-Policy": "no-referrer",
+        },
+    )
+    # Bytes as they came: a canonical path begins with exactly one slash and has no control character.
+    response.raw_headers.append((b"location", target))
+    if outcome.session != current:
+        line = set_cookie(scope, SESSION_COOKIE, value, max_age=service.settings.session_ttl)
+        response.raw_headers.append((b"set-cookie", line.encode("latin-1")))
+    return response
+
+
+def refusal(scope: Scope, error: Exception) -> Response:
+    """A page, or JSON where it is asked for, that says why. Raises `error` again if it is not one to be told."""
+    portal_url = error.portal_url if isinstance(error, LoginRefused) else None
+    match error:
+        case NotCanonical():
+            problem = Problem(400, "bad_path", "The path is not canonical.")
+        case NotAStudioPath():
+            problem = Problem(403, "no_access", "The path is not one of this account.")
+        case MalformedToken() | BadSignature():
+            problem = Problem(401, "token_invalid", "The login token is not valid.")
+        case TokenExpired():
+            problem = Problem(401, "token_expired", "The login token has expired.")
+        case TokenConsumed():
+            problem = Problem(401, "token_consumed", "The login token was used before.")
+        case NoAccess():
+            problem = Problem(403, "no_access", "The user has no access here.")
+        case InvalidSession():
+            problem = Problem(403, "form_invalid", "The form is not valid any more.")
+        case Unavailable() | OutcomeUnknown():
+            log.warning("login: %s: %s", type(error).__name__, error)
+            known = problem_of(error)
+            assert known is not None  # noqa: S101 - both are in its table
+            problem = known
+        case CrossOrigin():
+            problem = Problem(403, "cross_origin", "The request does not come from a page of this site.")
+        case _:
+            raise error
+    if prefers_json(scope):
+        return json_error(problem)
+    return message_page(scope, problem.code, problem.status, portal_url=portal_url, headers=problem.headers)
+
+
+def _ask(service: Service, scope: Scope, token: str, target: bytes, question: Question) -> Response:
+    browser = cookie(scope, FORM_COOKIE) or secrets.token_urlsafe(16)
+    fields = {
+        "token": token,
+        "target": target.decode("latin-1"),
+        "form": service.form_token(token, target, browser),
+    }
+    user = question.current.standing.user if question.current else None
+    line = set_cookie(scope, FORM_COOKIE, browser, max_age=FORM_LIFETIME)
+    return question_page(scope, current=user.email if user else None, fields=fields, headers={"Set-Cookie": line})
+
+
+def _answer_without_consuming(scope: Scope) -> Response | None:
+    """The answer to whatever is not a person's navigation, or None if it is one.
+
+    Link previews, mail scanners and browsers that load ahead would otherwise burn the link before its owner clicks it.
+    """
+    method = scope["method"]
+    if method == "HEAD":
+        return Response(headers={"Cache-Control": "no-store"})
+    if method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": _METHODS, "Cache-Control": "no-store"})
+    if method != "GET":
+        raise HTTPException(405, headers={"Allow": _METHODS})
+    purposes = ",".join(headers(scope, b"sec-purpose") + headers(scope, b"purpose") + headers(scope, b"x-moz"))
+    if "prefetch" in purposes.lower() or "preview" in purposes.lower():
+        return Response(status_code=503, headers={"Cache-Control": "no-store"})
+    destinations = headers(scope, b"sec-fetch-dest")
+    if destinations and destinations != ["document"]:
+        problem = Problem(403, "not_a_navigation", "Login links work only when a person opens them.")
+        return json_error(problem) if prefers_json(scope) else message_page(scope, problem.code, problem.status)
+    return None

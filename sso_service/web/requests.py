@@ -1,0 +1,107 @@
+"""What is read of a request: headers, cookies, body, query. From the raw ASGI scope, byte for byte."""
+
+from urllib.parse import unquote_plus, urlsplit
+
+from starlette.requests import ClientDisconnect, cookie_parser
+from starlette.types import Receive, Scope
+
+SESSION_COOKIE = "studio_session"
+FORM_COOKIE = "studio_form"
+
+_BODY_LIMIT = 16 * 1024
+"""Bytes of a request body that are read at most."""
+
+
+class BodyTooLarge(Exception):
+    """The body is over 16 KiB. The rest of it was not read."""
+
+
+def headers(scope: Scope, name: bytes) -> list[str]:
+    """Every occurrence of a header; `name` in lower case."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The first occurrence of a header, or an empty text."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def bearer(scope: Scope) -> str | None:
+    """The secret in `Authorization: Bearer <secret>` (RFC 6750 section 2.1), or None if there is none, or two."""
+    match headers(scope, b"authorization"):
+        case [value]:
+            scheme, _, secret = value.partition(" ")
+            return secret.strip() or None if scheme.lower() == "bearer" else None
+    return None
+
+
+def cookie(scope: Scope, name: str) -> str | None:
+    """The value of a cookie, or None."""
+    return next((found for value in headers(scope, b"cookie") if (found := cookie_parser(value).get(name))), None)
+
+
+async def body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body. Raises `BodyTooLarge` as soon as that is known, `ClientDisconnect` if the client went away."""
+    declared = header(scope, b"content-length")
+    if declared.isdigit() and int(declared[:20]) > _BODY_LIMIT:
+        raise BodyTooLarge
+    received = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        received += message.get("body", b"")
+        if len(received) > _BODY_LIMIT:
+            raise BodyTooLarge
+        if not message.get("more_body", False):
+            return bytes(received)
+
+
+def is_same_origin(scope: Scope) -> bool:
+    """True if a browser says that the request comes from a page of this very origin.
+
+    The defence against cross-site request forgery of all that rests on a cookie: a browser lets no page write either of
+    these headers (Fetch standard, sections 3.2 and 4.8). Where neither is sent, nothing is believed.
+    """
+    site = headers(scope, b"sec-fetch-site")
+    if site:
+        return site == ["same-origin"]
+    origin = headers(scope, b"origin")
+    return len(origin) == 1 and urlsplit(origin[0]).netloc == header(scope, b"host") != ""
+
+
+def split_sso(query: bytes) -> tuple[list[bytes], bytes]:
+    """The values of the parameter `sso`, undecoded, and the query without it, otherwise byte for byte.
+
+    Names are compared after decoding, so that no spelling of the name slips through with a token in it.
+    """
+    values: list[bytes] = []
+    kept: list[bytes] = []
+    for parameter in query.split(b"&") if query else ():
+        name, _, value = parameter.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == "sso":
+            values.append(value)
+        else:
+            kept.append(parameter)
+    return values, b"&".join(kept)
+
+
+def prefers_json(scope: Scope) -> bool:
+    """True if the client names JSON, and not HTML, as what it accepts."""
+    accept = header(scope, b"accept").lower()
+    return "json" in accept and "html" not in accept
+
+
+def language(scope: Scope) -> str:
+    """`de` or `en`, whichever `Accept-Language` (RFC 9110 section 12.5.4) puts first; `en` if neither is there."""
+    ranked: list[tuple[float, int, str]] = []
+    for position, item in enumerate(header(scope, b"accept-language").lower().split(",")):
+        tag, _, weight = item.partition(";")
+        try:
+            quality = float(weight.strip().removeprefix("q=") or 1)
+        except ValueError:
+            quality = 0.0
+        primary = tag.strip().split("-")[0]
+        if primary in {"de", "en"} and 0 < quality <= 1:
+            ranked.append((-quality, position, primary))
+    return min(ranked)[2] if ranked else "en"

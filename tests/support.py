@@ -1,0 +1,229 @@
+"""What tests share: the accounts in every database, a clock, a client, and a service in processes of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from starlette.types import ASGIApp, Message
+
+ACCOUNT, TEAM = 123, 42
+OTHER_ACCOUNT, OTHER_TEAM = 999, 77
+PORTAL = "https://portal.example/start"
+PAGE = f"/client/{ACCOUNT}/t/{TEAM}/posts"
+JANE = {"email": "jane.doe@example.com", "first_name": "Jane", "last_name": "Doe"}
+JOHN = {"email": "john.roe@example.com", "first_name": "John", "last_name": "Roe"}
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response: status, headers in lower case, body."""
+
+    status: int
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """The only occurrence of a header, or None."""
+        values = [value for key, value in self.headers if key == name]
+        assert len(values) < 2, f"{name} occurs {len(values)} times"
+        return values[0] if values else None
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    def json(self) -> Any:
+        """The body as JSON, which its type must say it is."""
+        assert self.header("content-type") == "application/json"
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        """The code of the JSON error."""
+        code: str = self.json()["error"]["code"]
+        return code
+
+
+class Client:
+    """Calls the application with exactly these bytes, as no HTTP library would, and keeps cookies."""
+
+    def __init__(self, app: ASGIApp, *, scheme: str = "http", host: str = "studio.example") -> None:
+        self.app = app
+        self.scheme = scheme
+        self.host = host
+        self.cookies: dict[str, str] = {}
+
+    def another(self) -> "Client":
+        """Another browser at the same application."""
+        return Client(self.app, scheme=self.scheme, host=self.host)
+
+    async def request(
+        self,
+        method: str,
+        target: str | bytes,
+        *,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        pieces: Sequence[bytes] | None = None,
+    ) -> Answer:
+        """The answer to a request for `target` (path and query, raw). `pieces` sends the body in several messages."""
+        raw = target.encode() if isinstance(target, str) else target
+        path, _, query = raw.partition(b"?")
+        sent = [("host", self.host), *((name.lower(), value) for name, value in headers)]
+        if self.cookies and not any(name == "cookie" for name, _ in sent):
+            sent.append(("cookie", "; ".join(f"{name}={value}" for name, value in self.cookies.items())))
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": self.scheme,
+            "path": _decode(path),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent],
+            "client": ("192.0.2.1", 50000),
+            "server": (self.host, 80),
+        }
+        parts = list(pieces) if pieces is not None else [body]
+        incoming: Iterator[Message] = iter(
+            [
+                {"type": "http.request", "body": part, "more_body": index < len(parts) - 1}
+                for index, part in enumerate(parts)
+            ]
+        )
+        outgoing: list[Message] = []
+
+        async def receive() -> Message:
+            return next(incoming, {"type": "http.disconnect"})
+
+        async def send(message: Message) -> None:
+            outgoing.append(message)
+
+        await self.app(scope, receive, send)
+        start = outgoing[0]
+        answer = Answer(
+            start["status"],
+            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]],
+            b"".join(message.get("body", b"") for message in outgoing[1:]),
+        )
+        self._keep_cookies(answer)
+        return answer
+
+    async def get(self, target: str | bytes, **headers: str) -> Answer:
+        """GET; `accept_language="de"` is the header `Accept-Language: de`."""
+        return await self.request("GET", target, headers=_dashed(headers))
+
+    async def post_json(self, target: str, content: object, *, token: str | None = None) -> Answer:
+        """POST of JSON with an API token."""
+        headers = [("content-type", "application/json")]
+        if token is not None:
+            headers.append(("authorization", f"Bearer {token}"))
+        return await self.request("POST", target, headers=headers, body=json.dumps(content).encode())
+
+    async def issue(self, token: str, person: Mapping[str, str] = JANE) -> str:
+        """A login token for `person`."""
+        answer = await self.post_json("/v1/sso_tokens", person, token=token)
+        assert answer.status == 201, answer
+        issued: str = answer.json()["token"]
+        return issued
+
+    def _keep_cookies(self, answer: Answer) -> None:
+        for name, value in answer.headers:
+            if name == "set-cookie":
+                key, _, content = value.partition(";")[0].partition("=")
+                if "Max-Age=0" in value:
+                    self.cookies.pop(key, None)
+                else:
+                    self.cookies[key] = content
+
+
+def _dashed(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name.replace("_", "-"), value) for name, value in headers.items()]
+
+
+def _decode(path: bytes) -> str:
+    return unquote_to_bytes(path).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A service in processes of its own."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+    log: Path
+
+
+def free_port() -> int:
+    """A port on loopback that nobody uses now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    """What `sso-service <arguments>` does, with these variables."""
+    return subprocess.run(
+        [sys.executable, "-m", "sso_service", *arguments],
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[Running]:
+    """`sso-service serve` on a free port until the end of the block; its output goes to `log`."""
+    port = free_port()
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sso_service", "serve", "--workers", str(workers)],
+            env={**os.environ, **env, "SSO_PORT": str(port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        try:
+            seen = 0
+            for line in process.stdout:
+                output.write(line)
+                seen += "Application startup complete" in line
+                if seen == workers:
+                    break
+            else:
+                raise AssertionError(f"the service did not start: {log.read_text()}")
+            drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=output)
+            yield Running(f"http://127.0.0.1:{port}", process, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(20)
+            process.stdout.close()
+        drain.wait(20)
