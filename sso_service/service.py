@@ -363,7 +363,10 @@ class Service:
 
     async def _keep_keys_fresh(self) -> None:
         while True:
-            await asyncio.to_thread(self.keys.refresh)
+            try:
+                await asyncio.to_thread(self.keys.refresh)
+            except Exception:
+                log.exception("keys: cannot be read; the next look tries again")
             await asyncio.sleep(KEY_REFRESH)
 
     async def _keep_ledger_small(self) -> None:

@@ -42,8 +42,6 @@ class Login:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            raise HTTPException(404)
         values, rest = split_sso(scope["query_string"])
         if not values:
             raise HTTPException(404)

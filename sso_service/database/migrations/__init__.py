@@ -35,6 +35,8 @@ def upgrade(database: Database) -> str | None:
     One process does it, others wait for it; all or nothing. Raises `Unavailable`, or `SchemaMismatch` for a schema that
     is newer than this version.
     """
+    if (before := current(database)) == SCHEMA_VERSION:
+        return before
     from alembic import command  # noqa: PLC0415 - only needed here, and every worker would pay for it
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
