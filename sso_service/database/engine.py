@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -68,6 +68,8 @@ class Unavailable(Exception):
 
     retryable = False
     """True if the server itself ended the transaction for the sake of another one, so that a repetition may succeed."""
+    begun = True
+    """False if there was not even a transaction, so that it cannot be the fault of what was to be done in it."""
 
 
 class Overloaded(Unavailable):
@@ -114,7 +116,7 @@ class Database:
                 yield
             return
         if not self._one_writer.acquire(timeout=BUSY_TIMEOUT):
-            raise Unavailable("another writer holds the database")
+            raise _not_begun("another writer holds the database")
         try:
             # IMMEDIATE: a transaction that reads first and then writes would fail at once if another wrote in between.
             with _transaction(connection, "BEGIN IMMEDIATE"):
@@ -150,12 +152,6 @@ class Database:
             return cast(func.strftime("%s", "now"), Integer)
         return cast(func.floor(func.extract("epoch", func.clock_timestamp())), BigInteger)
 
-    def abandon(self, connection: Connection) -> None:
-        """Stops waiting for a server that does not answer, from another thread. The server is told nothing."""
-        if not self.is_sqlite:
-            with suppress(OSError, DBAPIError):
-                connection.info["socket"].shutdown(socket.SHUT_RDWR)
-
     def close(self) -> None:
         """Closes the pooled connections."""
         self.engine.dispose()
@@ -168,6 +164,9 @@ class Database:
 def _transaction(connection: Connection, begin: str) -> Iterator[None]:
     try:
         connection.exec_driver_sql(begin)
+    except DBAPIError as error:
+        raise _not_begun(_reason(error)) from error
+    try:
         yield
     except BaseException as error:
         _roll_back(connection)
@@ -179,6 +178,12 @@ def _transaction(connection: Connection, begin: str) -> Iterator[None]:
             raise unavailable from error
         raise
     _commit(connection)
+
+
+def _not_begun(reason: str) -> Unavailable:
+    unavailable = Unavailable(reason)
+    unavailable.begun = False
+    return unavailable
 
 
 def _roll_back(connection: Connection) -> None:
@@ -268,7 +273,8 @@ def _postgresql_engine(url: URL) -> Engine:
 
         connection.add_notice_handler(keep_warning)
         record.info["warnings"] = warnings
-        # A duplicate, so that `abandon` can never hit a descriptor that was closed and used anew meanwhile.
+        # To be shut down from another thread when the server does not answer. A duplicate, so that this can never hit a
+        # descriptor that was closed and used anew meanwhile.
         record.info["socket"] = socket.socket(fileno=os.dup(connection.fileno()))
         record.info["used_at"] = time.monotonic()
 

@@ -15,12 +15,13 @@ What each operation can rely on:
 
 import asyncio
 import logging
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
@@ -58,7 +59,7 @@ class _Flight(Generic[Op, Result]):
 
     def __init__(self) -> None:
         self.batch: Sequence[_Waiting[Op, Result]] = ()
-        self.connection: Connection | None = None
+        self.socket: socket.socket | None = None  # to the server; None for SQLite
 
 
 class GroupCommit(Generic[Op, Result]):
@@ -159,8 +160,10 @@ class GroupCommit(Generic[Op, Result]):
                 _answer(waiting, self._late("no answer from the database in time"))
         if flight and in_flight and all(waiting.future.done() for waiting in in_flight):
             # Nobody waits for this one any more, and those behind it shall not wait for it either.
-            if flight.connection is not None:
-                self._database.abandon(flight.connection)
+            # The server is told nothing: the thread just stops waiting for it, and the connection is thrown away.
+            if flight.socket is not None:
+                with suppress(OSError):
+                    flight.socket.shutdown(socket.SHUT_RDWR)
             self._next()
         self._alarm = asyncio.get_running_loop().call_later(min(deadlines) - now, self._ring) if deadlines else None
 
@@ -169,13 +172,14 @@ class GroupCommit(Generic[Op, Result]):
     def _fly(self, flight: _Flight[Op, Result]) -> Sequence[Result | Exception]:
         with ExitStack() as stack:
             try:
-                flight.connection = stack.enter_context(self._database.connect())
+                connection = stack.enter_context(self._database.connect())
             except Unavailable as error:
                 self._board(flight)
                 return [error] * len(flight.batch)
+            flight.socket = connection.info.get("socket")
             # Only now: whoever waits while the connection is made is not in flight, and can still be given up.
             self._board(flight)
-            return self._run(flight.connection, flight.batch)
+            return self._run(connection, flight.batch)
 
     def _board(self, flight: _Flight[Op, Result]) -> None:
         with self._handover:
@@ -194,7 +198,8 @@ class GroupCommit(Generic[Op, Result]):
         except OutcomeUnknown as error:
             return [error] * len(batch)
         except Exception as error:
-            if connection.invalidated or (len(batch) == 1 and not _retryable(error)):
+            begun = not isinstance(error, Unavailable) or error.begun
+            if connection.invalidated or not begun or (len(batch) == 1 and not _retryable(error)):
                 return [error] * len(batch)
         return [self._run_alone(connection, waiting) for waiting in batch]
 
