@@ -33,7 +33,9 @@ UNLISTABLE_LIMIT = 60
 have been revoked meanwhile."""
 
 _SECRET_SIZE = 32
-_ID = re.compile(r"[A-Za-z0-9_-]{1,128}", re.ASCII)
+_READ_ATTEMPTS = 5
+_ID = re.compile(r"[A-Za-z0-9_-]{1,240}", re.ASCII)
+_OUR_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{6})", re.ASCII)
 _LATEST = 2**32 - 1
 
 log = logging.getLogger(__name__)
@@ -147,6 +149,17 @@ def load(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
     Raises `KeyDirectoryUnreadable`.
     """
+    # A listing from before a change and a file from after it would not fit together (a tombstone without its successor):
+    # read again if the directory changed meanwhile.
+    for _ in range(_READ_ATTEMPTS):
+        modified_at = _modified_at(directory)
+        found = _load_once(directory)
+        if _modified_at(directory) == modified_at:
+            break
+    return found
+
+
+def _load_once(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     entries: dict[str, Entry] = {}
     broken: dict[str, str] = {}
     try:
@@ -158,12 +171,21 @@ def load(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         try:
             entries[key_id] = _parse(key_id, (directory / name).read_bytes())
         except FileNotFoundError:
-            continue  # pruned since it was listed
+            if (directory / name).is_symlink():
+                broken[key_id] = "is a link to nothing"
+            continue  # else: pruned since it was listed
         except OSError as error:
             broken[key_id] = f"cannot be read: {error.strerror}"
         except ValueError as error:
             broken[key_id] = str(error)
     return entries, broken
+
+
+def _modified_at(directory: Path) -> int:
+    try:
+        return os.stat(directory).st_mtime_ns
+    except OSError as error:
+        raise KeyDirectoryUnreadable(f"cannot list the key directory {directory}: {error.strerror}") from error
 
 
 def rotate(directory: Path, *, now: int, lead: int = ROTATION_LEAD) -> SigningKey:
@@ -178,8 +200,8 @@ def revoke(directory: Path, key_id: str, *, now: int) -> list[SigningKey]:
     Raises `UnknownKey` or `KeyDirectoryUnreadable`. Revoking a revoked key changes nothing.
     """
     entries, broken = load(directory)
-    if key_id not in entries:
-        raise UnknownKey(f"no key {key_id} in {directory}" + (f": {broken[key_id]}" if key_id in broken else ""))
+    if key_id not in entries.keys() | broken.keys():
+        raise UnknownKey(f"there is no key {key_id} in {directory}")
     return _revoke(directory, entries, [key_id], now=now)
 
 
@@ -189,16 +211,21 @@ def revoke_all(directory: Path, *, now: int) -> list[SigningKey]:
     To be done whenever the record of consumed tokens may have been lost: a restored or an emptied database would accept
     a used token again. Raises `KeyDirectoryUnreadable`.
     """
-    entries, _ = load(directory)
-    return _revoke(directory, entries, list(entries), now=now)
+    entries, broken = load(directory)
+    return _revoke(directory, entries, [*entries, *filter(_ID.fullmatch, broken)], now=now)
 
 
 def prune(directory: Path, *, now: int, lifetime: int, dry_run: bool = False) -> list[Entry]:
     """Deletes, oldest first, the files that can verify nothing any more; returns what they held.
 
-    `lifetime` is that of the longest-living thing that keys sign, in seconds. Raises `KeyDirectoryUnreadable`.
+    `lifetime` is that of the longest-living thing that keys sign, in seconds. Raises `KeyDirectoryUnreadable`, or
+    `KeyRingError` if there is a file that cannot be used: it may hold an old key that a tombstone has to keep dead.
     """
-    entries, _ = load(directory)
+    entries, broken = load(directory)
+    if broken:
+        raise KeyRingError(
+            f"nothing pruned, since {min(broken)!r} {broken[min(broken)]}; mend, revoke or delete it first"
+        )
     spent = KeyRing(entries.values()).spent(now, lifetime)
     for entry in spent if not dry_run else ():
         (directory / f"{entry.id}.json").unlink(missing_ok=True)
@@ -207,10 +234,12 @@ def prune(directory: Path, *, now: int, lifetime: int, dry_run: bool = False) ->
 
 def _revoke(directory: Path, entries: dict[str, Entry], key_ids: list[str], *, now: int) -> list[SigningKey]:
     after: dict[str, Entry] = dict(entries)
+    buried: list[Tombstone] = []
     for key_id in key_ids:
-        entry = entries[key_id]
-        if isinstance(entry, SigningKey):
-            after[key_id] = Tombstone(key_id, entry.signs_from, revoked_at=now)
+        entry = entries.get(key_id)  # None: its file is broken, but a running service may have read it when it was not
+        if not isinstance(entry, Tombstone):
+            buried.append(Tombstone(key_id, entry.signs_from if entry else now, revoked_at=now))
+            after[key_id] = buried[-1]
     # The successors are written before the tombstones, so that there is no moment without a key that may sign. A
     # tombstone is in charge now, or will be when its time comes: each such reign gets a key of its own.
     made: list[SigningKey] = []
@@ -219,19 +248,25 @@ def _revoke(directory: Path, entries: dict[str, Entry], key_ids: list[str], *, n
             key = _write_new_key(directory, after.values(), created_at=now, signs_from=moment)
             after[key.id] = key
             made.append(key)
-    for key_id in key_ids:
-        if isinstance(tombstone := after[key_id], Tombstone) and isinstance(entries[key_id], SigningKey):
-            content = {"id": key_id, "signs_from": tombstone.signs_from, "revoked_at": tombstone.revoked_at}
-            _write(directory, key_id, content)
+    for tombstone in buried:
+        content = {"id": tombstone.id, "signs_from": tombstone.signs_from, "revoked_at": tombstone.revoked_at}
+        _write(directory, tombstone.id, content)
     return made
 
 
 def _write_new_key(directory: Path, others: Iterable[Entry], *, created_at: int, signs_from: int) -> SigningKey:
+    key_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(signs_from))}-{secrets.randbits(23):06x}"
     # Of two that sign from the same second on, the greater id is in charge, and that has to be the new one.
-    key_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(signs_from))}-{secrets.token_hex(3)}"
     rival = max((other.id for other in others if other.signs_from == signs_from), default="")
-    if rival > key_id:
-        key_id = f"{rival}-{secrets.token_hex(3)}"
+    if rival >= key_id:
+        ours = _OUR_ID.fullmatch(rival)
+        key_id = (
+            f"{ours[1]}-{int(ours[2], 16) + 1:06x}"
+            if ours and ours[2] < "ffffff"
+            else f"{rival}-{secrets.token_hex(3)}"
+        )
+    if not _ID.fullmatch(key_id):
+        raise KeyRingError(f"the id of key {rival} is too long to be followed by another; rename it")
     key = SigningKey(key_id, secrets.token_bytes(_SECRET_SIZE), created_at=created_at, signs_from=signs_from)
     encoded = urlsafe_b64encode(key.secret).rstrip(b"=").decode("ascii")
     _write(directory, key_id, {"id": key_id, "secret": encoded, "created_at": created_at, "signs_from": signs_from})
@@ -312,22 +347,25 @@ class KeyDirectory:
         """True if the directory could not be listed for so long that a revocation may have been missed."""
         return self._monotonic() - self._listed_at >= UNLISTABLE_LIMIT
 
-    def refresh(self) -> None:
-        """Reads the directory. What cannot be read is reported once and changes nothing about the keys in memory."""
+    def refresh(self) -> bool:
+        """Reads the directory; True if it could be read.
+
+        What cannot be read is reported once and changes nothing about the keys in memory.
+        """
         try:
             # Taken before listing: a change during it then counts as one that was not seen yet.
-            modified_at = self._stat()
+            modified_at = _modified_at(self.path)
             entries, broken = load(self.path)
         except KeyDirectoryUnreadable as error:
             if str(error) != self._problem:
                 log.error("keys: %s", error)
             self._problem = str(error)
-            return
+            return False
         self._problem = ""
         self._listed_at = self._monotonic()
         self._modified_at = modified_at
         for key_id in broken.keys() - self._broken.keys():
-            log.warning("keys: %s.json %s; skipped", key_id, broken[key_id])
+            log.warning("keys: %r %s; skipped", f"{key_id}.json", broken[key_id])
         # A file that broke under our eyes (a half-synchronised copy) takes nothing away: only an absent file or a
         # tombstone does.
         for key_id in broken.keys() & self._entries.keys():
@@ -336,19 +374,12 @@ class KeyDirectory:
         if entries != self._entries:
             self._entries = entries
             self.ring = KeyRing(entries.values())
+        return True
 
     def refresh_if_changed(self) -> bool:
         """Reads the directory if its modification time changed; True if it did."""
         try:
-            changed = self._stat() != self._modified_at
+            changed = _modified_at(self.path) != self._modified_at
         except KeyDirectoryUnreadable:
             return False
-        if changed:
-            self.refresh()
-        return changed
-
-    def _stat(self) -> int:
-        try:
-            return os.stat(self.path).st_mtime_ns
-        except OSError as error:
-            raise KeyDirectoryUnreadable(f"cannot list the key directory {self.path}: {error.strerror}") from error
+        return changed and self.refresh()

@@ -53,7 +53,7 @@ def judge(raw: bytes) -> StudioPath:
 
 def _segments(raw: bytes) -> list[bytes]:
     """The path's segments, undecoded, without the empty one behind a trailing slash. Raises `NotCanonical`."""
-    if not raw.startswith(b"/") or b"%" in _ENCODED.sub(b"", raw):
+    if not raw.startswith(b"/") or b"%" in _ENCODED.sub(b"", raw) or b"?" in raw or b"#" in raw:
         raise NotCanonical
     segments = raw[1:].split(b"/")
     if len(segments) > 1 and segments[-1] == b"":
@@ -62,6 +62,7 @@ def _segments(raw: bytes) -> list[bytes]:
         raise NotCanonical
     for segment in segments:
         try:
+            segment.decode("utf-8")  # half a character raw and the other half encoded is none
             text = unquote_to_bytes(segment).decode("utf-8")
         except UnicodeDecodeError:
             raise NotCanonical from None
@@ -72,7 +73,7 @@ def _segments(raw: bytes) -> list[bytes]:
 
 # An encoded slash, backslash, dot or percent sign: what some proxies decode before they route, and others do not.
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|2e|25)", re.IGNORECASE)
-# Path parameters, backslashes and fragments in any spelling, and control characters (C0, DEL and C1).
+# Path parameters and backslashes in any spelling, and control characters (C0, DEL and C1).
 _AMBIGUOUS = re.compile(r"[;\\\x00-\x1f\x7f-\x9f]")
 
 

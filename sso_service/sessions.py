@@ -80,10 +80,10 @@ def check_form_token(
 
 
 def _binding(token: str, target: bytes, browser: str) -> str:
-    # A digest, so that the page's source shows neither the login token's hash nor the cookie. The separator cannot
-    # occur in the parts: the hash is hex, the target has no control characters.
-    token_hash = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest().encode("ascii")
-    return hashlib.sha256(b"\0".join([token_hash, target, browser.encode("utf-8", "surrogatepass")])).hexdigest()
+    # A digest, so that the page's source shows neither the login token's hash nor the cookie. Each part is hashed by
+    # itself first, so that nothing can be moved from one part to the next.
+    parts = (token.encode("utf-8", "surrogatepass"), target, browser.encode("utf-8", "surrogatepass"))
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def _serializer(keys: Sequence[bytes], salt: str, now: int = 0) -> URLSafeTimedSerializer:

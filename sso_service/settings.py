@@ -42,13 +42,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
         """The database's URL, with the driver that we use and an absolute path."""
         try:
             url = make_url(self.database_url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # ValueError: a port that is no number
             raise SettingsError("SSO_DATABASE_URL is not a URL such as sqlite:///var/sso.db") from None
         match url.get_backend_name():
             case "sqlite":
                 if url.database in {None, "", ":memory:"}:
                     raise SettingsError("SSO_DATABASE_URL: an SQLite database must be a file, or it is lost at exit")
-                return url.set(database=str(Path(self.home, str(url.database)).absolute()))
+                return url.set(drivername="sqlite", database=str(Path(self.home, str(url.database)).absolute()))
             case "postgresql" | "postgres":
                 return url.set(drivername="postgresql+psycopg")
         raise SettingsError("SSO_DATABASE_URL must begin with sqlite: or postgresql:")
