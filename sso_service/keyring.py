@@ -149,8 +149,8 @@ def load(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
     Raises `KeyDirectoryUnreadable`.
     """
-    # A listing from before a change and a file from after it would not fit together (a tombstone without its successor):
-    # read again if the directory changed meanwhile.
+    # A listing from before a change and a file from after it would not fit together (a tombstone without its
+    # successor): read again if the directory changed meanwhile.
     for _ in range(_READ_ATTEMPTS):
         modified_at = _modified_at(directory)
         found = _load_once(directory)
