@@ -2,6 +2,8 @@
 
 import copy
 import os
+import re
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from secrets import randbits
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 from itsdangerous import BadData
@@ -19,9 +20,9 @@ from sqlalchemy.exc import DBAPIError
 from sso_service import keyring, tokens
 from sso_service.database import administration, migrations
 from sso_service.database.directory import NewPerson, Place, provision_all, standing_of_all
-from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
+from sso_service.database.engine import Database, OutcomeUnknown, Unavailable, reason
 from sso_service.database.health import health_all
-from sso_service.database.ledger import FLOOR_AGE, Purger, is_consumed
+from sso_service.database.ledger import FLOOR_AGE, Purger, Verdict, state_of_all
 from sso_service.database.schema import SCHEMA_VERSION
 from sso_service.keyring import KeyRing, SigningKey, Tombstone
 from sso_service.people import FieldError, normalise_email
@@ -45,6 +46,20 @@ _EXPECTED = (
 )
 
 
+class Id(click.ParamType[int]):
+    """A number that an account, a team or an API token can have."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if not re.fullmatch(r"[1-9][0-9]{0,9}", str(value), re.ASCII) or int(value) > 2**32 - 1:
+            raise click.ClickException("an id is a number from 1 to 4294967295")
+        return int(value)
+
+
+_ID = Id()
+
+
 class OneLineErrors(click.Group):
     """Turns what an operator can run into, at any depth of sub-commands, into one line on stderr and exit code 1."""
 
@@ -54,7 +69,7 @@ class OneLineErrors(click.Group):
         except OutcomeUnknown as error:
             raise click.ClickException(f"cannot tell whether it was done: {error}") from error
         except _EXPECTED as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            raise click.ClickException(reason(error)) from error
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,6 +118,7 @@ def serve(workers: int) -> None:
             raise click.ClickException(f"the database {database}: {problem}")
     database.close()
     _ring(settings).signing_key(_now())
+    _check_address(settings)
 
     # uvicorn's access log writes the whole query, and with it tokens; it stays off.
     logging_config = copy.deepcopy(LOGGING_CONFIG)
@@ -132,16 +148,14 @@ def account() -> None:
 
 @account.command("add")
 @click.argument("name")
-@click.option("--id", "account_id", type=int, help="Its number; the next free one if not given.")
+@click.option("--id", "account_id", type=_ID, help="Its number; the next free one if not given.")
 @click.option("--portal-url", help="Where error pages lead back to (https).")
 def account_add(name: str, account_id: int | None, portal_url: str | None) -> None:
     """Add an account and print its id."""
-    if portal_url is not None and (urlsplit(portal_url).scheme != "https" or not urlsplit(portal_url).hostname):
+    if portal_url is not None and not re.fullmatch(r"https://[^\s/?#\[\]@]+([/?#]\S*)?", portal_url):
         raise click.ClickException("the portal URL must be an https URL")
     with _changing() as connection:
-        click.echo(
-            administration.add_account(connection, _name(name), account_id=_check_id(account_id), portal_url=portal_url)
-        )
+        click.echo(administration.add_account(connection, _name(name), account_id=account_id, portal_url=portal_url))
 
 
 @account.command("list")
@@ -163,13 +177,13 @@ def team() -> None:
 
 
 @team.command("add")
-@click.argument("account", type=int)
+@click.argument("account", type=_ID)
 @click.argument("name")
-@click.option("--id", "team_id", type=int, help="Its number; the next free one if not given.")
+@click.option("--id", "team_id", type=_ID, help="Its number; the next free one if not given.")
 def team_add(account: int, name: str, team_id: int | None) -> None:
     """Add a team to an account and print its id."""
     with _changing() as connection:
-        click.echo(administration.add_team(connection, account, _name(name), team_id=_check_id(team_id)))
+        click.echo(administration.add_team(connection, account, _name(name), team_id=team_id))
 
 
 @main.group()
@@ -178,7 +192,7 @@ def api_token() -> None:
 
 
 @api_token.command("create")
-@click.option("--account", "account_id", type=int, help="The account that it is for.")
+@click.option("--account", "account_id", type=_ID, help="The account that it is for.")
 @click.option("--platform", is_flag=True, help="For all accounts; may verify and consume only.")
 @click.option("--name", required=True)
 @click.option("--scope", "scopes", multiple=True, required=True, help="write:sso or verify:sso; can be repeated.")
@@ -229,7 +243,7 @@ def api_token_list() -> None:
 
 
 @api_token.command("revoke")
-@click.argument("token_id", metavar="ID", type=int)
+@click.argument("token_id", metavar="ID", type=_ID)
 def api_token_revoke(token_id: int) -> None:
     """Revoke an API token, from the next request on."""
     settings = _settings()
@@ -239,7 +253,7 @@ def api_token_revoke(token_id: int) -> None:
     if Scope.WRITE_SSO in row.scopes.split():
         click.echo(
             f"Login tokens that it got are good for up to {settings.token_ttl} s, and sessions that they opened for "
-            f"up to {settings.session_ttl // 3600} h.\nIf it leaked, end them too:\n"
+            f"up to {_duration(settings.session_ttl)}.\nIf it leaked, end them too:\n"
             "  sso-service keys revoke --all      everybody has to sign in again\n"
             "  sso-service user sign-out EMAIL    only this person"
         )
@@ -271,7 +285,7 @@ def user_show(email: str) -> None:
 
 @user.command("set-role")
 @click.argument("email")
-@click.option("--account", "account_id", type=int, required=True)
+@click.option("--account", "account_id", type=_ID, required=True)
 @click.argument("role")
 def user_set_role(email: str, account_id: int, role: str) -> None:
     """Give a member another role, from their next click on."""
@@ -282,7 +296,7 @@ def user_set_role(email: str, account_id: int, role: str) -> None:
 
 @user.command("remove")
 @click.argument("email")
-@click.option("--account", "account_id", type=int, required=True)
+@click.option("--account", "account_id", type=_ID, required=True)
 def user_remove(email: str, account_id: int) -> None:
     """Take a user out of an account."""
     with _changing() as connection:
@@ -468,20 +482,20 @@ def inspect(token: str) -> None:
     if key is None:
         click.echo("refused    bad signature")
         return
-    with _reading(settings) as connection:
-        consumed = is_consumed(connection, claims.pack())
-        place = Place(claims.user_id, claims.account_id)
-        standing = standing_of_all(Database(settings.database), connection, [place])[0]
+    database = Database(settings.database)
+    with _connected(database) as connection, database.reading(connection):
+        state = state_of_all(database, connection, [claims.pack()])[0]
+        standing = standing_of_all(database, connection, [Place(claims.user_id, claims.account_id)])[0]
     if standing.user is not None:
         click.echo(f"email      {standing.user.email}")
-    click.echo(f"consumed   {'yes' if consumed else 'no'}")
+    click.echo(f"consumed   {'yes' if state is Verdict.CONSUMED else 'no'}")
     if claims.expires_at > now + settings.token_ttl + tokens.CLOCK_ALLOWANCE:
         click.echo("refused    it claims to live longer than tokens do")
-    elif now >= claims.expires_at:
+    elif now >= claims.expires_at or state is Verdict.EXPIRED:
         click.echo("refused    expired")
     elif not verifies:
         click.echo("refused    its key may not verify any more")
-    elif consumed:
+    elif state is Verdict.CONSUMED:
         click.echo("refused    already used")
     elif not standing.has_access:
         click.echo("refused    the user is disabled or not in the account")
@@ -530,13 +544,15 @@ def _signed_by(token: str, key: SigningKey, settings: Settings, now: int) -> boo
 
 
 def _upgrade(settings: Settings, database: Database) -> str | None:
-    before = migrations.upgrade(database)
-    if before is None and settings.keys_path.is_dir():
-        # An empty ledger knows of no token that was used. Whatever keys from before have signed must not get a second
-        # life by it.
+    # An empty ledger knows of no token that was used. What keys from before have signed must not get a second life by
+    # it, so there is no new database unless they are dead.
+    return migrations.upgrade(database, before_creation=lambda: _revoke_for_new_database(settings))
+
+
+def _revoke_for_new_database(settings: Settings) -> None:
+    if settings.keys_path.is_dir():
         for key in keyring.revoke_all(settings.keys_path, now=_now()):
             click.echo(f"The database is new, so all keys were revoked. Key {key.id} signs from now on.", err=True)
-    return before
 
 
 def _check_file(database: Database) -> None:
@@ -567,6 +583,18 @@ def _changing(settings: Settings | None = None) -> Iterator[Connection]:
     with _connected(database) as connection, database.writing(connection):
         yield connection
     database.close()
+
+
+def _check_address(settings: Settings) -> None:
+    # Only for the one clear line: uvicorn takes the address by itself.
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise click.ClickException(
+                f"cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+            ) from error
 
 
 def _make_directory(path: Path) -> None:
@@ -625,12 +653,6 @@ def _name(value: str) -> str:
     return value.strip()
 
 
-def _check_id(value: int | None) -> int | None:
-    if value is not None and not 1 <= value <= 2**32 - 1:
-        raise click.ClickException("an id is a number from 1 to 4294967295")
-    return value
-
-
 def _role(value: str) -> Role:
     try:
         return Role(value)
@@ -643,6 +665,10 @@ def _scope(value: str) -> Scope:
         return Scope(value)
     except ValueError:
         raise click.ClickException(f"there is no scope {value}; scopes are {', '.join(Scope)}") from None
+
+
+def _duration(seconds: int) -> str:
+    return f"{seconds // 3600} h" if seconds % 3600 == 0 else f"{seconds} s"
 
 
 def _time(seconds: int | None) -> str:

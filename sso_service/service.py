@@ -114,6 +114,7 @@ class Service:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
         self._lookups = self._reads(directory.look_up_all)
         self._standings = self._reads(directory.standing_of_all)
+        self._states = self._reads(ledger.state_of_all)
         self._health = self._reads(health_all)
         self._newcomers = self._writes(directory.provision_all)
         # Consuming shares no transaction with anything else, so that nothing else can fail or delay it.
@@ -261,6 +262,10 @@ class Service:
             if current is not None and current.user_id != claims.user_id:
                 someone_else = await self.signed_in(current)
             if someone_else is not None or self.settings.confirm_login:
+                # Nothing needs to be asked of who has it already and comes back with the link that was used for it.
+                already = await self._already_signed_in(claims, path, current)
+                if already is not None and await self._states.submit(claims.pack()) is not None:
+                    return already
                 return Question(someone_else)
 
         place = Place(claims.user_id, claims.account_id, path.team_id)
@@ -275,7 +280,8 @@ class Service:
             case Verdict.NO_ACCESS | Verdict.NO_TEAM:
                 raise NoAccess(standing.portal_url)
             case Verdict.CONSUMED | Verdict.EXPIRED:
-                if (already := await self._already_signed_in(claims, path, current)) is not None:
+                already = await self._already_signed_in(claims, path, current)
+                if already is not None:
                     return already
                 refusal = TokenConsumed if redeemed.verdict is Verdict.CONSUMED else TokenExpired
                 raise refusal(standing.portal_url)
@@ -290,7 +296,10 @@ class Service:
         return signed_in if signed_in and (path.team_id is None or signed_in.standing.team_exists) else None
 
     async def _portal_url(self, claims: Claims) -> str | None:
-        standing: Standing = await self._standings.submit(Place(claims.user_id, claims.account_id))
+        try:
+            standing: Standing = await self._standings.submit(Place(claims.user_id, claims.account_id))
+        except Unavailable:
+            return None  # what is wrong with the token is known, and a way back is not worth withholding it
         return standing.portal_url
 
     def read_session(self, cookie: str) -> Session | None:
@@ -346,7 +355,7 @@ class Service:
             problems["keys"] = str(error)
         try:
             health: Health = await self._health.submit(None)
-        except Unavailable as error:
+        except (Unavailable, OutcomeUnknown) as error:
             problems["database"] = str(error)
         else:
             if health.problem:
@@ -386,7 +395,7 @@ class Service:
 
     def close(self) -> None:
         """Lets go of threads and connections."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
         self.database.close()
 
     # --- keys and time ---

@@ -476,13 +476,16 @@ async def test_a_fresh_link_of_another_account_switches_and_a_used_or_expired_on
     assert signs_in(await client.get(f"{page}?sso={there}"), page)
     assert (await client.get("/session")).json()["account_id"] == OTHER_ACCOUNT
 
-    assert await code(client, f"{PAGE}?sso={here}") == (401, "token_consumed")
+    for path in ("/", PAGE):
+        assert await code(client, f"{path}?sso={here}") == (401, "token_consumed")
     assert leads_on(await client.get(f"{page}?sso={there}"), page)
     assert signs_in(await client.get(f"/?sso={await client.issue(api_token)}"), "/")
     assert (await client.get("/session")).json()["account_id"] == ACCOUNT
-    assert await code(client, f"{page}?sso={there}") == (401, "token_consumed")
+    for path in ("/", page):
+        assert await code(client, f"{path}?sso={there}") == (401, "token_consumed")
     clock.advance(LIFETIME)
-    assert await code(client, f"{page}?sso={unused}") == (401, "token_expired")
+    for path in ("/", page):
+        assert await code(client, f"{path}?sso={unused}") == (401, "token_expired")
     assert (await client.get("/session")).json()["account_id"] == ACCOUNT
 
 

@@ -193,12 +193,11 @@ def sign_out_user(connection: Connection, email: str, *, now: int) -> None:
     """Ends every session of this person that began up to now. Raises `NotFound`.
 
     Sessions know their beginning to the second, so those of this second end too; one that begins within it later is
-    dated to the next.
+    dated to the next, and if they sign out again within the second, to the one after that.
     """
     user = find_user(connection, email)
-    connection.execute(
-        update(users).where(users.c.id == user.id, users.c.sessions_from <= now).values(sessions_from=now + 1)
-    )
+    later = max(user.sessions_from, now) + 1
+    connection.execute(update(users).where(users.c.id == user.id).values(sessions_from=later))
 
 
 def _insert(connection: Connection, table: Any, what: str, **values: Any) -> None:

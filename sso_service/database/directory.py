@@ -250,10 +250,11 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
         for user_id, account_id, role in connection.execute(_roles_statement(database), _batch(members)):
             roles[user_id, account_id] = Role(role)
 
+    # `pop`: only the first of several with one address is told that it was created.
     return [
         Provisioned(
             ids[person.email],
-            created=person.email in created and first_of[person.email] is person,
+            created=created.pop(person.email, None) is not None,
             role=roles.get((ids[person.email], person.account_id)),
         )
         for person in people

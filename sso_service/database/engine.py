@@ -6,13 +6,16 @@ hangs on knowing when `COMMIT` was sent: before it, nothing happened; after it, 
 
 import os
 import socket
+import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import (
     JSON,
     URL,
@@ -33,7 +36,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeEngine
 
@@ -41,7 +44,7 @@ BUSY_TIMEOUT = 2.0
 """Seconds for which a statement may wait: less than the deadline of an operation, so the answer is known in time."""
 
 _POOL_SIZE = 8
-_IDLE = 1.0  # seconds after which a connection is asked whether it still stands
+_POLL = 0.002  # seconds between two attempts to become SQLite's writer
 
 _CONNECT_ARGUMENTS = {
     "application_name": "sso-service",
@@ -97,7 +100,7 @@ class Database:
         try:
             connection = self.engine.connect()
         except (DBAPIError, PoolTimeout) as error:
-            raise Unavailable(f"cannot connect to {self}: {_reason(error)}") from error
+            raise Unavailable(f"cannot connect to {self}: {reason(error)}") from error
         with connection:
             yield connection
 
@@ -105,8 +108,11 @@ class Database:
     def reading(self, connection: Connection) -> Iterator[None]:
         """A transaction that only reads. Raises `Unavailable`."""
         begin = "BEGIN" if self.is_sqlite else f"BEGIN READ ONLY; {_SETTINGS}"
-        with _transaction(connection, begin):
-            yield
+        try:
+            with _transaction(connection, begin):
+                yield
+        except OutcomeUnknown as error:
+            raise Unavailable(str(error)) from error  # nothing can have happened
 
     @contextmanager
     def writing(self, connection: Connection) -> Iterator[None]:
@@ -115,11 +121,11 @@ class Database:
             with _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {_SETTINGS}; {_DURABLE}"):
                 yield
             return
+        deadline = time.monotonic() + BUSY_TIMEOUT
         if not self._one_writer.acquire(timeout=BUSY_TIMEOUT):
             raise _not_begun("another writer holds the database")
         try:
-            # IMMEDIATE: a transaction that reads first and then writes would fail at once if another wrote in between.
-            with _transaction(connection, "BEGIN IMMEDIATE"):
+            with _transaction(connection, partial(_begin_immediately, connection, deadline)):
                 yield
         finally:
             self._one_writer.release()
@@ -157,27 +163,62 @@ class Database:
         self.engine.dispose()
 
     def __str__(self) -> str:
-        return self.url.render_as_string(hide_password=True)
+        return self.url.set(query={}).render_as_string(hide_password=True)  # a query can hold a password too
 
 
 @contextmanager
-def _transaction(connection: Connection, begin: str) -> Iterator[None]:
+def _transaction(connection: Connection, begin: str | Callable[[], None]) -> Iterator[None]:
     try:
-        connection.exec_driver_sql(begin)
+        if isinstance(begin, str):
+            connection.exec_driver_sql(begin)
+        else:
+            begin()
     except DBAPIError as error:
-        raise _not_begun(_reason(error)) from error
+        raise _not_begun(reason(error)) from error
     try:
         yield
     except BaseException as error:
         _roll_back(connection)
-        if isinstance(error, OperationalError | InternalError | InterfaceError) or (
-            isinstance(error, DBAPIError) and error.connection_invalidated
-        ):
-            unavailable = Unavailable(_reason(error))
+        # A constraint or a value is the operation's own fault. All else is the database's: unreachable, full,
+        # read-only, damaged, in recovery, or without a table that it should have.
+        if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | DataError):
+            unavailable = Unavailable(reason(error))
             unavailable.retryable = _ended_for_another(error)
             raise unavailable from error
         raise
+    # PostgreSQL would answer the COMMIT of a failed transaction with ROLLBACK, and call that no error.
+    if _has_failed(connection):
+        _roll_back(connection)
+        raise Unavailable("a statement of the transaction had failed")
     _commit(connection)
+
+
+def _has_failed(connection: Connection) -> bool:
+    raw = connection.connection.dbapi_connection
+    return isinstance(raw, psycopg.Connection) and raw.info.transaction_status is TransactionStatus.INERROR
+
+
+def _begin_immediately(connection: Connection, deadline: float) -> None:
+    """Begins a write transaction of SQLite, at once or when other processes let go of it before `deadline`.
+
+    IMMEDIATE, since a transaction that reads first and then wants to write fails if another wrote in between. SQLite's
+    own waiting backs off to 100 ms, which under load means that whoever waits finds it taken each time; we look more
+    often.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    raw.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+                return
+            except OperationalError as error:
+                busy = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+                if not busy or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL)
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
 
 
 def _not_begun(reason: str) -> Unavailable:
@@ -202,23 +243,22 @@ def _commit(connection: Connection) -> None:
     warnings: list[str] = connection.info.setdefault("warnings", [])
     warnings.clear()
     try:
-        result = connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql("COMMIT")
     except DBAPIError as error:
         if _ended_for_another(error):  # the server says for certain that it rolled back
-            unavailable = Unavailable(_reason(error))
+            unavailable = Unavailable(reason(error))
             unavailable.retryable = True
             raise unavailable from error
         connection.invalidate()
-        raise OutcomeUnknown(_reason(error)) from error
-    # PostgreSQL answers the COMMIT of a failed transaction with ROLLBACK and no error, and one that did not wait for
-    # its synchronous standby with a mere warning. Neither is the durable commit that was asked for.
-    status = getattr(result.cursor, "statusmessage", "COMMIT")
-    if warnings or status != "COMMIT":
+        raise OutcomeUnknown(reason(error)) from error
+    # A commit that did not wait for its synchronous standby is reported with a mere warning. It is not the durable one
+    # that was asked for.
+    if warnings:
         connection.invalidate()
-        raise OutcomeUnknown("; ".join(warnings) or f"COMMIT was answered with {status}")
+        raise OutcomeUnknown("; ".join(warnings))
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of what the driver said: no statement, no parameters."""
     cause = getattr(error, "orig", None) or error
     return (str(cause).strip().splitlines() or [type(cause).__name__])[0]
@@ -276,21 +316,14 @@ def _postgresql_engine(url: URL) -> Engine:
         # To be shut down from another thread when the server does not answer. A duplicate, so that this can never hit a
         # descriptor that was closed and used anew meanwhile.
         record.info["socket"] = socket.socket(fileno=os.dup(connection.fileno()))
-        record.info["used_at"] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
-    def ping_after_a_pause(connection: psycopg.Connection[Any], record: Any, _: Any) -> None:
-        # Under load the next transaction tells by itself; after a pause the server may have been restarted, and the
-        # first login should not be the one to find out.
-        if time.monotonic() - record.info["used_at"] > _IDLE:
-            try:
-                connection.execute("")
-            except psycopg.Error as error:
-                raise DisconnectionError from error
-
-    @event.listens_for(engine, "checkin")
-    def remember_use(connection: psycopg.Connection[Any] | None, record: Any) -> None:
-        record.info["used_at"] = time.monotonic()
+    def refuse_a_dead_connection(connection: psycopg.Connection[Any], record: Any, _: Any) -> None:
+        # An idle connection has nothing to say: if there is something to be read, it is the server's farewell. A look
+        # costs no round trip and cannot hang, as asking the server would.
+        with suppress(BlockingIOError):
+            record.info["socket"].recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            raise DisconnectionError
 
     @event.listens_for(engine, "close")
     def close_duplicate(connection: psycopg.Connection[Any], record: Any) -> None:

@@ -161,9 +161,10 @@ class GroupCommit(Generic[Op, Result]):
         if flight and in_flight and all(waiting.future.done() for waiting in in_flight):
             # Nobody waits for this one any more, and those behind it shall not wait for it either.
             # The server is told nothing: the thread just stops waiting for it, and the connection is thrown away.
-            if flight.socket is not None:
-                with suppress(OSError):
-                    flight.socket.shutdown(socket.SHUT_RDWR)
+            with self._handover:
+                if flight.socket is not None:
+                    with suppress(OSError):
+                        flight.socket.shutdown(socket.SHUT_RDWR)
             self._next()
         self._alarm = asyncio.get_running_loop().call_later(min(deadlines) - now, self._ring) if deadlines else None
 
@@ -179,7 +180,12 @@ class GroupCommit(Generic[Op, Result]):
             flight.socket = connection.info.get("socket")
             # Only now: whoever waits while the connection is made is not in flight, and can still be given up.
             self._board(flight)
-            return self._run(connection, flight.batch)
+            try:
+                return self._run(connection, flight.batch)
+            finally:
+                # Before somebody else gets the connection: it is not this flight's to abandon any more.
+                with self._handover:
+                    flight.socket = None
 
     def _board(self, flight: _Flight[Op, Result]) -> None:
         with self._handover:

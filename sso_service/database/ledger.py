@@ -123,10 +123,14 @@ def redeem_all(database: Database, connection: Connection, redemptions: Sequence
     return results
 
 
-def is_consumed(connection: Connection, claims: bytes) -> bool:
-    """True if these claims (16 bytes) are in the ledger, or below its floor and thus beyond use."""
-    floor = connection.execute(_FLOOR).scalar_one()
-    return claims < bytes(floor) or bool(_execute(connection, _find_statement(), {claims}))
+def state_of_all(_: Database, connection: Connection, claims: Sequence[bytes]) -> list[Verdict | None]:
+    """CONSUMED, EXPIRED (below the floor), or None (redeemable) for each claims (16 bytes). Changes nothing."""
+    floor = bytes(connection.execute(_FLOOR).scalar_one())
+    consumed = _execute(connection, _find_statement(), set(claims))
+    return [
+        Verdict.CONSUMED if one in consumed else Verdict.EXPIRED if one < floor else None  # a row may outlive the floor
+        for one in claims
+    ]
 
 
 def _admit(redemption: Redemption, standing: Standing) -> Verdict | None:

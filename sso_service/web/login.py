@@ -1,6 +1,7 @@
 """`GET <any path>?sso=TOKEN` and `POST /sso/confirm`: a token becomes a session, the browser gets the clean URL."""
 
 import logging
+import re
 import secrets
 from urllib.parse import parse_qs
 
@@ -31,8 +32,13 @@ from sso_service.web.requests import (
 from sso_service.web.session import current_session, set_cookie
 
 _METHODS = "GET, HEAD, OPTIONS"
+_BROWSER = re.compile(r"[A-Za-z0-9_-]{22}", re.ASCII)
 
 log = logging.getLogger(__name__)
+
+
+class NotANavigation(Exception):
+    """What asks is not a person who opens the link in a window."""
 
 
 class Login:
@@ -73,6 +79,8 @@ class Confirm:
     async def _sign_in(self, scope: Scope, fields: dict[str, list[str]]) -> Response:
         if not is_same_origin(scope):
             return refusal(scope, CrossOrigin())
+        if not _is_for_a_window(scope):
+            return refusal(scope, NotANavigation())
         token, target, form_token = (fields.get(name, [""])[0] for name in ("token", "target", "form"))
         raw_target = target.encode("latin-1")
         try:
@@ -132,6 +140,8 @@ def refusal(scope: Scope, error: Exception) -> Response:
             known = problem_of(error)
             assert known is not None  # noqa: S101 - both are in its table
             problem = known
+        case NotANavigation():
+            problem = Problem(403, "not_a_navigation", "Login links work only when a person opens them.")
         case CrossOrigin():
             problem = Problem(403, "cross_origin", "The request does not come from a page of this site.")
         case _:
@@ -142,7 +152,9 @@ def refusal(scope: Scope, error: Exception) -> Response:
 
 
 def _ask(service: Service, scope: Scope, token: str, target: bytes, question: Question) -> Response:
-    browser = cookie(scope, FORM_COOKIE) or secrets.token_urlsafe(16)
+    browser = cookie(scope, FORM_COOKIE) or ""
+    if not _BROWSER.fullmatch(browser):  # none yet, or one that is not ours and had better not be sent back
+        browser = secrets.token_urlsafe(16)
     fields = {
         "token": token,
         "target": target.decode("latin-1"),
@@ -168,8 +180,9 @@ def _answer_without_consuming(scope: Scope) -> Response | None:
     purposes = ",".join(headers(scope, b"sec-purpose") + headers(scope, b"purpose") + headers(scope, b"x-moz"))
     if "prefetch" in purposes.lower() or "preview" in purposes.lower():
         return Response(status_code=503, headers={"Cache-Control": "no-store"})
-    destinations = headers(scope, b"sec-fetch-dest")
-    if destinations and destinations != ["document"]:
-        problem = Problem(403, "not_a_navigation", "Login links work only when a person opens them.")
-        return json_error(problem) if prefers_json(scope) else message_page(scope, problem.code, problem.status)
-    return None
+    return None if _is_for_a_window(scope) else refusal(scope, NotANavigation())
+
+
+def _is_for_a_window(scope: Scope) -> bool:
+    """False if the browser says that the answer is not for a whole window (Fetch metadata, `Sec-Fetch-Dest`)."""
+    return headers(scope, b"sec-fetch-dest") in ([], ["document"])

@@ -42,8 +42,7 @@ _TEXTS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "no_access": (
             "You have no access here",
-            "Your login is fine, but you do not belong to this account or team, or you were disabled. Ask your "
-            "administrator.",
+            "You do not belong to this account or team, or you were disabled. Ask your administrator.",
         ),
         "bad_path": (
             "This address is not right",
@@ -87,8 +86,7 @@ _TEXTS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "no_access": (
             "Du hast hier keinen Zugang",
-            "Deine Anmeldung ist in Ordnung, aber du gehörst nicht zu diesem Konto oder Team, oder du wurdest "
-            "gesperrt. Frag deine Administration.",
+            "Du gehörst nicht zu diesem Konto oder Team, oder du wurdest gesperrt. Frag deine Administration.",
         ),
         "bad_path": (
             "Diese Adresse stimmt nicht",
@@ -164,7 +162,8 @@ def _render(
         title=title,
         text=text.format(current=current),
         fields=fields,
-        portal_url=portal_url,
+        # Wherever it was set, a link is nothing but https: never a script, never a page of ours.
+        portal_url=portal_url if portal_url and portal_url.startswith("https://") else None,
         go_on=_TEXTS[lang]["continue"][0],
         back=_TEXTS[lang]["portal"][0],
     )

@@ -1,6 +1,7 @@
 """What is read of a request: headers, cookies, body, query. From the raw ASGI scope, byte for byte."""
 
-from urllib.parse import unquote_plus, urlsplit
+import re
+from urllib.parse import unquote_plus
 
 from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.types import Receive, Scope
@@ -10,6 +11,7 @@ FORM_COOKIE = "studio_form"
 
 _BODY_LIMIT = 16 * 1024
 """Bytes of a request body that are read at most."""
+_LENGTH = re.compile(r"[0-9]+")
 
 
 class BodyTooLarge(Exception):
@@ -43,7 +45,7 @@ def cookie(scope: Scope, name: str) -> str | None:
 async def body(scope: Scope, receive: Receive) -> bytes:
     """The whole body. Raises `BodyTooLarge` as soon as that is known, `ClientDisconnect` if the client went away."""
     declared = header(scope, b"content-length")
-    if declared.isdigit() and int(declared[:20]) > _BODY_LIMIT:
+    if _LENGTH.fullmatch(declared) and int(declared[:20]) > _BODY_LIMIT:
         raise BodyTooLarge
     received = bytearray()
     while True:
@@ -66,8 +68,13 @@ def is_same_origin(scope: Scope) -> bool:
     site = headers(scope, b"sec-fetch-site")
     if site:
         return site == ["same-origin"]
-    origin = headers(scope, b"origin")
-    return len(origin) == 1 and urlsplit(origin[0]).netloc == header(scope, b"host") != ""
+    match headers(scope, b"origin"):
+        case [origin]:
+            scheme, _, host = origin.partition("://")
+            # Behind a proxy that does not tell us of its TLS we are on http and cannot judge an origin on https; on
+            # https, a page on http may come from anybody between the browser and its server.
+            return host == header(scope, b"host") != "" and (scheme == "https" or scheme == scope["scheme"])
+    return False
 
 
 def split_sso(query: bytes) -> tuple[list[bytes], bytes]:
@@ -95,7 +102,7 @@ def prefers_json(scope: Scope) -> bool:
 def language(scope: Scope) -> str:
     """`de` or `en`, whichever `Accept-Language` (RFC 9110 section 12.5.4) puts first; `en` if neither is there."""
     ranked: list[tuple[float, int, str]] = []
-    for position, item in enumerate(header(scope, b"accept-language").lower().split(",")):
+    for position, item in enumerate(",".join(headers(scope, b"accept-language")).lower().split(",")):
         tag, _, weight = item.partition(";")
         try:
             quality = float(weight.strip().removeprefix("q=") or 1)

@@ -1,5 +1,6 @@
 """Bringing a database to the schema of this version, with Alembic."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
@@ -29,10 +30,11 @@ def check(database: Database) -> None:
         raise SchemaMismatch(f"the database {database} {state}; run: {remedy}")
 
 
-def upgrade(database: Database) -> str | None:
+def upgrade(database: Database, *, before_creation: Callable[[], object] = lambda: None) -> str | None:
     """Brings the schema up to date; returns the revision that it had before (None: the database was empty).
 
-    One process does it, others wait for it; all or nothing. Raises `Unavailable`, or `SchemaMismatch` for a schema that
+    One process does it, others wait for it; all or nothing. `before_creation` is called before the schema of a new
+    database is committed; if it raises, there is none. Raises `Unavailable`, or `SchemaMismatch` for a schema that
     is newer than this version.
     """
     if (before := current(database)) == SCHEMA_VERSION:
@@ -55,6 +57,8 @@ def upgrade(database: Database) -> str | None:
                 command.upgrade(config, "head")
             except CommandError as error:
                 raise SchemaMismatch(f"the database {database} cannot be upgraded: {error}") from error
+        if before is None:
+            before_creation()
         return before
 
 

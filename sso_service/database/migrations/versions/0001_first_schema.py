@@ -10,7 +10,7 @@ _Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def _fits_the_token(table: str) -> sa.CheckConstraint:
-    return sa.CheckConstraint("id BETWEEN 1 AND 4294967295", name=f"ck_{table}_id_is_unsigned_32_bit")
+    return sa.CheckConstraint("id BETWEEN 1 AND 4294967295", name=op.f(f"ck_{table}_id_is_unsigned_32_bit"))
 
 
 def upgrade() -> None:
@@ -54,7 +54,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("user_id", "account_id", name="pk_memberships"),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_memberships_user_id"),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="fk_memberships_account_id"),
-        sa.CheckConstraint("role IN ('editor', 'publisher', 'admin')", name="ck_memberships_role_exists"),
+        sa.CheckConstraint("role IN ('editor', 'publisher', 'admin')", name=op.f("ck_memberships_role_exists")),
         sqlite_with_rowid=False,
     )
     op.create_table(
@@ -87,6 +87,6 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer, autoincrement=False, nullable=False),
         sa.Column("claims", sa.LargeBinary(16), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_consumed_floor"),
-        sa.CheckConstraint("id = 1", name="ck_consumed_floor_one_row"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_consumed_floor_one_row")),
     )
     op.bulk_insert(floor, [{"id": 1, "claims": bytes(16)}])
