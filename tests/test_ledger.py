@@ -15,7 +15,17 @@ from sqlalchemy import URL, BigInteger, ColumnElement, bindparam, delete, event,
 from sso_service.database import administration
 from sso_service.database.directory import NewPerson, Place, provision_all
 from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
-from sso_service.database.ledger import FLOOR_AGE, RETENTION, Purger, Redemption, Round, Verdict, floor_at, redeem_all
+from sso_service.database.ledger import (
+    FLOOR_AGE,
+    RETENTION,
+    Purger,
+    Redemption,
+    Round,
+    Verdict,
+    floor_at,
+    redeem_all,
+    state_of_all,
+)
 from sso_service.database.schema import consumed_floor, consumed_nonces
 from sso_service.keyring import KeyDirectory
 from sso_service.paths import StudioPath, judge
@@ -231,6 +241,17 @@ def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(dat
         Verdict.CONSUMED,
     ]
     assert rows(database) == [claims(NOW)]
+
+
+def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Database, jane: Place) -> None:
+    used, fresh, old = claims(NOW), claims(NOW, 1), claims(NOW - 9 * HOUR)
+    redeem(database, jane, used)
+    set_floor(database, floor_at(NOW - HOUR))
+    for _ in range(2):
+        with database.connect() as connection, database.reading(connection):
+            states = state_of_all(database, connection, [used, fresh, old, used])
+        assert states == [Verdict.CONSUMED, None, Verdict.EXPIRED, Verdict.CONSUMED]
+    assert redeem(database, jane, fresh) == [Verdict.REDEEMED]
 
 
 # --- the floor -------------------------------------------------------------------------------------------------------
