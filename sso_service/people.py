@@ -1,6 +1,7 @@
 """What an integration sends about a person, checked and normalised. Pure."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import email_validator
@@ -33,24 +34,30 @@ class FieldError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """An address in its one normal form, and a name."""
+    """A name, and an address in the spelling under which its user would be known.
+
+    That the address is valid is certain once a user is found by it, since only valid ones are ever stored. A stranger's
+    has still to go through `normalise_email`.
+    """
 
     email: str
     first_name: str
     last_name: str
 
 
-def read_person(fields: dict[str, object]) -> Person:
+def read_person(fields: Mapping[str, object]) -> Person:
     """The person that `fields` describe; fields that are not known are ignored. Raises `FieldError`."""
-    names = ("email", "first_name", "last_name")
-    for name in names:  # what is missing is reported before what is wrong
+    for name in ("email", "first_name", "last_name"):  # what is missing is reported before what is wrong
         value = fields.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             raise FieldError(name, "required")
-    email, first_name, last_name = (
-        _text(fields[name], name, EMAIL_LENGTH if name == "email" else NAME_LENGTH) for name in names
+    address = _text(fields, "email", EMAIL_LENGTH)
+    return Person(
+        # Beyond ASCII only the library knows the one spelling.
+        address.lower() if address.isascii() else normalise_email(address),
+        _text(fields, "first_name", NAME_LENGTH),
+        _text(fields, "last_name", NAME_LENGTH),
     )
-    return Person(normalise_email(email), first_name, last_name)
 
 
 def normalise_email(email: str) -> str:
@@ -63,12 +70,13 @@ def normalise_email(email: str) -> str:
         checked = email_validator.validate_email(email, check_deliverability=False, allow_smtputf8=False)
     except email_validator.EmailNotValidError:
         raise FieldError("email", "email") from None
-    if checked.ascii_email is None or len(checked.ascii_email) > EMAIL_LENGTH:
-        raise FieldError("email", "max_length")
+    if checked.ascii_email is None:
+        raise FieldError("email", "email")
     return checked.ascii_email.lower()
 
 
-def _text(value: object, field: str, max_length: int) -> str:
+def _text(fields: Mapping[str, object], field: str, max_length: int) -> str:
+    value = fields[field]
     if not isinstance(value, str):
         raise FieldError(field, "type")
     if len(value) > max_length:

@@ -23,7 +23,7 @@ from sso_service.database.health import Health, health_all
 from sso_service.database.ledger import CLOCK_TOLERANCE, Purger, Redemption, Verdict
 from sso_service.keyring import KeyDirectory, NoSigningKey, SigningKey
 from sso_service.paths import StudioPath
-from sso_service.people import Person
+from sso_service.people import Person, normalise_email
 from sso_service.permissions import Scope
 from sso_service.sessions import InvalidSession, Session
 from sso_service.settings import Settings
@@ -151,11 +151,15 @@ class Service:
     async def issue(self, secret: str, person: Person) -> Issued:
         """A token for `person` in the account of the API token with this secret, who is made a member if need be.
 
-        Raises `NotAuthenticated`, `InsufficientScope`, `UserDisabled`, `RoleNotAllowed`, `Unavailable` or
+        Raises `NotAuthenticated`, `InsufficientScope`, `FieldError`, `UserDisabled`, `RoleNotAllowed`, `Unavailable` or
         `OutcomeUnknown`.
         """
-        found: directory.Found = await self._lookups.submit(Lookup(digest(secret), person.email))
+        email = person.email
+        found: directory.Found = await self._lookups.submit(Lookup(digest(secret), email))
         api_token = self._admit(found.api_token, Scope.WRITE_SSO)
+        if found.user_id is None and (normal := normalise_email(email)) != email:
+            email = normal
+            found = await self._lookups.submit(Lookup(digest(secret), email))
         account_id = api_token.account_id
         if account_id is None:
             raise InsufficientScope(Scope.WRITE_SSO)  # a platform API token signs nobody in, whatever its row says
@@ -163,7 +167,8 @@ class Service:
             raise UserDisabled
         user_id, role, created = found.user_id, found.role, False
         if user_id is None or role is None:
-            newcomer = NewPerson(person.email, person.first_name, person.last_name, account_id, self._now())
+            self._signing_key(self._now())  # or somebody is created for a token that cannot be signed
+            newcomer = NewPerson(email, person.first_name, person.last_name, account_id, self._now())
             provisioned: directory.Provisioned = await self._newcomers.submit(newcomer)
             user_id, role, created = provisioned.user_id, provisioned.role, provisioned.created
             if role is None:

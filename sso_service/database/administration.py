@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
 from sso_service.permissions import Role, Scope
+from sso_service.tokens import CLOCK_ALLOWANCE
 
 TOKEN_PREFIX = "wf_live_"  # noqa: S105 - a prefix that secret scanners can look for, not a secret
 _HINT_SIZE = 4
@@ -196,7 +197,7 @@ def sign_out_user(connection: Connection, email: str, *, now: int) -> None:
     dated to the next, and if they sign out again within the second, to the one after that.
     """
     user = find_user(connection, email)
-    later = max(user.sessions_from, now) + 1
+    later = min(max(user.sessions_from, now) + 1, now + CLOCK_ALLOWANCE // 2)  # or the next session were too far ahead
     connection.execute(update(users).where(users.c.id == user.id).values(sessions_from=later))
 
 
