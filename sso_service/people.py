@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import email_validator
+import msgspec
 
 EMAIL_LENGTH = 254
 """Characters in an e-mail address (RFC 5321 section 4.5.3.1.3, less the angle brackets)."""
@@ -32,8 +32,7 @@ class FieldError(ValueError):
         self.rule = rule
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(msgspec.Struct, frozen=True):
     """A name, and an address in the spelling under which its user would be known.
 
     That the address is valid is certain once a user is found by it, since only valid ones are ever stored. A stranger's

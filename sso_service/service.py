@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 from itsdangerous import BadData
 from sqlalchemy import Connection
 
@@ -78,8 +79,7 @@ class NoAccess(LoginRefused):
     """The person is disabled, is not in the account (any more), or the path is not the account's. Nothing consumed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Issued:
+class Issued(msgspec.Struct, frozen=True):
     """A new token (43 characters), and whether its user was created for it."""
 
     token: str

@@ -24,8 +24,8 @@ import re
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+import msgspec
 from itsdangerous import BadData, BadSignature, BadTimeSignature, SignatureExpired
 from itsdangerous.signer import SigningAlgorithm
 
@@ -61,8 +61,7 @@ class ExpiredToken(SignatureExpired):
         self.claims = claims
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
+class Claims(msgspec.Struct, frozen=True):
     """What a token says: who may sign in to which account until when. All fields are 32-bit unsigned integers."""
 
     expires_at: int

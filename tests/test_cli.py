@@ -11,7 +11,7 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -925,19 +925,16 @@ class Stage:
     env: dict[str, str]
     database: Database
     keys: Path
-    claims: Claims
-    secret: bytes
+    key: SigningKey
+    user_id: int
+    now: int
 
-    @property
-    def key(self) -> SigningKey:
-        """The oldest key."""
-        entries, _ = keyring.load(self.keys)
-        key = entries[min(entries)]
-        assert isinstance(key, SigningKey)
-        return key
+    def claims(self, **changes: int) -> Claims:
+        fields = {"expires_at": self.now + 300, "user_id": self.user_id, "account_id": ACCOUNT, "nonce": 0xDEADBEEF}
+        return Claims(**fields | changes)
 
     def token(self, **changes: int) -> str:
-        return tokens.sign(replace(self.claims, **changes), self.key.token_key)
+        return tokens.sign(self.claims(**changes), self.key.token_key)
 
     def consume(self, claims: Claims) -> None:
         place = Place(claims.user_id, claims.account_id)
@@ -945,16 +942,12 @@ class Stage:
             [redeemed] = redeem_all(self.database, connection, [Redemption(claims.pack(), place)])
         assert redeemed.verdict is Verdict.REDEEMED
 
-    @property
-    def now(self) -> int:
-        return self.claims.expires_at - 300
-
 
 @pytest.fixture
 def stage(env: dict[str, str], database: Database, keys_dir: Path, jane: int, clock: Clock) -> Stage:
-    claims = Claims(int(clock()) + 300, jane, ACCOUNT, 0xDEADBEEF)
-    stage = Stage(env, database, keys_dir, claims, b"")
-    return replace(stage, secret=stage.key.secret)
+    [key] = keyring.load(keys_dir)[0].values()
+    assert isinstance(key, SigningKey)
+    return Stage(env, database, keys_dir, key, jane, int(clock()))
 
 
 def good(stage: Stage) -> str:
@@ -962,7 +955,7 @@ def good(stage: Stage) -> str:
 
 
 def consumed(stage: Stage) -> str:
-    stage.consume(stage.claims)
+    stage.consume(stage.claims())
     return stage.token()
 
 
@@ -976,11 +969,11 @@ def forged(stage: Stage) -> str:
 
 
 def signed_for_another_purpose(stage: Stage) -> str:
-    return tokens.sign(stage.claims, stage.key.session_key)
+    return tokens.sign(stage.claims(), stage.key.session_key)
 
 
 def signed_by_the_secret_itself(stage: Stage) -> str:
-    return tokens.sign(stage.claims, stage.key.secret)
+    return tokens.sign(stage.claims(), stage.key.secret)
 
 
 def overlong(stage: Stage) -> str:
@@ -1031,9 +1024,7 @@ def of_nobody(stage: Stage) -> str:
 
 def below_the_floor(stage: Stage) -> str:
     with changing(stage.database) as connection:
-        connection.execute(
-            text("UPDATE consumed_floor SET claims = :floor"), {"floor": floor_at(stage.claims.expires_at + 1)}
-        )
+        connection.execute(text("UPDATE consumed_floor SET claims = :floor"), {"floor": floor_at(stage.now + 301)})
     return stage.token()
 
 
@@ -1076,7 +1067,7 @@ async def test_inspect_says_what_a_login_would_come_to_and_shows_and_consumes_no
     stage: Stage, service: Service, make: Callable[[Stage], str], verdict: str, status: int
 ) -> None:
     token = make(stage)
-    secret = urlsafe_b64encode(stage.secret).decode().rstrip("=")
+    secret = urlsafe_b64encode(stage.key.secret).decode().rstrip("=")
 
     printed = [succeed("inspect", token, env=stage.env) for _ in range(2)]
     answer = await Client(create_app(service)).get(f"/?sso={token}")
@@ -1097,7 +1088,7 @@ def test_inspect_tells_ref_claims_key_and_age(stage: Stage) -> None:
     printed = succeed("inspect", token, env=stage.env)
     assert hashlib.sha256(token.encode()).hexdigest()[:12] in printed
     said = dict(re.split(r" {2,}", line, maxsplit=1) for line in printed.splitlines())
-    assert said["user"] == str(stage.claims.user_id)
+    assert said["user"] == str(stage.user_id)
     assert said["email"] == EMAIL
     assert said["account"] == str(ACCOUNT)
     assert said["nonce"] == "deadbeef"
@@ -1110,7 +1101,7 @@ def test_inspect_tells_ref_claims_key_and_age(stage: Stage) -> None:
 
 
 def test_inspect_tells_that_an_expired_token_was_used(stage: Stage) -> None:
-    claims = replace(stage.claims, expires_at=stage.now - 100)
+    claims = stage.claims(expires_at=stage.now - 100)
     stage.consume(claims)
     printed = succeed("inspect", tokens.sign(claims, stage.key.token_key), env=stage.env)
     assert re.search(r"^consumed +yes$", printed, re.MULTILINE)
@@ -1174,7 +1165,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_purge_deletes_what_expired_over_an_hour_ago_after_waiting_a_minute(
     stage: Stage, query: Callable[[str], Sequence[Row[Any]]], slept: list[float]
 ) -> None:
-    old, recent, live = (replace(stage.claims, expires_at=stage.now + offset) for offset in (-7200, -3000, 300))
+    old, recent, live = (stage.claims(expires_at=stage.now + offset) for offset in (-7200, -3000, 300))
     for claims in (old, recent, live):
         stage.consume(claims)
     outcome = run("purge", env=stage.env)
@@ -1185,7 +1176,7 @@ def test_purge_deletes_what_expired_over_an_hour_ago_after_waiting_a_minute(
     rows = [bytes(row.claims) for row in query("SELECT claims FROM consumed_nonces ORDER BY claims")]
     assert rows == [recent.pack(), live.pack()]
     with changing(stage.database) as connection:
-        place = Place(stage.claims.user_id, ACCOUNT)
+        place = Place(stage.user_id, ACCOUNT)
         [again] = redeem_all(stage.database, connection, [Redemption(old.pack(), place)])
     assert again.verdict is Verdict.EXPIRED
 
@@ -1201,7 +1192,7 @@ def test_purge_does_nothing_while_clocks_disagree(
     slept: list[float],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stage.consume(replace(stage.claims, expires_at=stage.now - 7200))
+    stage.consume(stage.claims(expires_at=stage.now - 7200))
     monkeypatch.setattr(ledger, "CLOCK_TOLERANCE", -1)
     assert_refused(run("purge", env=stage.env), "clock")
     assert slept == []

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from threading import Barrier
 from typing import Any
 
@@ -210,7 +209,7 @@ def test_every_mixture_of_people_is_provisioned_in_one_batch(database: Database,
         person("Eve"),  # unknown
         person("Ben"),  # disabled
         person("Cleo"),  # known, but not here
-        replace(person("Eve"), first_name="Other"),  # again
+        NewPerson("eve@example.com", "Other", "Doe", ACCOUNT, NOW),  # again
         person("Eve", OTHER_ACCOUNT),  # and elsewhere
         person("Dan"),  # no longer a member
         person("Ben", OTHER_ACCOUNT),
@@ -291,6 +290,23 @@ def test_two_nodes_that_provision_the_same_people_at_once_make_one_user_of_each_
         assert {result.role for result in results} == {Role.EDITOR}
     for each in nodes:
         each.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("table", ["users", "memberships"])
+def test_batches_of_two_nodes_cannot_deadlock_however_slowly_they_go(database: Database, table: str) -> None:
+    everybody = [person(f"P{n}") for n in range(8)]
+    if table == "memberships":
+        provision(database, *(person(f"P{n}", OTHER_ACCOUNT) for n in range(8)))
+    with database.connect() as connection:
+        slow = "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$"
+        connection.exec_driver_sql(f"CREATE FUNCTION slow() {slow}")
+        connection.exec_driver_sql(f"CREATE TRIGGER slow BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION slow()")
+    with ThreadPoolExecutor() as threads:
+        trips = [threads.submit(provision, database, *order) for order in (everybody, everybody[::-1])]
+        answers = [trip.result() for trip in trips]
+    assert {p.user_id for p in answers[0]} == {p.user_id for p in answers[1]}
+    assert {p.role for answer in answers for p in answer} == {Role.EDITOR}
 
 
 def test_the_id_of_a_user_is_never_used_again(database: Database) -> None:

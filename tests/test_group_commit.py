@@ -538,7 +538,7 @@ async def test_each_waits_for_its_own_deadline(lanes: Callable[..., Lane]) -> No
 async def test_a_lane_whose_server_hangs_is_abandoned_and_later_operations_succeed(
     lanes: Callable[..., Lane], fault: str
 ) -> None:
-    lane = lanes(deadline=SHORT)
+    lane = lanes(deadline=SHORT, threads=1)  # which must not go on waiting for the server
     stopped: list[int] = []
 
     def hang(connection: Connection, ops: Sequence[int]) -> None:
@@ -658,6 +658,19 @@ async def test_callers_that_go_away_while_in_flight_harm_no_one(lane: Lane) -> N
     assert await batch[3] == 30
     assert await behind == 40
     assert notes(lane.database) == [0, 1, 2, 3, 4]
+
+
+async def test_a_caller_who_goes_away_at_the_last_moment_is_not_run_either(lane: Lane) -> None:
+    gate = Gate()
+    event.listen(lane.database.engine, "checkout", gate)
+    gone, stays = lane.submit(1), lane.submit(2)
+    await gate.entered()
+    gone.cancel()
+    gate.open()
+    time.sleep(0.1)  # noqa: ASYNC251 - the loop has no chance to see to it before the transaction begins
+    assert await stays == 20
+    assert lane.batches == [[2]]
+    event.remove(lane.database.engine, "checkout", gate)
 
 
 async def test_when_everybody_has_gone_away_the_next_one_is_served(lane: Lane) -> None:

@@ -243,6 +243,21 @@ def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(dat
     assert rows(database) == [claims(NOW)]
 
 
+@ON_POSTGRESQL
+def test_batches_of_two_nodes_cannot_deadlock_however_slowly_they_go(database: Database, jane: Place) -> None:
+    with database.connect() as connection:
+        slow = "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$"
+        connection.exec_driver_sql(f"CREATE FUNCTION slow() {slow}")
+        connection.exec_driver_sql(
+            "CREATE TRIGGER slow BEFORE INSERT ON consumed_nonces FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+    wanted = [claims(NOW + n, nonce=n) for n in range(8)]
+    with ThreadPoolExecutor() as threads:
+        trips = [threads.submit(redeem, database, jane, *order) for order in (wanted, wanted[::-1])]
+        won = [trip.result().count(Verdict.REDEEMED) for trip in trips]
+    assert sorted(won) == [0, 8]
+
+
 def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Database, jane: Place) -> None:
     used, fresh, old = claims(NOW), claims(NOW, 1), claims(NOW - 9 * HOUR)
     redeem(database, jane, used)
@@ -293,6 +308,22 @@ def test_the_floor_never_falls(world: World) -> None:
         assert not later.run().skipped
         assert floor(database) == risen
         world.wait(61)
+
+
+def test_a_purger_that_is_overtaken_does_not_lower_the_floor_again(world: World) -> None:
+    """Another one raises the floor further, between this one's look at it and its write."""
+    database, other = world.database, Database(world.database.url)
+    put(database, claims(NOW - 9 * HOUR))
+    higher = floor_at(NOW - RETENTION + 100)
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def overtake(_c: object, _r: object, statement: str, *_: object) -> None:
+        if statement.startswith("BEGIN I"):  # a transaction that writes
+            set_floor(other, higher)
+
+    world.purger().run()
+    assert floor(database) == higher
+    other.close()
 
 
 # --- purging ---------------------------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ from sso_service.keyring import SigningKey
 from tests.support import JANE, JOHN, PAGE, Running, serving
 from tests.test_cli import API_TOKEN, emptied, run
 
-SCHEMA = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
+PIECE = 12
+"""Characters of a secret that nobody comes across by chance."""
+TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'public'"
 
 
 @dataclass(slots=True)
@@ -55,24 +57,22 @@ class Journey:
         self.keys |= {key.id: key.secret for key in entries.values() if isinstance(key, SigningKey)}
 
     def spellings(self) -> Iterator[tuple[str, bytes]]:
-        """Every form in which a secret could show, with what it is."""
+        """Every form in which a secret, or a good piece of one, could show, with what it is."""
         for name, token in self.tokens.items():
-            raw = urlsafe_b64decode(token + "=")
-            # Its first 16 bytes are the claims, which are no secret; the tag is what makes it good.
-            yield from spelled(f"login token {name}", token.encode(), raw[16:])
-            yield f"end of login token {name}", token[22:].encode()
+            # The first 16 of its 32 bytes are claims, which are no secret; the tag is what makes it good.
+            yield from spelled(f"login token {name}", token.encode(), urlsafe_b64decode(token + "=")[16:])
+            yield from pieces(f"login token {name}", token[22:])
         for name, secret in self.api_tokens.items():
-            yield from spelled(f"API token {name}", secret.encode(), secret.removeprefix("wf_live_").encode())
+            yield from spelled(f"API token {name}", secret.encode())
+            yield from pieces(f"API token {name}", secret.removeprefix("wf_live_"))
         for name, cookie in self.cookies.items():
-            yield from spelled(f"cookie {name}", cookie.encode(), cookie.rpartition(".")[2].encode())
-        yield from self.spelled_keys()
-
-    def spelled_keys(self) -> Iterator[tuple[str, bytes]]:
-        """The same for the keys alone, and for what is derived from them."""
-        for key_id, secret in self.keys.items():
-            key = SigningKey(key_id, secret, created_at=0, signs_from=0)
-            for raw in (secret, key.token_key, key.session_key, key.form_key):
+            yield from spelled(f"cookie {name}", cookie.encode())
+            yield from pieces(f"cookie {name}", cookie.rpartition(".")[2])
+        for key_id, secret_of_key in self.keys.items():
+            key = SigningKey(key_id, secret_of_key, created_at=0, signs_from=0)
+            for raw in (key.secret, key.token_key, key.session_key, key.form_key):
                 yield from spelled(f"key {key_id}", raw)
+            yield from pieces(f"key {key_id}", urlsafe_b64encode(key.secret).rstrip(b"=").decode())
 
 
 def spelled(name: str, *contents: bytes) -> Iterator[tuple[str, bytes]]:
@@ -84,10 +84,15 @@ def spelled(name: str, *contents: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"{name} in a URL", quote(content).encode()
 
 
+def pieces(name: str, text: str) -> Iterator[tuple[str, bytes]]:
+    for start in range(len(text) - PIECE + 1):
+        yield f"a piece of {name}", text[start : start + PIECE].encode()
+
+
 def found(spellings: Iterator[tuple[str, bytes]], places: Mapping[str, bytes]) -> list[str]:
     """Which secret is in which place."""
     wanted = list(spellings)
-    assert all(len(secret) >= 16 for _, secret in wanted)
+    assert all(len(secret) >= PIECE for _, secret in wanted)
     return [f"{name} in {place}" for place, content in places.items() for name, secret in wanted if secret in content]
 
 
@@ -100,7 +105,7 @@ def tables_of(url: str) -> dict[str, bytes]:
     """Every table of a PostgreSQL, each value in it as bytes."""
     tables: dict[str, bytes] = {}
     with psycopg.connect(url) as connection:
-        for (name,) in connection.execute(SCHEMA).fetchall():
+        for (name,) in connection.execute(TABLES).fetchall():
             rows = connection.execute(f'SELECT * FROM "{name}"'.encode()).fetchall()
             values = (value for row in rows for value in row)
             tables[f"table {name}"] = b"\n".join(
@@ -324,10 +329,12 @@ def test_a_whole_journey_leaves_no_secret_behind(env: dict[str, str], home: Path
 
 
 def test_the_search_finds_a_secret_in_each_spelling() -> None:
-    token = secrets.token_urlsafe(32)
-    raw = urlsafe_b64decode(token + "=")
-    journey = Journey({}, tokens={"x": token}, keys={"k": raw})
-    session_key = SigningKey("k", raw, created_at=0, signs_from=0).session_key
-    for hidden in (token.encode(), raw[16:], raw.hex().encode(), b64encode(raw), quote(raw).encode(), session_key):
-        assert found(journey.spellings(), {"place": b"..." + hidden + b"..."}) != []
-    assert found(journey.spellings(), {"place": b"..." + token[:21].encode() + b"..."}) == []
+    token, key = secrets.token_urlsafe(32), secrets.token_bytes(32)
+    tag = urlsafe_b64decode(token + "=")[16:]
+    journey = Journey({}, tokens={"x": token}, keys={"k": key})
+    session_key = SigningKey("k", key, created_at=0, signs_from=0).session_key
+    hidden = [token.encode(), token[30:].encode(), tag, tag.hex().encode(), key, b64encode(key), session_key]
+    for secret in hidden:
+        assert found(journey.spellings(), {"place": b"..." + secret + b"..."}) != []
+    for harmless in (token[:22].encode(), token[-11:].encode(), key[:31]):
+        assert found(journey.spellings(), {"place": b"..." + harmless + b"..."}) == []

@@ -3,12 +3,11 @@
 The functions with an `_all` in their names serve a batch: one statement for any number of operations.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import BigInteger, Connection, Select, String, and_, or_, select, true, update
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -17,8 +16,7 @@ from sso_service.database.schema import accounts, api_tokens, memberships, teams
 from sso_service.permissions import Role
 
 
-@dataclass(frozen=True, slots=True)
-class ApiToken:
+class ApiToken(msgspec.Struct, frozen=True):
     """An API token as it is stored: everything but the secret. Times are Unix seconds."""
 
     id: int
@@ -30,8 +28,7 @@ class ApiToken:
     last_used_at: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(msgspec.Struct, frozen=True):
     """A person. `sessions_from` is the time (Unix seconds) before which no session of theirs counts."""
 
     id: int
@@ -42,16 +39,14 @@ class User:
     sessions_from: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(msgspec.Struct, frozen=True):
     """Who calls, and about whom."""
 
     digest: str
     email: str
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What a `Lookup` found: the API token, the user, and the user's role in the API token's account."""
 
     api_token: ApiToken | None
@@ -60,8 +55,7 @@ class Found:
     role: Role | None
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A user in an account, perhaps on the way to a team."""
 
     user_id: int
@@ -69,8 +63,7 @@ class Place:
     team_id: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """What holds for a `Place` at this moment. `team_exists` is about the account's own teams."""
 
     user: User | None
@@ -84,8 +77,7 @@ class Standing:
         return self.user is not None and not self.user.disabled and self.role is not None
 
 
-@dataclass(frozen=True, slots=True)
-class NewPerson:
+class NewPerson(msgspec.Struct, frozen=True):
     """Someone to be a member of an account, and to be created if need be."""
 
     email: str
@@ -95,8 +87,7 @@ class NewPerson:
     now: int
 
 
-@dataclass(frozen=True, slots=True)
-class Provisioned:
+class Provisioned(msgspec.Struct, frozen=True):
     """What became of a `NewPerson`. `role` is None if the user is disabled and was therefore not made a member."""
 
     user_id: int
@@ -136,12 +127,14 @@ def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lo
     rows = connection.execute(_lookup_statement(database), _batch([lookup.digest, lookup.email] for lookup in lookups))
     return [
         Found(
-            None if token_id is None else ApiToken(token_id, account, frozenset(scopes.split()), _role(cap), *times),
+            None
+            if token_id is None
+            else ApiToken(token_id, account, _scopes(scopes), _role(cap), expiry, revoked, used),
             user_id,
             disabled_at is not None,
             _role(role),
         )
-        for token_id, account, scopes, cap, *times, user_id, disabled_at, role in rows
+        for token_id, account, scopes, cap, expiry, revoked, used, user_id, disabled_at, role in rows
     ]
 
 
@@ -274,8 +267,16 @@ def touch_all(_: Database, connection: Connection, uses: Sequence[tuple[int, int
 
 
 def _batch(rows: Any) -> dict[str, str]:
-    return {"batch": json.dumps(list(rows))}
+    return {"batch": msgspec.json.encode(list(rows)).decode()}
+
+
+_ROLES = {str(role): role for role in Role}
+
+
+@cache
+def _scopes(value: str) -> frozenset[str]:
+    return frozenset(value.split())
 
 
 def _role(value: str | None) -> Role | None:
-    return None if value is None else Role(value)
+    return None if value is None else _ROLES[value]

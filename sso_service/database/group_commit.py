@@ -104,7 +104,7 @@ class GroupCommit(Generic[Op, Result]):
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded("too many operations are waiting")
         loop = asyncio.get_running_loop()
-        waiting = _Waiting[Op, Result](op, loop.create_future(), time.monotonic() + self._deadline)
+        waiting: _Waiting[Op, Result] = _Waiting(op, loop.create_future(), time.monotonic() + self._deadline)
         self._waiting.append(waiting)
         if self._flight is None:
             # Not at once but at the end of this turn of the loop: whatever else arrives in it comes along.

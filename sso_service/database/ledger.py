@@ -19,6 +19,7 @@ from enum import Enum, auto
 from functools import cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import Connection, Integer, LargeBinary, Select, bindparam, delete, func, literal, select, update
 from sqlalchemy.sql.dml import ReturningInsert
 
@@ -48,16 +49,14 @@ class Verdict(Enum):
     NO_TEAM = auto()  # the team that the path names is not the account's; nothing consumed
 
 
-@dataclass(frozen=True, slots=True)
-class Redemption:
+class Redemption(msgspec.Struct, frozen=True):
     """Claims (16 bytes) to be consumed for a user in a place."""
 
     claims: bytes
     place: Place
 
 
-@dataclass(frozen=True, slots=True)
-class Redeemed:
+class Redeemed(msgspec.Struct, frozen=True):
     """The verdict, with the standing that it was reached on."""
 
     verdict: Verdict

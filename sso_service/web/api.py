@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 from sso_service.people import FieldError, Person, read_person
 from sso_service.permissions import Scope as ApiScope
 from sso_service.service import NotAuthenticated, Service
-from sso_service.web.errors import InvalidJSON, json_response
+from sso_service.web.errors import JSON_HEADERS, InvalidJSON
 from sso_service.web.requests import BodyTooLarge, bearer, body
 
 
@@ -32,7 +32,16 @@ class CreateToken:
         except ClientDisconnect:
             return
         issued = await self._service.issue(secret, person)
-        await json_response({"token": issued.token, "user_created": issued.user_created}, 201)(scope, receive, send)
+        content = msgspec.json.encode(issued)
+        await send({"type": "http.response.start", "status": 201, "headers": [*_HEADERS, _length(content)]})
+        await send({"type": "http.response.body", "body": content})
+
+
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEADERS.items()]
+
+
+def _length(content: bytes) -> tuple[bytes, bytes]:
+    return b"content-length", b"%d" % len(content)
 
 
 class _Fields(msgspec.Struct):
@@ -48,7 +57,7 @@ def decode_person(content: bytes) -> Person:
     """The person that a JSON body describes; other fields are ignored. Raises `InvalidJSON` or `FieldError`."""
     try:
         return read_person(msgspec.structs.asdict(_decode(content)))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         # Something is wrong with it; what, the slower way finds out.
         return read_person(json_object(content))
 

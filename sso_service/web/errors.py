@@ -94,14 +94,16 @@ def _unavailable(code: str, message: str) -> Problem:
     return Problem(503, code, message, headers={"Retry-After": RETRY_AFTER})
 
 
+JSON_HEADERS = {
+    "Content-Type": "application/json",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """An answer in JSON that nobody keeps."""
-    return Response(
-        msgspec.json.encode(content),
-        status,
-        {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", **(headers or {})},
-        "application/json",
-    )
+    return Response(msgspec.json.encode(content), status, {**JSON_HEADERS, **(headers or {})})
 
 
 def json_error(problem: Problem) -> Response:

@@ -2,7 +2,7 @@
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from sso_service.permissions import permissions
 from sso_service.service import Service, SignedIn
@@ -12,18 +12,19 @@ from sso_service.web.requests import SESSION_COOKIE, cookie, is_same_origin
 
 
 class SessionEndpoint:
-    """Who is signed in, and what they may do."""
+    """Who is signed in, and what they may do: 200, or 401."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def get(self, request: Request) -> Response:
-        """200 with the user, or 401."""
-        session = current_session(self._service, request.scope)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        session = current_session(self._service, scope)
         signed_in = await self._service.signed_in(session) if session else None
         if signed_in is None:
-            return json_error(Problem(401, "not_signed_in", "Nobody is signed in."))
-        return json_response(describe(signed_in))
+            response = json_error(Problem(401, "not_signed_in", "Nobody is signed in."))
+        else:
+            response = json_response(describe(signed_in))
+        await response(scope, receive, send)
 
 
 async def logout(request: Request) -> Response:
