@@ -152,8 +152,10 @@ def account() -> None:
 @click.option("--portal-url", help="Where error pages lead back to (https).")
 def account_add(name: str, account_id: int | None, portal_url: str | None) -> None:
     """Add an account and print its id."""
-    if portal_url is not None and not re.fullmatch(r"https://[^\s/?#\[\]@]+([/?#]\S*)?", portal_url):
-        raise click.ClickException("the portal URL must be an https URL")
+    if portal_url is not None and not re.fullmatch(
+        r"https://[A-Za-z0-9.-]+(:[0-9]+)?([/?#][!-~]{0,1900})?", portal_url
+    ):
+        raise click.ClickException("the portal URL must be an https URL, in ASCII and of at most 2000 characters")
     with _changing() as connection:
         click.echo(administration.add_account(connection, _name(name), account_id=account_id, portal_url=portal_url))
 
@@ -254,8 +256,8 @@ def api_token_revoke(token_id: int) -> None:
         click.echo(
             f"Login tokens that it got are good for up to {settings.token_ttl} s, and sessions that they opened for "
             f"up to {_duration(settings.session_ttl)}.\nIf it leaked, end them too:\n"
-            "  sso-service keys revoke --all      everybody has to sign in again\n"
-            "  sso-service user sign-out EMAIL    only this person"
+            "  sso-service keys revoke --all      all links and all sessions: everybody has to sign in again\n"
+            "  sso-service user sign-out EMAIL    the sessions of one person"
         )
 
 

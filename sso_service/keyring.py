@@ -35,7 +35,7 @@ have been revoked meanwhile."""
 _SECRET_SIZE = 32
 _READ_ATTEMPTS = 5
 _ID = re.compile(r"[A-Za-z0-9_-]{1,240}", re.ASCII)
-_OUR_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{6})", re.ASCII)
+_OUR_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{12})", re.ASCII)
 _LATEST = 2**32 - 1
 
 log = logging.getLogger(__name__)
@@ -255,16 +255,14 @@ def _revoke(directory: Path, entries: dict[str, Entry], key_ids: list[str], *, n
 
 
 def _write_new_key(directory: Path, others: Iterable[Entry], *, created_at: int, signs_from: int) -> SigningKey:
-    key_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(signs_from))}-{secrets.randbits(23):06x}"
-    # Of two that sign from the same second on, the greater id is in charge, and that has to be the new one.
+    key_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(signs_from))}-{secrets.randbits(47):012x}"
+    # Of two that sign from the same second on, the greater id is in charge, and that has to be the new one. By a random
+    # step greater, since another node may do the same at the same moment.
     rival = max((other.id for other in others if other.signs_from == signs_from), default="")
     if rival >= key_id:
         ours = _OUR_ID.fullmatch(rival)
-        key_id = (
-            f"{ours[1]}-{int(ours[2], 16) + 1:06x}"
-            if ours and ours[2] < "ffffff"
-            else f"{rival}-{secrets.token_hex(3)}"
-        )
+        number = int(ours[2], 16) + 1 + secrets.randbits(40) if ours else 0
+        key_id = f"{ours[1]}-{number:012x}" if ours and number < 2**48 else f"{rival}-{secrets.token_hex(6)}"
     if not _ID.fullmatch(key_id):
         raise KeyRingError(f"the id of key {rival} is too long to be followed by another; rename it")
     key = SigningKey(key_id, secrets.token_bytes(_SECRET_SIZE), created_at=created_at, signs_from=signs_from)

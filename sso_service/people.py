@@ -27,7 +27,7 @@ class FieldError(ValueError):
     """A field breaks a rule: `required`, `type`, `max_length`, `characters` or `email`."""
 
     def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"{field}: {rule}")
+        super().__init__(f"the {field.replace('_', ' ')} breaks the rule: {rule}")
         self.field = field
         self.rule = rule
 

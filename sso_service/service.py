@@ -226,8 +226,8 @@ class Service:
     def _read_token(self, token: str) -> Claims:
         now, lifetime = self._now(), self.settings.token_ttl
         try:
-            keys = self.keys.ring.verifying_keys(now, lifetime)
-            return tokens.read(token, [key.token_key for key in keys], now=now, lifetime=lifetime)
+            keys = [key.token_key for key in self.keys.ring.verifying_keys(now, lifetime)]
+            return tokens.read(token, keys, now=now, lifetime=lifetime)
         except ForgedToken as forged:
             # A key that may verify nothing any more can still tell an old token from a forged one. Whatever it signed
             # is refused: only which answer it gets depends on it.
@@ -242,7 +242,7 @@ class Service:
 
     async def sign_in(
         self, token: str, path: StudioPath, current: Session | None, *, confirmed: bool = False
-    ) -> SignedIn | Question:
+    ) -> Session | Question:
         """Redeems `token` for a session that may go on to `path`; or a question that has to be answered first.
 
         `current` is the session that the browser has already. If that is the same person's in the same account, a token
@@ -258,7 +258,7 @@ class Service:
             claims = error.claims
             expired = True
         if path.account_id not in {None, claims.account_id}:
-            raise NoAccess(await self._portal_url(claims))
+            await self._refuse(NoAccess, claims)
         if expired:
             return await self._already_signed_in(claims, path, current) or await self._refuse(TokenExpired, claims)
 
@@ -273,32 +273,29 @@ class Service:
                     return already
                 return Question(someone_else)
 
+        now = self._now()
         place = Place(claims.user_id, claims.account_id, path.team_id)
-        redeemed: ledger.Redeemed = await self._redemptions.submit(Redemption(claims.pack(), place))
-        standing = redeemed.standing
+        redeemed: ledger.Redeemed = await self._redemptions.submit(Redemption(claims.pack(), place, now))
         match redeemed.verdict:
             case Verdict.REDEEMED:
-                assert standing.user is not None  # noqa: S101 - the ledger admits nobody else
                 # Not before `sessions_from`, which may be a second ahead: "sign out everywhere" ended what was before.
-                issued_at = max(self._now(), standing.user.sessions_from)
-                return SignedIn(Session(claims.user_id, claims.account_id, issued_at), standing)
+                return Session(claims.user_id, claims.account_id, max(now, redeemed.sessions_from))
             case Verdict.NO_ACCESS | Verdict.NO_TEAM:
-                raise NoAccess(standing.portal_url)
-            case Verdict.CONSUMED | Verdict.EXPIRED:
-                already = await self._already_signed_in(claims, path, current)
-                if already is not None:
-                    return already
-                refusal = TokenConsumed if redeemed.verdict is Verdict.CONSUMED else TokenExpired
-                raise refusal(standing.portal_url)
+                return await self._refuse(NoAccess, claims)
+            case Verdict.CONSUMED:
+                refusal: type[LoginRefused] = TokenConsumed
+            case Verdict.EXPIRED:
+                refusal = TokenExpired
+        return await self._already_signed_in(claims, path, current) or await self._refuse(refusal, claims)
 
-    async def _refuse(self, refusal: type[LoginRefused], claims: Claims) -> SignedIn:
+    async def _refuse(self, refusal: type[LoginRefused], claims: Claims) -> Session:
         raise refusal(await self._portal_url(claims))
 
-    async def _already_signed_in(self, claims: Claims, path: StudioPath, current: Session | None) -> SignedIn | None:
+    async def _already_signed_in(self, claims: Claims, path: StudioPath, current: Session | None) -> Session | None:
         if current is None or (current.user_id, current.account_id) != (claims.user_id, claims.account_id):
             return None
         signed_in = await self.signed_in(current, path.team_id)
-        return signed_in if signed_in and (path.team_id is None or signed_in.standing.team_exists) else None
+        return current if signed_in and (path.team_id is None or signed_in.standing.team_exists) else None
 
     async def _portal_url(self, claims: Claims) -> str | None:
         try:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,6 +199,18 @@ def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedPro
     )
 
 
+def wait_for_port(port: int) -> None:
+    """Returns when somebody listens on `port`: uvicorn says that it has started a moment before."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
 @contextmanager
 def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[Running]:
     """`sso-service serve` on a free port until the end of the block; its output goes to `log`."""
@@ -215,15 +228,19 @@ def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[
             seen = 0
             for line in process.stdout:
                 output.write(line)
+                output.flush()
                 seen += "Application startup complete" in line
                 if seen == workers:
                     break
             else:
                 raise AssertionError(f"the service did not start: {log.read_text()}")
-            drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=output)
-            yield Running(f"http://127.0.0.1:{port}", process, log)
+            with subprocess.Popen(["cat"], stdin=process.stdout, stdout=output):
+                wait_for_port(port)
+                yield Running(f"http://127.0.0.1:{port}", process, log)
+                process.send_signal(signal.SIGTERM)
+                process.wait(20)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            if process.poll() is None:
+                process.kill()
+                process.wait()
             process.stdout.close()
-        drain.wait(20)

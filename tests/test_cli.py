@@ -939,7 +939,7 @@ class Stage:
     def consume(self, claims: Claims) -> None:
         place = Place(claims.user_id, claims.account_id)
         with changing(self.database) as connection:
-            [redeemed] = redeem_all(self.database, connection, [Redemption(claims.pack(), place)])
+            [redeemed] = redeem_all(self.database, connection, [Redemption(claims.pack(), place, int(time.time()))])
         assert redeemed.verdict is Verdict.REDEEMED
 
 
@@ -1177,7 +1177,7 @@ def test_purge_deletes_what_expired_over_an_hour_ago_after_waiting_a_minute(
     assert rows == [recent.pack(), live.pack()]
     with changing(stage.database) as connection:
         place = Place(stage.user_id, ACCOUNT)
-        [again] = redeem_all(stage.database, connection, [Redemption(old.pack(), place)])
+        [again] = redeem_all(stage.database, connection, [Redemption(old.pack(), place, int(time.time()))])
     assert again.verdict is Verdict.EXPIRED
 
 

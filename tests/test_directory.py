@@ -381,7 +381,9 @@ def test_no_batch_reads_a_whole_table_of_people(database: Database, size: int) -
         look_up_all(database, connection, [Lookup("x", p.email) for p in everybody[some]])
         standing_of_all(database, connection, places)
         provision_all(database, connection, everybody[some])
-        redeem_all(database, connection, [Redemption(n.to_bytes(16, "big"), place) for n, place in enumerate(places)])
+        redeem_all(
+            database, connection, [Redemption(n.to_bytes(16, "big"), place, NOW) for n, place in enumerate(places)]
+        )
         state_of_all(database, connection, [(1).to_bytes(16, "big")])
     assert len(plans) == 2 + 4 + 3 + 2
     assert [plan for plan in plans if reads_a_whole_table(plan)] == []

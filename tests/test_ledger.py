@@ -28,12 +28,10 @@ from sso_service.database.ledger import (
 )
 from sso_service.database.schema import consumed_floor, consumed_nonces
 from sso_service.keyring import KeyDirectory
-from sso_service.paths import StudioPath, judge
-from sso_service.people import Person
-from sso_service.service import LoginRefused, Service, SignedIn
+from sso_service.service import Service
 from sso_service.settings import Settings
-from sso_service.tokens import ExpiredToken, OverlongToken
-from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM, Clock
+from sso_service.web.app import create_app
+from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM, Client, Clock
 
 ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 NOW = 1_900_000_000
@@ -86,7 +84,7 @@ def claims(expires_at: int, nonce: int = 0) -> bytes:
 
 
 def redeem(database: Database, place: Place, *wanted: bytes) -> list[Verdict]:
-    return redeem_at(database, *(Redemption(each, place) for each in wanted))
+    return redeem_at(database, *(Redemption(each, place, NOW) for each in wanted))
 
 
 def redeem_at(database: Database, *redemptions: Redemption) -> list[Verdict]:
@@ -227,11 +225,11 @@ def test_on_the_way_to_another_accounts_team_nothing_is_consumed(database: Datab
 def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(database: Database, jane: Place) -> None:
     stranger, lost = Place(4_000_000_000, ACCOUNT), Place(jane.user_id, ACCOUNT, OTHER_TEAM)
     batch = [
-        Redemption(claims(NOW), stranger),
-        Redemption(claims(NOW), lost),
-        Redemption(claims(NOW), jane),
-        Redemption(claims(NOW, 1), stranger),
-        Redemption(claims(NOW), jane),
+        Redemption(claims(NOW), stranger, NOW),
+        Redemption(claims(NOW), lost, NOW),
+        Redemption(claims(NOW), jane, NOW),
+        Redemption(claims(NOW, 1), stranger, NOW),
+        Redemption(claims(NOW), jane, NOW),
     ]
     assert redeem_at(database, *batch) == [
         Verdict.NO_ACCESS,
@@ -267,6 +265,18 @@ def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Datab
             states = state_of_all(database, connection, [used, fresh, old, used])
         assert states == [Verdict.CONSUMED, None, Verdict.EXPIRED, Verdict.CONSUMED]
     assert redeem(database, jane, fresh) == [Verdict.REDEEMED]
+
+
+def test_a_redemption_tells_from_when_on_a_session_counts_if_that_is_yet_to_come(
+    database: Database, jane: Place
+) -> None:
+    with database.connect() as connection, database.writing(connection):
+        administration.sign_out_user(connection, "jane@example.com", now=NOW)
+    with database.connect() as connection, database.writing(connection):
+        asked = [Redemption(claims(NOW, nonce), jane, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))]
+        answers = redeem_all(database, connection, asked)
+    assert [answer.verdict for answer in answers] == [Verdict.REDEEMED] * 3
+    assert [answer.sessions_from for answer in answers] == [NOW + 1, 0, NOW + 1]
 
 
 # --- the floor -------------------------------------------------------------------------------------------------------
@@ -543,10 +553,10 @@ def test_after_an_older_database_was_put_in_place_its_floor_has_to_prove_itself(
 
 @dataclass
 class Nodes:
-    """Two services with clocks of their own on one database, which has one too."""
+    """Two nodes with clocks of their own on one database, which has one too."""
 
-    one: Service
-    two: Service
+    one: Client
+    two: Client
     clocks: tuple[Clock, Clock]
     database: DatabaseAt
     monotonic: Clock
@@ -560,25 +570,19 @@ class Nodes:
 def nodes(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Nodes]:
     clocks = Clock(clock()), Clock(clock())
     database = DatabaseAt(settings.database, Clock(clock()))
-    keys = KeyDirectory(keys_dir)
-    keys.refresh()
-    one, two = (Service(settings, Database(settings.database), keys, clock=each) for each in clocks)
+    services = [Service(settings, Database(settings.database), KeyDirectory(keys_dir), clock=each) for each in clocks]
+    one, two = (Client(create_app(service)) for service in services)
     yield Nodes(one, two, clocks, database, Clock(1000))
-    one.close()
-    two.close()
+    for service in services:
+        service.close()
     database.close()
 
 
-def where_to() -> StudioPath:
-    return judge(PAGE.encode())
-
-
-async def works(service: Service, token: str) -> bool:
+async def works(node: Client, token: str) -> bool:
     """True if `token` signs in at this node now."""
-    try:
-        return isinstance(await service.sign_in(token, where_to(), None), SignedIn)
-    except (LoginRefused, OverlongToken, ExpiredToken):
-        return False
+    answer = await node.another().get(f"{PAGE}?sso={token}")
+    assert answer.status in {303, 401}
+    return answer.status == 303
 
 
 AHEAD = 2 * HOUR
@@ -613,7 +617,7 @@ async def _uses(
 
     async def issue() -> None:
         for node in (nodes.one, nodes.two, nodes.one, nodes.two):
-            uses[(await node.issue(api_token, Person(**JANE))).token] = 0
+            uses[await node.issue(api_token)] = 0
 
     async def use_all() -> None:
         for token in uses:
@@ -649,7 +653,7 @@ async def test_a_row_that_was_deleted_too_early_by_a_wrong_clock_still_gives_its
     nodes: Nodes, api_token: str
 ) -> None:
     """The worst case: all clocks ahead, the row is really gone, and then all clocks are right again."""
-    token = (await nodes.one.issue(api_token, Person(**JANE))).token
+    token = await nodes.one.issue(api_token)
     assert await works(nodes.one, token)
     for clock in (*nodes.clocks, nodes.database.clock):
         clock.advance(AHEAD)

@@ -2,8 +2,10 @@
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
@@ -76,12 +78,14 @@ async def test_rotation_under_load_loses_no_login(
     env: dict[str, str], keys_dir: Path, tmp_path: Path, api_token: str
 ) -> None:
     statuses: list[int] = []
+    rotating = asyncio.Lock()
 
     async def sign_in_again_and_again(client: httpx.AsyncClient) -> None:
         for _ in range(25):
             statuses.append((await client.get(f"{PAGE}?sso={await issue(client, api_token)}")).status_code)
             if len(statuses) % 10 == 0:
-                await asyncio.to_thread(keyring.rotate, keys_dir, now=int(time.time()), lead=0)
+                async with rotating:
+                    await asyncio.to_thread(keyring.rotate, keys_dir, now=int(time.time()), lead=0)
 
     with serving(env, tmp_path / "log", workers=2) as running:
         async with browsers(running) as client:
@@ -116,6 +120,23 @@ async def test_what_a_revoked_key_signed_is_refused_within_five_seconds_and_new_
 
 
 # --- with a clock of our own -----------------------------------------------------------------------------------------
+
+
+def test_rotations_by_several_nodes_at_once_each_leave_a_key_of_their_own(tmp_path: Path) -> None:
+    """One that took another's place would make forgeries of what that one has signed already."""
+    now = int(time.time())
+    keyring.rotate(tmp_path, now=now, lead=0)
+    barrier = threading.Barrier(8)
+
+    def rotate(_: int) -> SigningKey:
+        barrier.wait(10)
+        return keyring.rotate(tmp_path, now=now, lead=0)
+
+    with ThreadPoolExecutor(8) as threads:
+        made = [key for _ in range(5) for key in threads.map(rotate, range(8))]
+    there = {key.id: key.secret for key in keys_in(tmp_path)}
+    assert len(there) == 41
+    assert all(there[key.id] == key.secret for key in made)
 
 
 @ON_SQLITE

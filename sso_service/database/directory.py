@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import BigInteger, Connection, Select, String, and_, or_, select, true, update
 from sqlalchemy.sql.dml import ReturningInsert
 
-from sso_service.database.engine import Database
+from sso_service.database.engine import Database, batch_parameter, rows
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
 from sso_service.permissions import Role
 
@@ -124,7 +124,7 @@ def _lookup_statement(database: Database) -> Select[Any]:
 
 def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lookup]) -> list[Found]:
     """API token, user and membership of each lookup, in one read."""
-    rows = connection.execute(_lookup_statement(database), _batch([lookup.digest, lookup.email] for lookup in lookups))
+    asked = batch_parameter((lookup.digest, lookup.email) for lookup in lookups)
     return [
         Found(
             None
@@ -134,7 +134,9 @@ def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lo
             disabled_at is not None,
             _role(role),
         )
-        for token_id, account, scopes, cap, expiry, revoked, used, user_id, disabled_at, role in rows
+        for token_id, account, scopes, cap, expiry, revoked, used, user_id, disabled_at, role in rows(
+            connection, _lookup_statement(database), asked
+        )
     ]
 
 
@@ -167,9 +169,7 @@ def _standing_statement(database: Database) -> Select[Any]:
 
 def standing_of_all(database: Database, connection: Connection, places: Sequence[Place]) -> list[Standing]:
     """What holds for each place now, in one read."""
-    rows = connection.execute(
-        _standing_statement(database), _batch([place.user_id, place.account_id, place.team_id] for place in places)
-    )
+    asked = batch_parameter((place.user_id, place.account_id, place.team_id) for place in places)
     return [
         Standing(
             None if user_id is None else User(user_id, email, first, last, disabled_at is not None, sessions_from),
@@ -177,7 +177,9 @@ def standing_of_all(database: Database, connection: Connection, places: Sequence
             portal_url,
             team_id is not None,
         )
-        for user_id, email, first, last, disabled_at, sessions_from, role, portal_url, team_id in rows
+        for user_id, email, first, last, disabled_at, sessions_from, role, portal_url, team_id in rows(
+            connection, _standing_statement(database), asked
+        )
     ]
 
 
@@ -223,13 +225,13 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
     first_of: dict[str, NewPerson] = {}
     for person in people:
         first_of.setdefault(person.email, person)
-    newcomers = _batch([p.email, p.first_name, p.last_name, p.now] for p in first_of.values())
-    created = {row.email: row.id for row in connection.execute(_create_users_statement(database), newcomers)}
+    newcomers = batch_parameter([p.email, p.first_name, p.last_name, p.now] for p in first_of.values())
+    created = dict(rows(connection, _create_users_statement(database), newcomers))
     ids = dict(created)
     disabled: set[str] = set()
     if known := [[email] for email in first_of if email not in created]:
         # A statement of its own: the one above could not see what another node committed while it waited for it.
-        for email, user_id, disabled_at in connection.execute(_find_users_statement(database), _batch(known)):
+        for email, user_id, disabled_at in rows(connection, _find_users_statement(database), batch_parameter(known)):
             ids[email] = user_id
             if disabled_at is not None:
                 disabled.add(email)
@@ -237,10 +239,10 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
     places = {(ids[person.email], person.account_id) for person in people if person.email not in disabled}
     roles: dict[tuple[int, int], Role] = {}
     if places:
-        joined = connection.execute(_join_statement(database), _batch([*place, Role.EDITOR] for place in places))
-        roles = dict.fromkeys(joined, Role.EDITOR)
+        joining = batch_parameter([*place, Role.EDITOR] for place in places)
+        roles = dict.fromkeys(rows(connection, _join_statement(database), joining), Role.EDITOR)
     if members := [list(place) for place in places if place not in roles]:
-        for user_id, account_id, role in connection.execute(_roles_statement(database), _batch(members)):
+        for user_id, account_id, role in rows(connection, _roles_statement(database), batch_parameter(members)):
             roles[user_id, account_id] = Role(role)
 
     # `pop`: only the first of several with one address is told that it was created.
@@ -264,10 +266,6 @@ def touch_all(_: Database, connection: Connection, uses: Sequence[tuple[int, int
             .values(last_used_at=hour)
         )
     return [None] * len(uses)
-
-
-def _batch(rows: Any) -> dict[str, str]:
-    return {"batch": msgspec.json.encode(list(rows)).decode()}
 
 
 _ROLES = {str(role): role for role in Role}

@@ -9,11 +9,12 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg.pq import TransactionStatus
 from sqlalchemy import (
@@ -23,6 +24,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    Executable,
     FromClause,
     Integer,
     String,
@@ -102,7 +104,7 @@ class Database:
         """A connection from the pool. Raises `Unavailable`."""
         try:
             connection = self.engine.connect()
-        except (DBAPIError, PoolTimeout) as error:
+        except (DBAPIError, PoolTimeout, OSError) as error:  # OSError: out of file descriptors
             raise Unavailable(f"cannot connect to {self}: {reason(error)}") from error
         with connection:
             yield connection
@@ -155,6 +157,11 @@ class Database:
         ]
         return select(rows.c.key.label("position"), *values).select_from(rows).subquery("batch")
 
+    @property
+    def first_position(self) -> int:
+        """The `position` of the first row of a batch."""
+        return 0 if self.is_sqlite else 1
+
     def now(self) -> ColumnElement[int]:
         """The database's clock, in Unix seconds."""
         if self.is_sqlite:
@@ -167,6 +174,19 @@ class Database:
 
     def __str__(self) -> str:
         return self.url.set(query={}).render_as_string(hide_password=True)  # a query can hold a password too
+
+
+def batch_parameter(rows: Iterable[Sequence[object]]) -> dict[str, str]:
+    """The parameter that `Database.batch` reads its rows from."""
+    return {"batch": msgspec.json.encode(list(rows)).decode()}
+
+
+def rows(connection: Connection, statement: Executable, parameters: Mapping[str, object]) -> Sequence[tuple[Any, ...]]:
+    """The rows of a batch as the driver gives them: its tuples, without a row object made of each."""
+    result = connection.execute(statement, parameters)
+    with closing(result):
+        cursor = result.cursor
+        return cursor.fetchall() if cursor is not None else []
 
 
 @contextmanager

@@ -20,12 +20,27 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Integer, LargeBinary, Select, bindparam, delete, func, literal, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Integer,
+    LargeBinary,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql.dml import ReturningInsert
 
-from sso_service.database.directory import Place, Standing, standing_of_all
-from sso_service.database.engine import Database
-from sso_service.database.schema import consumed_floor, consumed_nonces
+from sso_service.database.directory import Place
+from sso_service.database.engine import Database, batch_parameter, rows
+from sso_service.database.schema import consumed_floor, consumed_nonces, memberships, teams, users
 
 CLAIMS_SIZE = 16
 FLOOR_AGE = 60.0
@@ -50,17 +65,18 @@ class Verdict(Enum):
 
 
 class Redemption(msgspec.Struct, frozen=True):
-    """Claims (16 bytes) to be consumed for a user in a place."""
+    """Claims (16 bytes) to be consumed at `now` (Unix seconds) for a user in a place."""
 
     claims: bytes
     place: Place
+    now: int
 
 
 class Redeemed(msgspec.Struct, frozen=True):
-    """The verdict, with the standing that it was reached on."""
+    """The verdict. `sessions_from` is the user's if it is later than the redemption's `now`, else 0."""
 
     verdict: Verdict
-    standing: Standing
+    sessions_from: int = 0
 
 
 def _slices() -> tuple[Any, Any]:
@@ -100,26 +116,64 @@ def redeem_all(database: Database, connection: Connection, redemptions: Sequence
 
     Must run in a durable transaction of its own, and nobody may be told of success before that is committed.
     """
-    standings = standing_of_all(database, connection, [redemption.place for redemption in redemptions])
-    admitted = [_admit(redemption, standing) for redemption, standing in zip(redemptions, standings, strict=True)]
-    wanted = {r.claims for r, refusal in zip(redemptions, admitted, strict=True) if refusal is None}
+    exceptions = _exceptions(database, connection, redemptions)
+    wanted = {
+        redemption.claims
+        for position, redemption in enumerate(redemptions)
+        if position not in exceptions or exceptions[position].verdict is Verdict.REDEEMED
+    }
     won = _execute(connection, _consume_statement(database), wanted)
     # A new statement: the snapshot of the insert cannot see the row of another node that it had to wait for.
     lost = wanted - won
-    consumed = _execute(connection, _find_statement(), lost) if lost else set()
+    consumed = _execute(connection, _find_statement(), lost)
 
     results: list[Redeemed] = []
-    for redemption, standing, refusal in zip(redemptions, standings, admitted, strict=True):
-        if refusal is not None:
-            verdict = refusal
-        elif redemption.claims in won:
-            won.remove(redemption.claims)  # the next one with equal claims in this batch comes too late
-            consumed.add(redemption.claims)
-            verdict = Verdict.REDEEMED
-        else:
-            verdict = Verdict.CONSUMED if redemption.claims in consumed else Verdict.EXPIRED
-        results.append(Redeemed(verdict, standing))
+    for position, redemption in enumerate(redemptions):
+        result = exceptions.get(position, _REDEEMED)
+        if result.verdict is Verdict.REDEEMED:
+            if redemption.claims in won:
+                won.remove(redemption.claims)  # the next one with equal claims in this batch comes too late
+                consumed.add(redemption.claims)
+            else:
+                result = Redeemed(Verdict.CONSUMED if redemption.claims in consumed else Verdict.EXPIRED)
+        results.append(result)
     return results
+
+
+_REDEEMED = Redeemed(Verdict.REDEEMED)
+
+
+@cache
+def _exceptions_statement(database: Database) -> Select[Any]:
+    batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), team_id=BigInteger(), now=BigInteger())
+    has_access = and_(users.c.id.is_not(None), users.c.disabled_at.is_(None), memberships.c.role.is_not(None))
+    team_exists = or_(batch.c.team_id.is_(None), teams.c.id.is_not(None))
+    return (
+        select(batch.c.position, has_access, team_exists, users.c.sessions_from)
+        .select_from(batch)
+        .outerjoin(users, users.c.id == batch.c.user_id)
+        .outerjoin(
+            memberships,
+            and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id),
+        )
+        .outerjoin(teams, and_(teams.c.id == batch.c.team_id, teams.c.account_id == batch.c.account_id))
+        .where(or_(not_(has_access), not_(team_exists), users.c.sessions_from > batch.c.now))
+    )
+
+
+def _exceptions(database: Database, connection: Connection, redemptions: Sequence[Redemption]) -> dict[int, Redeemed]:
+    """What is to be said of those redemptions, by position, that are not simply to be done.
+
+    Asked this way round because as a rule there are none, and a row that need not be fetched is the fastest.
+    """
+    asked = batch_parameter((r.place.user_id, r.place.account_id, r.place.team_id, r.now) for r in redemptions)
+    exceptions: dict[int, Redeemed] = {}
+    for position, has_access, team_exists, sessions_from in rows(connection, _exceptions_statement(database), asked):
+        verdict = Verdict.REDEEMED if team_exists else Verdict.NO_TEAM
+        exceptions[position - database.first_position] = (
+            Redeemed(verdict, sessions_from) if has_access else Redeemed(Verdict.NO_ACCESS)
+        )
+    return exceptions
 
 
 def state_of_all(_: Database, connection: Connection, claims: Sequence[bytes]) -> list[Verdict | None]:
@@ -132,18 +186,10 @@ def state_of_all(_: Database, connection: Connection, claims: Sequence[bytes]) -
     ]
 
 
-def _admit(redemption: Redemption, standing: Standing) -> Verdict | None:
-    if not standing.has_access:
-        return Verdict.NO_ACCESS
-    if redemption.place.team_id is not None and not standing.team_exists:
-        return Verdict.NO_TEAM
-    return None
-
-
 def _execute(connection: Connection, statement: Any, claims: set[bytes]) -> set[bytes]:
     if not claims:
         return set()
-    return {bytes(row) for row in connection.execute(statement, {"claims": b"".join(sorted(claims))}).scalars()}
+    return {row[0] for row in rows(connection, statement, {"claims": b"".join(sorted(claims))})}
 
 
 # --- purging ---------------------------------------------------------------------------------------------------------

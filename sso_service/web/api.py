@@ -56,8 +56,8 @@ _decode = msgspec.json.Decoder(_Fields).decode
 def decode_person(content: bytes) -> Person:
     """The person that a JSON body describes; other fields are ignored. Raises `InvalidJSON` or `FieldError`."""
     try:
-        return read_person(msgspec.structs.asdict(_decode(content)))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return read_person(msgspec.structs.asdict(_decode(content.decode())))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Something is wrong with it; what, the slower way finds out.
         return read_person(json_object(content))
 

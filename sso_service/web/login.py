@@ -31,10 +31,18 @@ from sso_service.web.requests import (
 )
 from sso_service.web.session import current_session, set_cookie
 
+_REDIRECT_HEADERS = [
+    (b"content-length", b"0"),
+    (b"cache-control", b"no-store"),
+    (b"referrer-policy", b"no-referrer"),  # what the next page links to must not learn where this person came from
+]
 _METHODS = "GET, HEAD, OPTIONS"
 _BROWSER = re.compile(r"[A-Za-z0-9_-]{22}", re.ASCII)
 
 log = logging.getLogger(__name__)
+
+
+_TELLING = frozenset({b"sec-purpose", b"purpose", b"x-moz", b"sec-fetch-dest"})
 
 
 class NotANavigation(Exception):
@@ -98,23 +106,24 @@ async def sign_in(service: Service, scope: Scope, token: str, target: bytes, *, 
         outcome = await service.sign_in(token, path, current, confirmed=confirmed)
         if isinstance(outcome, Question):
             return _ask(service, scope, token, target, outcome)
-        value = service.session_cookie(outcome.session)
+        headers = [*_REDIRECT_HEADERS, (b"location", target)]
+        if outcome != current:
+            value = service.session_cookie(outcome)
+            line = set_cookie(scope, SESSION_COOKIE, value, max_age=service.settings.session_ttl)
+            headers.append((b"set-cookie", line.encode("latin-1")))
     except Exception as error:
         return refusal(scope, error)
-    response = Response(
-        status_code=303,
-        headers={
-            "Cache-Control": "no-store",
-            # Whatever the next page links to must not learn where this person came from.
-            "Referrer-Policy": "no-referrer",
-        },
-    )
-    # Bytes as they came: a canonical path begins with exactly one slash and has no control character.
-    response.raw_headers.append((b"location", target))
-    if outcome.session != current:
-        line = set_cookie(scope, SESSION_COOKIE, value, max_age=service.settings.session_ttl)
-        response.raw_headers.append((b"set-cookie", line.encode("latin-1")))
-    return response
+    return Redirect(headers)
+
+
+class Redirect(Response):
+    """303 with headers that are bytes already, among them a `Location` that is sent as it came."""
+
+    def __init__(self, raw_headers: list[tuple[bytes, bytes]]) -> None:
+        self.status_code = 303
+        self.body = b""
+        self.background = None
+        self.raw_headers = raw_headers
 
 
 def refusal(scope: Scope, error: Exception) -> Response:
@@ -171,6 +180,8 @@ def _answer_without_consuming(scope: Scope) -> Response | None:
     Link previews, mail scanners and browsers that load ahead would otherwise burn the link before its owner clicks it.
     """
     method = scope["method"]
+    if method == "GET" and _TELLING.isdisjoint([name for name, _ in scope["headers"]]):
+        return None
     if method == "HEAD":
         return Response(headers={"Cache-Control": "no-store"})
     if method == "OPTIONS":
