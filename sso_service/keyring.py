@@ -181,7 +181,7 @@ def _load_once(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, broken
 
 
-def _modified_at(directory: Path) -> int:
+def _modified_at(directory: str | Path) -> int:
     try:
         return os.stat(directory).st_mtime_ns
     except OSError as error:
@@ -332,6 +332,7 @@ class KeyDirectory:
 
     def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.path = path
+        self._name = str(path)  # what is asked for at each forged token shall not be put together each time
         self.ring = KeyRing()
         self._monotonic = monotonic
         self._entries: dict[str, Entry] = {}
@@ -377,7 +378,7 @@ class KeyDirectory:
     def refresh_if_changed(self) -> bool:
         """Reads the directory if its modification time changed; True if it did."""
         try:
-            changed = _modified_at(self.path) != self._modified_at
+            changed = _modified_at(self._name) != self._modified_at
         except KeyDirectoryUnreadable:
             return False
         return changed and self.refresh()

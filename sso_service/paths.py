@@ -7,6 +7,7 @@ also why a redirect to it stays on this host (WHATWG URL standard, section 4.4).
 """
 
 import re
+from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -38,6 +39,11 @@ def judge(raw: bytes) -> StudioPath:
     Raises `NotCanonical`, or `NotAStudioPath` for a path whose first segment is `client`, in any spelling, and that is
     not `/client/{account}(/t/{team}(/{section}...)?)?` to the letter, with decimals without leading zeros.
     """
+    # The same few hundred paths are asked for all day. Long ones are no such paths, and shall not fill the memory.
+    return _judge_often(raw) if len(raw) <= 128 else _judge(raw)
+
+
+def _judge(raw: bytes) -> StudioPath:
     segments = _segments(raw)
     if segments[0] != b"client" and unquote_to_bytes(segments[0]).decode().casefold() != "client":
         return StudioPath()
@@ -50,6 +56,9 @@ def judge(raw: bytes) -> StudioPath:
             # The section is compared undecoded: another spelling of it is another section, which only an admin sees.
             return StudioPath(_id(account), _id(team), section.decode("ascii", "replace"))
     raise NotAStudioPath
+
+
+_judge_often = lru_cache(maxsize=1024)(_judge)
 
 
 def _segments(raw: bytes) -> list[bytes]:

@@ -6,12 +6,12 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
-from itsdangerous import BadData
 from sqlalchemy import Connection
 
 from sso_service import sessions, tokens
@@ -28,7 +28,7 @@ from sso_service.people import Person, normalise_email
 from sso_service.permissions import Scope
 from sso_service.sessions import InvalidSession, Session
 from sso_service.settings import Settings
-from sso_service.tokens import Claims, ExpiredToken, ForgedToken
+from sso_service.tokens import Claims, ExpiredToken, ForgedToken, OverlongToken
 
 KEY_REFRESH = 2.0
 """Seconds between two looks at the key directory: a revocation must count within five."""
@@ -228,17 +228,14 @@ class Service:
         try:
             keys = [key.token_key for key in self.keys.ring.verifying_keys(now, lifetime)]
             return tokens.read(token, keys, now=now, lifetime=lifetime)
-        except ForgedToken as forged:
+        except ForgedToken:
             # A key that may verify nothing any more can still tell an old token from a forged one. Whatever it signed
             # is refused: only which answer it gets depends on it.
-            try:
-                retired = [key.token_key for key in self.keys.ring.known_keys()]
-                tokens.read(token, retired, now=now, lifetime=lifetime)
-            except ExpiredToken:
-                raise
-            except BadData:
-                pass
-            raise forged
+            retired = [key.token_key for key in self.keys.ring.known_keys() if key.token_key not in keys]
+            if retired:
+                with suppress(ForgedToken, OverlongToken):
+                    tokens.read(token, retired, now=now, lifetime=lifetime)
+            raise
 
     async def sign_in(
         self, token: str, path: StudioPath, current: Session | None, *, confirmed: bool = False

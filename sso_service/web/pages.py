@@ -1,6 +1,7 @@
 """The pages that people see when signing in: what happened, and what to do next, in German or English."""
 
 from collections.abc import Mapping
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import Response
@@ -13,6 +14,7 @@ _templates = Environment(
 )
 
 _HEADERS = {
+    "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
     # No outside request, no script, no frame around us: nothing could read the page or click in it for the user.
     "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
@@ -134,37 +136,48 @@ def message_page(
     scope: Scope, what: str, status: int, *, portal_url: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """A page that says what happened. It never repeats anything of the request."""
-    return _render(scope, what, status, headers=headers, portal_url=portal_url)
+    lang = language(scope)
+    # Wherever it was set, a link is nothing but https: never a script, never a page of ours.
+    if portal_url and portal_url.startswith("https://"):
+        return _response(_render(lang, what, portal_url=portal_url), status, lang, headers)
+    return _plain(lang, what, status, tuple((headers or {}).items()))
 
 
 def question_page(
     scope: Scope, *, current: str | None, fields: Mapping[str, str], headers: Mapping[str, str]
 ) -> Response:
     """A page that asks before it signs in; its answer carries `fields`. `current` is who would be replaced."""
+    lang = language(scope)
     what = "confirm" if current is None else "switch"
-    return _render(scope, what, 200, headers=headers, fields=fields, current=current)
+    return _response(_render(lang, what, fields=fields, current=current), 200, lang, headers)
+
+
+@cache
+def _plain(lang: str, what: str, status: int, headers: tuple[tuple[str, str], ...]) -> Response:
+    """A page that is the same for everybody, so that a flood of forged tokens renders none."""
+    return _response(_render(lang, what), status, lang, dict(headers))
 
 
 def _render(
-    scope: Scope,
+    lang: str,
     what: str,
-    status: int,
     *,
-    headers: Mapping[str, str] | None,
     portal_url: str | None = None,
     fields: Mapping[str, str] | None = None,
     current: str | None = None,
-) -> Response:
-    lang = language(scope)
+) -> bytes:
     title, text = _TEXTS[lang][what]
     html = _templates.get_template("message.html").render(
         lang=lang,
         title=title,
         text=text.format(current=current),
         fields=fields,
-        # Wherever it was set, a link is nothing but https: never a script, never a page of ours.
-        portal_url=portal_url if portal_url and portal_url.startswith("https://") else None,
+        portal_url=portal_url,
         go_on=_TEXTS[lang]["continue"][0],
         back=_TEXTS[lang]["portal"][0],
     )
-    return Response(html, status, {**_HEADERS, "Content-Language": lang, **(headers or {})}, "text/html")
+    return html.encode()
+
+
+def _response(html: bytes, status: int, lang: str, headers: Mapping[str, str] | None) -> Response:
+    return Response(html, status, {**_HEADERS, "Content-Language": lang, **(headers or {})})

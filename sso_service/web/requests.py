@@ -103,8 +103,10 @@ def prefers_json(scope: Scope) -> bool:
 
 def language(scope: Scope) -> str:
     """`de` or `en`, whichever `Accept-Language` (RFC 9110 section 12.5.4) puts first; `en` if neither is there."""
+    if not (accepted := ",".join(headers(scope, b"accept-language"))):
+        return "en"
     ranked: list[tuple[float, int, str]] = []
-    for position, item in enumerate(",".join(headers(scope, b"accept-language")).lower().split(",")):
+    for position, item in enumerate(accepted.lower().split(",")):
         tag, _, weight = item.partition(";")
         try:
             quality = float(weight.strip().removeprefix("q=") or 1)
