@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import psutil
 from starlette.types import ASGIApp, Message
 
 ACCOUNT, TEAM = 123, 42
@@ -211,6 +211,20 @@ def wait_for_port(port: int) -> None:
             time.sleep(0.01)
 
 
+def _stop(process: "subprocess.Popen[str]") -> None:
+    """Ends the service and its workers, the hard way if it does not go by itself."""
+    if process.poll() is not None:
+        return
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        for each in (process, *workers):
+            each.kill()
+        process.wait()
+
+
 @contextmanager
 def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[Running]:
     """`sso-service serve` on a free port until the end of the block; its output goes to `log`."""
@@ -235,12 +249,11 @@ def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[
             else:
                 raise AssertionError(f"the service did not start: {log.read_text()}")
             with subprocess.Popen(["cat"], stdin=process.stdout, stdout=output):
-                wait_for_port(port)
-                yield Running(f"http://127.0.0.1:{port}", process, log)
-                process.send_signal(signal.SIGTERM)
-                process.wait(20)
+                try:
+                    wait_for_port(port)
+                    yield Running(f"http://127.0.0.1:{port}", process, log)
+                finally:
+                    _stop(process)
         finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+            _stop(process)
             process.stdout.close()

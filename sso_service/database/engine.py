@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -140,7 +140,7 @@ class Database:
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
 
     def batch(self, **columns: TypeEngine[Any]) -> FromClause:
-        """The rows of a JSON array of arrays, given as the parameter `batch`, with their `position`.
+        """The rows of a JSON array of arrays, given as the parameter `batch`, with their `position`, from 0.
 
         One parameter for any number of rows: the statement's text, and so its cached compilation and its prepared plan,
         is the same for each batch size.
@@ -155,12 +155,14 @@ class Database:
             cast(rows.c.value.op("->>")(literal_column(str(index))), type_).label(name)
             for index, (name, type_) in enumerate(columns.items())
         ]
-        return select(rows.c.key.label("position"), *values).select_from(rows).subquery("batch")
+        position = rows.c.key if self.is_sqlite else rows.c.key - 1
+        return select(position.label("position"), *values).select_from(rows).subquery("batch")
 
-    @property
-    def first_position(self) -> int:
-        """The `position` of the first row of a batch."""
-        return 0 if self.is_sqlite else 1
+    def pairs(self, position: ColumnElement[int], number: ColumnElement[int]) -> ColumnElement[str]:
+        """All rows' `position` and `number` in one value: a JSON array of arrays."""
+        if self.is_sqlite:
+            return func.json_group_array(func.json_array(position, number), type_=String())
+        return cast(func.json_agg(func.json_build_array(position, number)), String)
 
     def now(self) -> ColumnElement[int]:
         """The database's clock, in Unix seconds."""
@@ -344,9 +346,13 @@ def _postgresql_engine(url: URL) -> Engine:
     def refuse_a_dead_connection(connection: psycopg.Connection[Any], record: Any, _: Any) -> None:
         # An idle connection has nothing to say: if there is something to be read, it is the server's farewell. A look
         # costs no round trip and cannot hang, as asking the server would.
-        with suppress(BlockingIOError):
+        try:
             record.info["socket"].recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-            raise DisconnectionError
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise DisconnectionError from error
+        raise DisconnectionError
 
     @event.listens_for(engine, "close")
     def close_duplicate(connection: psycopg.Connection[Any], record: Any) -> None:
