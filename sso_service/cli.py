@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 from itsdangerous import BadData
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 
 from sso_service import keyring, tokens
@@ -76,6 +76,7 @@ class OneLineErrors(click.Group):
 @click.version_option(package_name="sso-service")
 def main() -> None:
     """One-time login tokens for a web studio. Settings are SSO_* variables; the README lists them."""
+    os.umask(0o077)  # the database holds addresses, the key directory secrets: nobody else's business on this machine
 
 
 # --- setting up and serving ------------------------------------------------------------------------------------------
@@ -328,8 +329,12 @@ def user_enable(email: str) -> None:
 @click.argument("email")
 def user_sign_out(email: str) -> None:
     """End all sessions of a user."""
-    with _changing() as connection:
-        administration.sign_out_user(connection, normalise_email(email), now=_now())
+    settings = _settings()
+    database = Database(settings.database)
+    with _changing(settings) as connection:
+        # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
+        now = connection.execute(select(database.now())).scalar_one()
+        administration.sign_out_user(connection, normalise_email(email), now=now)
     click.echo(f"{email} is signed out everywhere.")
 
 
@@ -450,14 +455,14 @@ def purge() -> None:
     _check_file(database)
     migrations.check(database)
     purger = Purger(database)
-    first = purger.run()
-    if not first.skipped:
+    done = purger.run()
+    if not done.skipped:
         click.echo(f"Waiting {FLOOR_AGE:.0f} s, so that no statement from before can still be running.", err=True)
         time.sleep(FLOOR_AGE)
-        first = purger.run()
-    if first.skipped:
-        raise click.ClickException(f"nothing purged, since {first.skipped}")
-    click.echo(f"{first.deleted} deleted.")
+        done = purger.run()
+    if done.skipped:
+        raise click.ClickException(f"nothing purged, since {done.skipped}")
+    click.echo(f"{done.deleted} deleted.")
 
 
 @main.command()

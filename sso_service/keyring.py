@@ -13,6 +13,7 @@ One file `<id>.json` per key. Nothing but the set of files and the clock decides
 import hmac
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -197,7 +198,7 @@ def rotate(directory: Path, *, now: int, lead: int = ROTATION_LEAD) -> SigningKe
 def revoke(directory: Path, key_id: str, *, now: int) -> list[SigningKey]:
     """Replaces a key's file by a tombstone; returns the keys that had to be made so that a key is always in charge.
 
-    Raises `UnknownKey` or `KeyDirectoryUnreadable`. Revoking a revoked key changes nothing.
+    Raises `UnknownKey` or `KeyDirectoryUnreadable`. Revoking a revoked key changes nothing about it.
     """
     entries, broken = load(directory)
     if key_id not in entries.keys() | broken.keys():
@@ -244,8 +245,10 @@ def _revoke(directory: Path, entries: dict[str, Entry], key_ids: list[str], *, n
     # tombstone is in charge now, or will be when its time comes: each such reign gets a key of its own.
     made: list[SigningKey] = []
     for moment in sorted({now, *(entry.signs_from for entry in after.values() if entry.signs_from > now)}):
-        if isinstance(KeyRing(after.values()).in_charge(moment), Tombstone):
-            key = _write_new_key(directory, after.values(), created_at=now, signs_from=moment)
+        if isinstance(reigning := KeyRing(after.values()).in_charge(moment), Tombstone):
+            # From the tombstone's own second on, not from ours: on a node whose clock is behind, the tombstone would
+            # be in charge until then.
+            key = _write_new_key(directory, after.values(), created_at=now, signs_from=reigning.signs_from)
             after[key.id] = key
             made.append(key)
     for tombstone in buried:
@@ -338,7 +341,7 @@ class KeyDirectory:
         self._entries: dict[str, Entry] = {}
         self._broken: dict[str, str] = {}
         self._problem = ""
-        self._listed_at = monotonic()
+        self._listed_at = -math.inf  # not before it was listed once
         self._modified_at = -1
 
     @property

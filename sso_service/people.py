@@ -23,11 +23,20 @@ email_validator.SPECIAL_USE_DOMAIN_NAMES = [
 ]
 
 
+_RULES = {
+    "required": "is required",
+    "type": "must be a text",
+    "max_length": "is too long",
+    "characters": "has characters that are not allowed",
+    "email": "is not an e-mail address",
+}
+
+
 class FieldError(ValueError):
     """A field breaks a rule: `required`, `type`, `max_length`, `characters` or `email`."""
 
     def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"the {field.replace('_', ' ')} breaks the rule: {rule}")
+        super().__init__(f"{field} {_RULES[rule]}.")
         self.field = field
         self.rule = rule
 

@@ -16,8 +16,7 @@ from sqlalchemy import Connection
 
 from sso_service import sessions, tokens
 from sso_service.database import directory, ledger
-from sso_service.database.administration import digest
-from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing
+from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing, digest
 from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.health import Health, health_all
@@ -32,6 +31,8 @@ from sso_service.tokens import Claims, ExpiredToken, ForgedToken, OverlongToken
 
 KEY_REFRESH = 2.0
 """Seconds between two looks at the key directory: a revocation must count within five."""
+KEY_LOOK_TIMEOUT = 0.5
+"""Seconds for which a signature that no known key explains waits for a look at the key directory."""
 PURGE_INTERVAL = 61.0
 """Seconds between two purge rounds: a little more than the age that a floor must have."""
 _THREADS = 16
@@ -120,6 +121,10 @@ class Service:
         # Consuming shares no transaction with anything else, so that nothing else can fail or delay it.
         self._redemptions = self._writes(ledger.redeem_all)
         self._uses = self._writes(directory.touch_all)
+        # Key directories are shared, so they can be slow or hang. One thread reads ours, and nothing else waits for it.
+        self._key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
+        self._looking = asyncio.Lock()
+        self._next_look: asyncio.Task[bool] | None = None
         self._noted: dict[int, int] = {}
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -208,7 +213,7 @@ class Service:
 
     # --- for browsers ---
 
-    def read_token(self, token: str) -> Claims:
+    async def read_token(self, token: str) -> Claims:
         """The claims of a genuine token, good or not. Consumes nothing and asks no database.
 
         Raises `MalformedToken`, `ForgedToken`, `OverlongToken`, `ExpiredToken`, or `Unavailable` if the keys cannot be
@@ -219,7 +224,7 @@ class Service:
             return self._read_token(token)
         except ForgedToken:
             # Perhaps signed with a key that another node made just now.
-            if self.keys.refresh_if_changed():
+            if await self._keys_changed():
                 return self._read_token(token)
             raise
 
@@ -238,18 +243,19 @@ class Service:
             raise
 
     async def sign_in(
-        self, token: str, path: StudioPath, current: Session | None, *, confirmed: bool = False
+        self, token: str, path: StudioPath, current: Session | None, *, confirmed: int | None = None
     ) -> Session | Question:
         """Redeems `token` for a session that may go on to `path`; or a question that has to be answered first.
 
         `current` is the session that the browser has already. If that is the same person's in the same account, a token
-        that was used or has expired is no reason to send anyone away: they get what they have.
+        that was used or has expired is no reason to send anyone away: they get what they have. `confirmed` is the
+        answer to the question: the id of the user who may be replaced, or 0 for nobody.
 
         Raises what `read_token` raises, except `ExpiredToken`; `TokenExpired`, `TokenConsumed`, `NoAccess`,
         `Unavailable`, `OutcomeUnknown`.
         """
         try:
-            claims = self.read_token(token)
+            claims = await self.read_token(token)
             expired = False
         except ExpiredToken as error:
             claims = error.claims
@@ -259,18 +265,18 @@ class Service:
         if expired:
             return await self._already_signed_in(claims, path, current) or await self._refuse(TokenExpired, claims)
 
-        if not confirmed:
-            someone_else = None
-            if current is not None and current.user_id != claims.user_id:
-                someone_else = await self.signed_in(current)
-            if someone_else is not None or self.settings.confirm_login:
-                # Nothing needs to be asked of who has it already and comes back with the link that was used for it.
-                already = await self._already_signed_in(claims, path, current)
-                if already is not None and await self._states.submit(claims.pack()) is not None:
-                    return already
-                return Question(someone_else)
+        someone_else = None
+        if current is not None and current.user_id not in {claims.user_id, confirmed}:
+            someone_else = await self.signed_in(current)
+        if someone_else is not None or (confirmed is None and self.settings.confirm_login):
+            # Nothing needs to be asked of who has it already and comes back with the link that was used for it.
+            already = await self._already_signed_in(claims, path, current)
+            if already is not None and await self._states.submit(claims.pack()) is not None:
+                return already
+            return Question(someone_else)
 
         now = self._now()
+        self._signing_key(now)  # or a token is consumed for a session that cannot be signed
         place = Place(claims.user_id, claims.account_id, path.team_id)
         redeemed: ledger.Redeemed = await self._redemptions.submit(Redemption(claims.pack(), place, now))
         match redeemed.verdict:
@@ -301,10 +307,10 @@ class Service:
             return None  # what is wrong with the token is known, and a way back is not worth withholding it
         return standing.portal_url
 
-    def read_session(self, cookie: str) -> Session | None:
+    async def read_session(self, cookie: str) -> Session | None:
         """The session in a cookie that we made and that is not too old, or None. Asks no database."""
         session = self._read_session(cookie)
-        if session is None and self.keys.refresh_if_changed():
+        if session is None and await self._keys_changed():
             session = self._read_session(cookie)
         return session
 
@@ -328,8 +334,14 @@ class Service:
         return SignedIn(session, standing)
 
     def session_cookie(self, session: Session) -> str:
-        """The signed cookie value of a session. Raises `Unavailable` if there is no key to sign it."""
-        return sessions.dump_session(session, self._signing_key(self._now()).session_key)
+        """The signed cookie value of a session that a token was consumed for.
+
+        Raises `OutcomeUnknown` if the keys were lost meanwhile: it is too late to say that nothing happened.
+        """
+        try:
+            return sessions.dump_session(session, self._signing_key(self._now()).session_key)
+        except Unavailable as error:
+            raise OutcomeUnknown(str(error)) from error
 
     def form_token(self, token: str, target: bytes, browser: str) -> str:
         """A form token for the question whether `token` shall sign in this `browser` and lead to `target`."""
@@ -372,7 +384,7 @@ class Service:
     async def _keep_keys_fresh(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self.keys.refresh)
+                await asyncio.get_running_loop().run_in_executor(self._key_reader, self.keys.refresh)
             except Exception:
                 log.exception("keys: cannot be read; the next look tries again")
             await asyncio.sleep(KEY_REFRESH)
@@ -394,6 +406,7 @@ class Service:
 
     def close(self) -> None:
         """Lets go of threads and connections."""
+        self._key_reader.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
         self.database.close()
 
@@ -401,6 +414,25 @@ class Service:
 
     def _now(self) -> int:
         return int(self._clock())
+
+    async def _keys_changed(self) -> bool:
+        """Whether the key directory was changed, and read, because of a signature that no known key explains.
+
+        One look serves all who ask before it begins. One that is under way serves nobody else: it may be too early to
+        see the key that signed what they bring.
+        """
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._look())
+        return await asyncio.shield(self._next_look)
+
+    async def _look(self) -> bool:
+        async with self._looking:
+            self._next_look = None
+            look = asyncio.get_running_loop().run_in_executor(self._key_reader, self.keys.refresh_if_changed)
+            try:
+                return await asyncio.wait_for(look, KEY_LOOK_TIMEOUT)
+            except TimeoutError:
+                return False
 
     def _check_keys(self) -> None:
         if self.keys.stale:

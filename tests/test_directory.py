@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import Connection, delete, event, select, text
 
 from sso_service.database import administration
-from sso_service.database.administration import digest
 from sso_service.database.directory import (
     Found,
     Lookup,
@@ -19,6 +18,7 @@ from sso_service.database.directory import (
     Provisioned,
     Standing,
     User,
+    digest,
     look_up_all,
     provision_all,
     standing_of_all,

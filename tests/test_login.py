@@ -1,6 +1,9 @@
 """From an issued token to a session, over the real application: what a browser gets for `?sso=TOKEN`."""
 
+import asyncio
+import json
 import string
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -588,3 +591,39 @@ async def test_a_key_that_another_node_made_just_now_costs_no_login(
     assert service.keys.ring.signing_key(int(clock())) != another
     assert (await browser.get("/session")).status == 200
     other_node.close()
+
+
+async def test_a_session_that_cannot_be_signed_consumes_nothing(
+    client: Client, api_token: str, keys_dir: Path, service: Service, clock: Clock
+) -> None:
+    token = await client.issue(api_token)
+    tombstone = {"id": "z", "signs_from": int(clock()), "revoked_at": int(clock())}
+    (keys_dir / "z.json").write_text(json.dumps(tombstone))  # it came before its successor did
+    service.keys.refresh()
+    assert (await client.get(f"{PAGE}?sso={token}")).status == 503
+    (keys_dir / "z.json").unlink()
+    service.keys.refresh()
+    assert (await client.get(f"{PAGE}?sso={token}")).status == 303
+
+
+async def test_a_hanging_key_directory_holds_up_nobody_but_the_forgers(
+    client: Client, api_token: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await client.issue(api_token)
+    release = threading.Event()
+    monkeypatch.setattr(service.keys, "refresh_if_changed", lambda: release.wait(10))
+    forged = asyncio.create_task(client.another().get(f"{PAGE}?sso={token[:-5]}AAAAA"))
+    assert (await client.get(f"{PAGE}?sso={token}")).status == 303
+    assert (await client.get("/healthz")).status == 200
+    assert not forged.done()
+    assert (await forged).status == 401  # after a while it is refused without a look
+    release.set()
+
+
+async def test_cookies_are_taken_literally_and_cost_nothing_to_read(client: Client, api_token: str) -> None:
+    await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
+    session = client.cookies["studio_session"]
+    long = 'a="' + '\\"' * 30_000 + '"'
+    for sent in (f"{long}; studio_session={session}", f"x=1;studio_session={session}; studio_session=other"):
+        assert (await client.get("/session", cookie=sent)).status == 200
+    assert (await client.get("/session", cookie=f'studio_session="{session}"')).status == 401

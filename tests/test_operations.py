@@ -7,13 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from starlette.exceptions import HTTPException
 
 from sso_service import keyring
 from sso_service.database.engine import Database
 from sso_service.keyring import KeyDirectory
-from sso_service.service import Service
+from sso_service.people import FieldError
+from sso_service.permissions import Scope
+from sso_service.service import InsufficientScope, Service
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
+from sso_service.web.errors import EXCEPTION_HANDLERS, problem_of
+from sso_service.web.requests import BodyTooLarge
 from tests.support import PAGE, Answer, Client, Clock, free_port
 
 pytestmark = pytest.mark.anyio
@@ -266,3 +271,11 @@ async def test_an_answer_of_ours_is_kept_by_no_cache(client: Client, api_token: 
         await client.request("POST", "/logout", headers=[("sec-fetch-site", "same-origin")]),
     ]
     assert {answer.header("cache-control") for answer in answers} == {"no-store"}
+
+
+def test_every_error_that_is_handled_is_one_that_can_be_told() -> None:
+    told = [BodyTooLarge(), FieldError("email", "email"), InsufficientScope(Scope.WRITE_SSO), HTTPException(404)]
+    kinds = {type(error) for error in told} | {Exception}
+    for kind in EXCEPTION_HANDLERS:
+        error = kind() if kind not in kinds else next((e for e in told if type(e) is kind), None)
+        assert error is None or problem_of(error) is not None, kind

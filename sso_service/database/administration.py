@@ -1,6 +1,5 @@
 """What an operator changes: accounts, teams, API tokens, people. One call, one change, in the caller's transaction."""
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from sso_service.database.directory import digest
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import CLOCK_ALLOWANCE
@@ -34,20 +34,13 @@ class Membership:
     role: Role
 
 
-def digest(secret: str) -> str:
-    """The hex SHA-256 by which an API token is stored and found.
-
-    A plain hash is enough: the secret has 256 random bits, so there is nothing to guess that a slow hash would protect.
-    """
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def add_account(
     connection: Connection, name: str, *, account_id: int | None = None, portal_url: str | None = None
 ) -> int:
     """The id of a new account. Raises `Conflict` if `account_id` is taken."""
     if account_id is None:
         account_id = connection.execute(select(func.coalesce(func.max(accounts.c.id), 0) + 1)).scalar_one()
+    _check_free(account_id)
     _insert(connection, accounts, f"account {account_id}", id=account_id, name=name, portal_url=portal_url)
     return account_id
 
@@ -68,6 +61,7 @@ def add_team(connection: Connection, account_id: int, name: str, *, team_id: int
     check_account(connection, account_id)
     if team_id is None:
         team_id = connection.execute(select(func.coalesce(func.max(teams.c.id), 0) + 1)).scalar_one()
+    _check_free(team_id)
     _insert(connection, teams, f"team {team_id}", id=team_id, account_id=account_id, name=name)
     return team_id
 
@@ -200,6 +194,11 @@ def sign_out_user(connection: Connection, email: str, *, now: int) -> None:
     later = max(user.sessions_from, now) + 1
     if later <= now + CLOCK_ALLOWANCE // 2:  # further ahead, and no node would accept the next session
         connection.execute(update(users).where(users.c.id == user.id).values(sessions_from=later))
+
+
+def _check_free(new_id: int) -> None:
+    if new_id > 2**32 - 1:
+        raise Conflict("there is no next free id; choose one")
 
 
 def _insert(connection: Connection, table: Any, what: str, **values: Any) -> None:

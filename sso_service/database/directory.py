@@ -1,8 +1,9 @@
-"""People, accounts, teams and API tokens: what the service asks about them and what the command line changes.
+"""People, accounts, teams and API tokens: what the service asks about them, and newcomers.
 
 The functions with an `_all` in their names serve a batch: one statement for any number of operations.
 """
 
+import hashlib
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -14,6 +15,14 @@ from sqlalchemy.sql.dml import ReturningInsert
 from sso_service.database.engine import Database, batch_parameter, rows
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
 from sso_service.permissions import Role
+
+
+def digest(secret: str) -> str:
+    """The hex SHA-256 by which an API token is stored and found.
+
+    A plain hash is enough: the secret has 256 random bits, so there is nothing to guess that a slow hash would protect.
+    """
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ApiToken(msgspec.Struct, frozen=True):

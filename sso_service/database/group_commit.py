@@ -6,7 +6,7 @@ result; they know nothing of connections, transactions or each other.
 
 What each operation can rely on:
 
-- it is in at most one transaction that was sent to be committed;
+- it is in at most one transaction that can have been committed;
 - an operation that fails, fails alone: the batch is rolled back and each operation is run by itself;
 - after `deadline` seconds there is an answer: still waiting, it is removed and never run (`Unavailable`); in flight,
   what became of it is not known (`OutcomeUnknown`), or for reads does not matter;
@@ -35,7 +35,7 @@ MAX_BATCH = 512
 """Operations in one transaction. Enough to make its cost vanish, few enough to keep it short."""
 
 MAX_WAITING = 4096
-"""Operations that may wait. More could not be answered within the deadline; they are turned away at once."""
+"""Operations that may wait, a good deal of what can be done within the deadline. More are turned away at once."""
 
 _ATTEMPTS = 3
 

@@ -80,6 +80,13 @@ class Redeemed(msgspec.Struct, frozen=True):
     sessions_from: int = 0
 
 
+class _Admission(msgspec.Struct, frozen=True):
+    """Whether claims may be consumed: `refusal` says why not."""
+
+    refusal: Verdict | None = None
+    sessions_from: int = 0
+
+
 def _slices() -> tuple[Any, Any]:
     """A recursive table that cuts the parameter `claims` into pieces of 16 bytes.
 
@@ -121,7 +128,7 @@ def redeem_all(database: Database, connection: Connection, redemptions: Sequence
     wanted = {
         redemption.claims
         for redemption, admission in zip(redemptions, admissions, strict=True)
-        if admission.verdict is Verdict.REDEEMED
+        if admission.refusal is None
     }
     won = _execute(connection, _consume_statement(database), wanted)
     # A new statement: the snapshot of the insert cannot see the row of another node that it had to wait for.
@@ -130,20 +137,20 @@ def redeem_all(database: Database, connection: Connection, redemptions: Sequence
 
     results: list[Redeemed] = []
     for redemption, admission in zip(redemptions, admissions, strict=True):
-        if admission.verdict is not Verdict.REDEEMED:
-            results.append(admission)
+        if admission.refusal is not None:
+            results.append(Redeemed(admission.refusal))
         elif redemption.claims in won:
             won.remove(redemption.claims)  # the next one with equal claims in this batch comes too late
             consumed.add(redemption.claims)
-            results.append(admission)
+            results.append(Redeemed(Verdict.REDEEMED, admission.sessions_from))
         else:
             results.append(Redeemed(Verdict.CONSUMED if redemption.claims in consumed else Verdict.EXPIRED))
     return results
 
 
-_NO_ACCESS = Redeemed(Verdict.NO_ACCESS)
-_NO_TEAM = Redeemed(Verdict.NO_TEAM)
-_REDEEMED = Redeemed(Verdict.REDEEMED)
+_NO_ACCESS = _Admission(Verdict.NO_ACCESS)
+_NO_TEAM = _Admission(Verdict.NO_TEAM)
+_ADMITTED = _Admission()
 
 
 @cache
@@ -169,8 +176,8 @@ def _admissions_statement(database: Database) -> Select[Any]:
     )
 
 
-def _admissions(database: Database, connection: Connection, redemptions: Sequence[Redemption]) -> list[Redeemed]:
-    """What each redemption would come to if its claims were not consumed yet.
+def _admissions(database: Database, connection: Connection, redemptions: Sequence[Redemption]) -> list[_Admission]:
+    """Whether each redemption's user may have what they ask for.
 
     Asked for as one row with a number for each, since fetching a row costs more than finding it. Who is not among them
     has no access.
@@ -180,11 +187,11 @@ def _admissions(database: Database, connection: Connection, redemptions: Sequenc
     admissions = [_NO_ACCESS] * len(redemptions)
     for position, admission in msgspec.json.decode(pairs):
         if admission == 0:
-            admissions[position] = _REDEEMED
+            admissions[position] = _ADMITTED
         elif admission == -2:
             admissions[position] = _NO_TEAM
         elif admission > 0:
-            admissions[position] = Redeemed(Verdict.REDEEMED, sessions_from=admission)
+            admissions[position] = _Admission(sessions_from=admission)
     return admissions
 
 

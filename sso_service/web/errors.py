@@ -56,10 +56,9 @@ def problem_of(error: Exception) -> Problem | None:
         case InvalidJSON():
             return Problem(400, "invalid_json", "The body is not a JSON object.")
         case FieldError(field=name, rule="required"):
-            return Problem(422, "parameter_missing", f"{name} is required.", {"field": name, "rule": "required"})
+            return Problem(422, "parameter_missing", str(error), {"field": name, "rule": "required"})
         case FieldError(field=name, rule=rule):
-            message = f"{name} {_RULES[rule]}."
-            return Problem(422, "parameter_invalid", message, {"field": name, "rule": rule})
+            return Problem(422, "parameter_invalid", str(error), {"field": name, "rule": rule})
         case service.UserDisabled():
             return Problem(403, "user_disabled", "This user is disabled.")
         case service.RoleNotAllowed():
@@ -80,14 +79,6 @@ def problem_of(error: Exception) -> Problem | None:
         case HTTPException(status_code=status):
             return Problem(status, "bad_request", HTTPStatus(status).phrase + ".")
     return None
-
-
-_RULES = {
-    "type": "must be a text",
-    "max_length": "is too long",
-    "characters": "has characters that are not allowed",
-    "email": "is not an e-mail address",
-}
 
 
 def _unavailable(code: str, message: str) -> Problem:

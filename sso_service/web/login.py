@@ -21,7 +21,6 @@ from sso_service.web.pages import message_page, question_page
 from sso_service.web.requests import (
     FORM_COOKIE,
     SESSION_COOKIE,
-    BodyTooLarge,
     body,
     cookie,
     headers,
@@ -39,10 +38,10 @@ _REDIRECT_HEADERS = [
 _METHODS = "GET, HEAD, OPTIONS"
 _BROWSER = re.compile(r"[A-Za-z0-9_-]{22}", re.ASCII)
 
-log = logging.getLogger(__name__)
-
-
+# Headers that can tell that a GET is not a person's navigation.
 _TELLING = frozenset({b"sec-purpose", b"purpose", b"x-moz", b"sec-fetch-dest"})
+
+log = logging.getLogger(__name__)
 
 
 class NotANavigation(Exception):
@@ -78,7 +77,7 @@ class Confirm:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             fields = parse_qs((await body(scope, receive)).decode("latin-1"), encoding="latin-1", max_num_fields=10)
-        except (ValueError, BodyTooLarge):
+        except ValueError:
             fields = {}
         except ClientDisconnect:
             return
@@ -89,20 +88,25 @@ class Confirm:
             return refusal(scope, CrossOrigin())
         if not _is_for_a_window(scope):
             return refusal(scope, NotANavigation())
-        token, target, form_token = (fields.get(name, [""])[0] for name in ("token", "target", "form"))
+        token, target, replaces, form_token = (
+            fields.get(name, [""])[0] for name in ("token", "target", "replaces", "form")
+        )
         raw_target = target.encode("latin-1")
+        asked = _asked(cookie(scope, FORM_COOKIE) or "", replaces)
         try:
-            self._service.check_form_token(form_token, token, raw_target, cookie(scope, FORM_COOKIE) or "")
+            self._service.check_form_token(form_token, token, raw_target, asked)
         except InvalidSession as error:
             return refusal(scope, error)
-        return await sign_in(self._service, scope, token, raw_target, confirmed=True)
+        return await sign_in(self._service, scope, token, raw_target, confirmed=int(replaces))
 
 
-async def sign_in(service: Service, scope: Scope, token: str, target: bytes, *, confirmed: bool = False) -> Response:
+async def sign_in(
+    service: Service, scope: Scope, token: str, target: bytes, *, confirmed: int | None = None
+) -> Response:
     """Redeems `token` and redirects to `target` (path and query), asks first, or says why not."""
     try:
         path = judge(target.partition(b"?")[0])
-        current = current_session(service, scope)
+        current = await current_session(service, scope)
         outcome = await service.sign_in(token, path, current, confirmed=confirmed)
         if isinstance(outcome, Question):
             return _ask(service, scope, token, target, outcome)
@@ -164,14 +168,21 @@ def _ask(service: Service, scope: Scope, token: str, target: bytes, question: Qu
     browser = cookie(scope, FORM_COOKIE) or ""
     if not _BROWSER.fullmatch(browser):  # none yet, or one that is not ours and had better not be sent back
         browser = secrets.token_urlsafe(16)
+    user = question.current.standing.user if question.current else None
+    replaces = str(user.id if user else 0)
     fields = {
         "token": token,
         "target": target.decode("latin-1"),
-        "form": service.form_token(token, target, browser),
+        "replaces": replaces,
+        "form": service.form_token(token, target, _asked(browser, replaces)),
     }
-    user = question.current.standing.user if question.current else None
     line = set_cookie(scope, FORM_COOKIE, browser, max_age=FORM_LIFETIME)
     return question_page(scope, current=user.email if user else None, fields=fields, headers={"Set-Cookie": line})
+
+
+def _asked(browser: str, replaces: str) -> str:
+    """Whom the question was put to: a browser, in which this user (0: nobody) was signed in."""
+    return f"{browser}.{replaces}"
 
 
 def _answer_without_consuming(scope: Scope) -> Response | None:

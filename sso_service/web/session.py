@@ -18,7 +18,7 @@ class SessionEndpoint:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = current_session(self._service, scope)
+        session = await current_session(self._service, scope)
         signed_in = await self._service.signed_in(session) if session else None
         if signed_in is None:
             response = json_error(Problem(401, "not_signed_in", "Nobody is signed in."))
@@ -48,10 +48,10 @@ def describe(signed_in: SignedIn) -> dict[str, object]:
     }
 
 
-def current_session(service: Service, scope: Scope) -> Session | None:
+async def current_session(service: Service, scope: Scope) -> Session | None:
     """The session in the request's cookie, whose signature and age were checked, or None."""
     value = cookie(scope, SESSION_COOKIE)
-    return service.read_session(value) if value else None
+    return await service.read_session(value) if value else None
 
 
 def set_cookie(scope: Scope, name: str, value: str, *, max_age: int) -> str:
