@@ -22,6 +22,10 @@ from sso_service.settings import Settings, read_settings
 from sso_service.web.app import create_app
 from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, Client, Clock
 
+# What is set for a service that runs here is not for those that are tested.
+for _name in [name for name in os.environ if name.startswith("SSO_")]:
+    del os.environ[_name]
+
 
 @pytest.fixture
 def anyio_backend() -> str:

@@ -24,10 +24,6 @@ JANE = {"email": "jane.doe@example.com", "first_name": "Jane", "last_name": "Doe
 JOHN = {"email": "john.roe@example.com", "first_name": "John", "last_name": "Roe"}
 
 
-# What is set for a service that runs here is not for those that are tested.
-_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("SSO_")}
-
-
 class Clock:
     """A clock that stands still until it is moved."""
 
@@ -195,7 +191,7 @@ def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedPro
     """What `sso-service <arguments>` does, with these variables."""
     return subprocess.run(
         [sys.executable, "-m", "sso_service", *arguments],
-        env={**_ENVIRONMENT, **env},
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
         timeout=60,
@@ -236,7 +232,7 @@ def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "sso_service", "serve", "--workers", str(workers)],
-            env={**_ENVIRONMENT, **env, "SSO_PORT": str(port)},
+            env={**os.environ, **env, "SSO_PORT": str(port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
