@@ -187,6 +187,23 @@ def free_port() -> int:
         return port
 
 
+@contextmanager
+def a_database_that(state: str, directory: Path) -> Iterator[str]:
+    """The URL of a database that `state` describes, with a password in it where there can be one."""
+    if state == "is a directory":
+        yield f"sqlite:///{directory}"
+    elif state == "is something else":
+        (directory / "photo.db").write_bytes(b"\x89PNG\r\n\x1a\n" * 1000)
+        yield f"sqlite:///{directory / 'photo.db'}"
+    elif state == "is empty":
+        yield f"sqlite:///{directory / 'new.db'}"
+    elif state == "refuses to connect":
+        yield f"postgresql://studio:hunter2@127.0.0.1:{free_port()}/sso"
+    else:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            yield f"postgresql://studio:hunter2@127.0.0.1:{silent.getsockname()[1]}/sso"
+
+
 def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
     """What `sso-service <arguments>` does, with these variables."""
     return subprocess.run(

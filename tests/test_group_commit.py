@@ -615,7 +615,7 @@ async def test_a_deadline_that_comes_just_as_the_answer_does_harms_nobody_else(l
     await asyncio.sleep(0)
     # From here on the loop is held up, so that both are there when it looks again.
     assert returned.wait(10)
-    time.sleep(SHORT)  # noqa: ASYNC251
+    time.sleep(SHORT)  # noqa: ASYNC251 - the loop is held up on purpose
     with lane.database.connect() as connection, lane.database.writing(connection):  # the very same connection
         with suppress(OutcomeUnknown):
             assert await answer == 10

@@ -6,7 +6,6 @@ import hmac
 import json
 import logging
 import re
-import socket
 import struct
 import time
 import traceback
@@ -31,7 +30,7 @@ from sso_service.permissions import Role, Scope
 from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, free_port
+from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, a_database_that
 
 pytestmark = pytest.mark.anyio
 
@@ -681,7 +680,7 @@ async def test_max_role_caps_whom_an_api_token_can_sign_in(client: Client, api_t
 
 async def test_every_spelling_of_an_address_is_one_person(client: Client, api_token: str, database: Database) -> None:
     groups = [
-        ["jane.doe@example.com", "Jane.Doe@Example.COM", "JANE.DOE@ＥＸＡＭＰＬＥ.com"],  # noqa: RUF001
+        ["jane.doe@example.com", "Jane.Doe@Example.COM", "JANE.DOE@ＥＸＡＭＰＬＥ.com"],  # noqa: RUF001 - full width
         ["jane@bücher.example", "JANE@BÜCHER.EXAMPLE", "jane@xn--bcher-kva.example", "jane@bu\u0308cher.example"],
         ["jane@intranet.local", "Jane@Intranet.LOCAL"],
         ["jane@intranet.internal"],
@@ -774,23 +773,6 @@ async def test_many_new_people_at_once_on_two_nodes_each_become_one_user(
 
 
 # --- when it cannot be done now --------------------------------------------------------------------------------------
-
-
-@contextmanager
-def a_database_that(state: str, directory: Path) -> Iterator[str]:
-    """The URL of a database that `state` describes, with a password in it where there can be one."""
-    if state == "is a directory":
-        yield f"sqlite:///{directory}"
-    elif state == "is something else":
-        (directory / "photo.db").write_bytes(b"\x89PNG\r\n\x1a\n" * 1000)
-        yield f"sqlite:///{directory / 'photo.db'}"
-    elif state == "is empty":
-        yield f"sqlite:///{directory / 'new.db'}"
-    elif state == "refuses to connect":
-        yield f"postgresql://studio:hunter2@127.0.0.1:{free_port()}/sso"
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            yield f"postgresql://studio:hunter2@127.0.0.1:{silent.getsockname()[1]}/sso"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What operators and clients meet beside the use cases: health, readiness, wrong methods, paths that lead nowhere."""
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from sso_service.settings import read_settings
 from sso_service.web.app import create_app
 from sso_service.web.errors import EXCEPTION_HANDLERS, problem_of
 from sso_service.web.requests import BodyTooLarge
-from tests.support import PAGE, Answer, Client, Clock, free_port
+from tests.support import PAGE, Answer, Client, Clock, a_database_that
 
 pytestmark = pytest.mark.anyio
 
@@ -88,21 +87,6 @@ async def test_a_node_that_has_all_it_needs_is_ready(client: Client) -> None:
     for path in ("/healthz", "/readyz"):
         assert (await client.get(path)).status == 200
         assert (await client.request("HEAD", path)).status == 200
-
-
-@contextmanager
-def a_database_that(state: str, directory: Path) -> Iterator[str]:
-    """The URL of a database that `state` describes, with a password in it where there can be one."""
-    if state == "is a directory":
-        yield f"sqlite:///{directory}"
-    elif state == "is something else":
-        (directory / "photo.db").write_bytes(b"\x89PNG\r\n\x1a\n" * 1000)
-        yield f"sqlite:///{directory / 'photo.db'}"
-    elif state == "refuses to connect":
-        yield f"postgresql://studio:hunter2@127.0.0.1:{free_port()}/sso"
-    else:
-        with socket.create_server(("127.0.0.1", 0)) as silent:
-            yield f"postgresql://studio:hunter2@127.0.0.1:{silent.getsockname()[1]}/sso"
 
 
 @pytest.mark.parametrize("state", ["is a directory", "is something else", "refuses to connect", "never answers"])

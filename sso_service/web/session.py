@@ -39,7 +39,7 @@ def describe(signed_in: SignedIn) -> dict[str, object]:
     """What is told about somebody who is signed in."""
     user, role = signed_in.standing.user, signed_in.standing.role
     assert user is not None  # noqa: S101 - nobody without either is signed in
-    assert role is not None  # noqa: S101
+    assert role is not None  # noqa: S101 - likewise
     return {
         "user": {"id": user.id, "email": user.email, "first_name": user.first_name, "last_name": user.last_name},
         "account_id": signed_in.session.account_id,
