@@ -111,13 +111,13 @@ def serve(workers: int) -> None:
     settings = _settings()
     for name in unknown_settings(os.environ):
         click.echo(f"Warning: {name} is not a setting of this service.", err=True)
-    database = Database(settings.database)
-    if database.is_sqlite and Path(str(settings.database.database)).parent.is_dir():
-        _upgrade(settings, database)
-    with _connected(database) as connection:
+    embedded = Database(settings.database)
+    if embedded.is_sqlite and Path(str(settings.database.database)).parent.is_dir():
+        _upgrade(settings, embedded)
+    embedded.close()
+    with _opened(settings) as (database, connection):
         if problem := health_all(database, connection, [None])[0].problem:
             raise click.ClickException(f"the database {database}: {problem}")
-    database.close()
     _ring(settings).signing_key(_now())
     _check_address(settings)
 
@@ -329,9 +329,7 @@ def user_enable(email: str) -> None:
 @click.argument("email")
 def user_sign_out(email: str) -> None:
     """End all sessions of a user."""
-    settings = _settings()
-    database = Database(settings.database)
-    with _changing(settings) as connection:
+    with _opened(_settings()) as (database, connection), database.writing(connection):
         # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
         now = connection.execute(select(database.now())).scalar_one()
         administration.sign_out_user(connection, normalise_email(email), now=now)
@@ -489,8 +487,7 @@ def inspect(token: str) -> None:
     if key is None:
         click.echo("refused    bad signature")
         return
-    database = Database(settings.database)
-    with _connected(database) as connection, database.reading(connection):
+    with _opened(settings) as (database, connection), database.reading(connection):
         state = state_of_all(database, connection, [claims.pack()])[0]
         standing = standing_of_all(database, connection, [Place(claims.user_id, claims.account_id)])[0]
     if standing.user is not None:
@@ -569,27 +566,28 @@ def _check_file(database: Database) -> None:
 
 
 @contextmanager
-def _connected(database: Database) -> Iterator[Connection]:
-    _check_file(database)
-    migrations.check(database)
-    with database.connect() as connection:
-        yield connection
+def _opened(settings: Settings) -> Iterator[tuple[Database, Connection]]:
+    """The database, which must be there with the schema of this version, and a connection; closed at the end."""
+    database = Database(settings.database)
+    try:
+        _check_file(database)
+        migrations.check(database)
+        with database.connect() as connection:
+            yield database, connection
+    finally:
+        database.close()
 
 
 @contextmanager
 def _reading(settings: Settings | None = None) -> Iterator[Connection]:
-    database = Database((settings or _settings()).database)
-    with _connected(database) as connection, database.reading(connection):
+    with _opened(settings or _settings()) as (database, connection), database.reading(connection):
         yield connection
-    database.close()
 
 
 @contextmanager
 def _changing(settings: Settings | None = None) -> Iterator[Connection]:
-    database = Database((settings or _settings()).database)
-    with _connected(database) as connection, database.writing(connection):
+    with _opened(settings or _settings()) as (database, connection), database.writing(connection):
         yield connection
-    database.close()
 
 
 def _check_address(settings: Settings) -> None:

@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,14 +113,16 @@ class Service:
         self.keys = keys
         self._clock = clock
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
-        self._lookups = self._reads(directory.look_up_all)
-        self._standings = self._reads(directory.standing_of_all)
-        self._states = self._reads(ledger.state_of_all)
-        self._health = self._reads(health_all)
-        self._newcomers = self._writes(directory.provision_all)
+        reads = partial(self._group_commit, transaction=database.reading, late=Unavailable)
+        writes = partial(self._group_commit, transaction=database.writing, late=OutcomeUnknown)
+        self._lookups = reads(directory.look_up_all)
+        self._standings = reads(directory.standing_of_all)
+        self._states = reads(ledger.state_of_all)
+        self._health = reads(health_all)
+        self._newcomers = writes(directory.provision_all)
         # Consuming shares no transaction with anything else, so that nothing else can fail or delay it.
-        self._redemptions = self._writes(ledger.redeem_all)
-        self._uses = self._writes(directory.touch_all)
+        self._redemptions = writes(ledger.redeem_all)
+        self._uses = writes(directory.touch_all)
         # Key directories are shared, so they can be slow or hang. One thread reads ours, and nothing else waits for it.
         self._key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self._looking = asyncio.Lock()
@@ -128,22 +130,19 @@ class Service:
         self._noted: dict[int, int] = {}
         self._background: set[asyncio.Task[Any]] = set()
 
-    def _reads(self, work: Callable[[Database, Connection, Sequence[Any]], Sequence[Any]]) -> GroupCommit[Any, Any]:
+    def _group_commit(
+        self,
+        work: Callable[[Database, Connection, Sequence[Any]], Sequence[Any]],
+        *,
+        transaction: Callable[[Connection], AbstractContextManager[None]],
+        late: Callable[[str], Exception],
+    ) -> GroupCommit[Any, Any]:
         return GroupCommit(
             self.database,
             partial(work, self.database),
-            transaction=self.database.reading,
+            transaction=transaction,
             executor=self._threads,
-            late=Unavailable,
-        )
-
-    def _writes(self, work: Callable[[Database, Connection, Sequence[Any]], Sequence[Any]]) -> GroupCommit[Any, Any]:
-        return GroupCommit(
-            self.database,
-            partial(work, self.database),
-            transaction=self.database.writing,
-            executor=self._threads,
-            late=OutcomeUnknown,
+            late=late,
         )
 
     # --- for integrations ---
@@ -360,13 +359,12 @@ class Service:
         """What keeps this service from doing its work now: subject and words; empty if nothing."""
         problems: dict[str, str] = {}
         try:
-            self._check_keys()
             self._signing_key(self._now())
         except Unavailable as error:
             problems["keys"] = str(error)
         try:
             health: Health = await self._health.submit(None)
-        except (Unavailable, OutcomeUnknown) as error:
+        except Unavailable as error:
             problems["database"] = str(error)
         else:
             if health.problem:

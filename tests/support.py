@@ -204,6 +204,15 @@ def a_database_that(state: str, directory: Path) -> Iterator[str]:
             yield f"postgresql://studio:hunter2@127.0.0.1:{silent.getsockname()[1]}/sso"
 
 
+@contextmanager
+def renamed(path: Path) -> Iterator[None]:
+    """There is nothing at `path` until the end of the block."""
+    elsewhere = path.with_suffix(".away")
+    path.rename(elsewhere)
+    yield
+    elsewhere.rename(path)
+
+
 def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
     """What `sso-service <arguments>` does, with these variables."""
     return subprocess.run(

@@ -30,7 +30,7 @@ from sso_service.permissions import Role, Scope
 from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, a_database_that
+from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, a_database_that, renamed
 
 pytestmark = pytest.mark.anyio
 
@@ -175,15 +175,6 @@ def key_secret(keys_dir: Path) -> str:
     (path,) = keys_dir.glob("*.json")
     secret: str = json.loads(path.read_text())["secret"]
     return secret
-
-
-@contextmanager
-def renamed(path: Path) -> Iterator[None]:
-    """There is nothing at `path` until the end of the block."""
-    elsewhere = path.with_suffix(".away")
-    path.rename(elsewhere)
-    yield
-    elsewhere.rename(path)
 
 
 @contextmanager

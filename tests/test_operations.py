@@ -9,7 +9,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from sso_service import keyring
-from sso_service.database.engine import Database
+from sso_service.database.engine import Database, Unavailable
 from sso_service.keyring import KeyDirectory
 from sso_service.people import FieldError
 from sso_service.permissions import Scope
@@ -18,7 +18,7 @@ from sso_service.settings import read_settings
 from sso_service.web.app import create_app
 from sso_service.web.errors import EXCEPTION_HANDLERS, problem_of
 from sso_service.web.requests import BodyTooLarge
-from tests.support import PAGE, Answer, Client, Clock, a_database_that
+from tests.support import PAGE, Answer, Client, Clock, a_database_that, renamed
 
 pytestmark = pytest.mark.anyio
 
@@ -48,15 +48,6 @@ def node(url: str, keys: Path | KeyDirectory, clock: Clock) -> Iterator[Client]:
         yield Client(create_app(service))
     finally:
         service.close()
-
-
-@contextmanager
-def renamed(path: Path) -> Iterator[None]:
-    """There is nothing at `path` until the end of the block."""
-    elsewhere = path.with_suffix(".away")
-    path.rename(elsewhere)
-    yield
-    elsewhere.rename(path)
 
 
 def execute(database: Database, statement: str) -> None:
@@ -258,7 +249,13 @@ async def test_an_answer_of_ours_is_kept_by_no_cache(client: Client, api_token: 
 
 
 def test_every_error_that_is_handled_is_one_that_can_be_told() -> None:
-    told = [BodyTooLarge(), FieldError("email", "email"), InsufficientScope(Scope.WRITE_SSO), HTTPException(404)]
+    told = [
+        BodyTooLarge(),
+        FieldError("email", "email"),
+        InsufficientScope(Scope.WRITE_SSO),
+        HTTPException(404),
+        Unavailable(""),
+    ]
     kinds = {type(error) for error in told} | {Exception}
     for kind in EXCEPTION_HANDLERS:
         error = kind() if kind not in kinds else next((e for e in told if type(e) is kind), None)

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Select, String, and_, or_, select, true, update
+from sqlalchemy import BigInteger, Connection, FromClause, Select, String, and_, or_, select, true, update
 from sqlalchemy.sql.dml import ReturningInsert
 
 from sso_service.database.engine import Database, batch_parameter, rows
@@ -149,6 +149,18 @@ def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lo
     ]
 
 
+def places_in(batch: FromClause) -> FromClause:
+    """A batch's `user_id`, `account_id` and `team_id`, with the user, the membership and the team, where they exist."""
+    return (
+        batch.outerjoin(users, users.c.id == batch.c.user_id)
+        .outerjoin(
+            memberships,
+            and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id),
+        )
+        .outerjoin(teams, and_(teams.c.id == batch.c.team_id, teams.c.account_id == batch.c.account_id))
+    )
+
+
 @cache
 def _standing_statement(database: Database) -> Select[Any]:
     batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), team_id=BigInteger())
@@ -164,14 +176,8 @@ def _standing_statement(database: Database) -> Select[Any]:
             accounts.c.portal_url,
             teams.c.id,
         )
-        .select_from(batch)
-        .outerjoin(users, users.c.id == batch.c.user_id)
-        .outerjoin(
-            memberships,
-            and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id),
-        )
+        .select_from(places_in(batch))
         .outerjoin(accounts, accounts.c.id == batch.c.account_id)
-        .outerjoin(teams, and_(teams.c.id == batch.c.team_id, teams.c.account_id == batch.c.account_id))
         .order_by(batch.c.position)
     )
 

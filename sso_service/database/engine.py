@@ -72,12 +72,16 @@ _DURABLE = (
 
 
 class Unavailable(Exception):
-    """The database cannot do it now, and nothing happened."""
+    """The database cannot do it now, and nothing happened.
 
-    retryable = False
-    """True if the server itself ended the transaction for the sake of another one, so that a repetition may succeed."""
-    begun = True
-    """False if there was not even a transaction, so that it cannot be the fault of what was to be done in it."""
+    `retryable`: the server itself ended the transaction for the sake of another one, so a repetition may succeed. Not
+    `begun`: there was not even a transaction, so it cannot be the fault of what was to be done in it.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False, begun: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.begun = begun
 
 
 class Overloaded(Unavailable):
@@ -128,7 +132,7 @@ class Database:
             return
         deadline = time.monotonic() + BUSY_TIMEOUT
         if not self._one_writer.acquire(timeout=BUSY_TIMEOUT):
-            raise _not_begun("another writer holds the database")
+            raise Unavailable("another writer holds the database", begun=False)
         try:
             with _transaction(connection, partial(_begin_immediately, connection, deadline)):
                 yield
@@ -147,16 +151,16 @@ class Database:
         """
         parameter = bindparam("batch", type_=String())
         if self.is_sqlite:
-            rows = func.json_each(parameter).table_valued("key", "value")
+            given = func.json_each(parameter).table_valued("key", "value")
         else:
             elements = func.json_array_elements(cast(parameter, JSON))
-            rows = elements.table_valued("value", with_ordinality="key").render_derived()
+            given = elements.table_valued("value", with_ordinality="key").render_derived()
         values = [
-            cast(rows.c.value.op("->>")(literal_column(str(index))), type_).label(name)
+            cast(given.c.value.op("->>")(literal_column(str(index))), type_).label(name)
             for index, (name, type_) in enumerate(columns.items())
         ]
-        position = rows.c.key if self.is_sqlite else rows.c.key - 1
-        return select(position.label("position"), *values).select_from(rows).subquery("batch")
+        position = given.c.key if self.is_sqlite else given.c.key - 1
+        return select(position.label("position"), *values).select_from(given).subquery("batch")
 
     def pairs(self, position: ColumnElement[int], number: ColumnElement[int]) -> ColumnElement[str]:
         """All rows' `position` and `number` in one value: a JSON array of arrays."""
@@ -199,7 +203,7 @@ def _transaction(connection: Connection, begin: str | Callable[[], None]) -> Ite
         else:
             begin()
     except DBAPIError as error:
-        raise _not_begun(reason(error)) from error
+        raise Unavailable(reason(error), begun=False) from error
     try:
         yield
     except BaseException as error:
@@ -207,9 +211,7 @@ def _transaction(connection: Connection, begin: str | Callable[[], None]) -> Ite
         # A constraint or a value is the operation's own fault. All else is the database's: unreachable, full,
         # read-only, damaged, in recovery, or without a table that it should have.
         if isinstance(error, DBAPIError) and not isinstance(error, IntegrityError | DataError):
-            unavailable = Unavailable(reason(error))
-            unavailable.retryable = _ended_for_another(error)
-            raise unavailable from error
+            raise Unavailable(reason(error), retryable=_ended_for_another(error)) from error
         raise
     # PostgreSQL would answer the COMMIT of a failed transaction with ROLLBACK, and call that no error.
     if _has_failed(connection):
@@ -246,12 +248,6 @@ def _begin_immediately(connection: Connection, deadline: float) -> None:
         raw.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
 
 
-def _not_begun(reason: str) -> Unavailable:
-    unavailable = Unavailable(reason)
-    unavailable.begun = False
-    return unavailable
-
-
 def _roll_back(connection: Connection) -> None:
     if connection.invalidated:
         return
@@ -271,9 +267,7 @@ def _commit(connection: Connection) -> None:
         connection.exec_driver_sql("COMMIT")
     except DBAPIError as error:
         if _ended_for_another(error):  # the server says for certain that it rolled back
-            unavailable = Unavailable(reason(error))
-            unavailable.retryable = True
-            raise unavailable from error
+            raise Unavailable(reason(error), retryable=True) from error
         connection.invalidate()
         raise OutcomeUnknown(reason(error)) from error
     # A commit that did not wait for its synchronous standby is reported with a mere warning. It is not the durable one

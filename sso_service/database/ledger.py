@@ -39,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningInsert
 
-from sso_service.database.directory import Place
+from sso_service.database.directory import Place, places_in
 from sso_service.database.engine import Database, batch_parameter, rows
 from sso_service.database.schema import consumed_floor, consumed_nonces, memberships, teams, users
 
@@ -164,16 +164,7 @@ def _admissions_statement(database: Database) -> Select[Any]:
         (users.c.sessions_from > batch.c.now, users.c.sessions_from),
         else_=0,
     )
-    return (
-        select(database.pairs(batch.c.position, admission))
-        .select_from(batch)
-        .outerjoin(users, users.c.id == batch.c.user_id)
-        .outerjoin(
-            memberships,
-            and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id),
-        )
-        .outerjoin(teams, and_(teams.c.id == batch.c.team_id, teams.c.account_id == batch.c.account_id))
-    )
+    return select(database.pairs(batch.c.position, admission)).select_from(places_in(batch))
 
 
 def _admissions(database: Database, connection: Connection, redemptions: Sequence[Redemption]) -> list[_Admission]:

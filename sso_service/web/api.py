@@ -12,6 +12,8 @@ from sso_service.service import NotAuthenticated, Service
 from sso_service.web.errors import JSON_HEADERS, InvalidJSON
 from sso_service.web.requests import BodyTooLarge, bearer, body
 
+_HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEADERS.items()]
+
 
 class CreateToken:
     """Issues a login token for the person in the body."""
@@ -33,15 +35,9 @@ class CreateToken:
             return
         issued = await self._service.issue(secret, person)
         content = msgspec.json.encode(issued)
-        await send({"type": "http.response.start", "status": 201, "headers": [*_HEADERS, _length(content)]})
+        length = (b"content-length", b"%d" % len(content))
+        await send({"type": "http.response.start", "status": 201, "headers": [*_HEADERS, length]})
         await send({"type": "http.response.body", "body": content})
-
-
-_HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEADERS.items()]
-
-
-def _length(content: bytes) -> tuple[bytes, bytes]:
-    return b"content-length", b"%d" % len(content)
 
 
 class _Fields(msgspec.Struct):

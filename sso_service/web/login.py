@@ -110,14 +110,14 @@ async def sign_in(
         outcome = await service.sign_in(token, path, current, confirmed=confirmed)
         if isinstance(outcome, Question):
             return _ask(service, scope, token, target, outcome)
-        headers = [*_REDIRECT_HEADERS, (b"location", target)]
+        redirect = [*_REDIRECT_HEADERS, (b"location", target)]
         if outcome != current:
             value = service.session_cookie(outcome)
             line = set_cookie(scope, SESSION_COOKIE, value, max_age=service.settings.session_ttl)
-            headers.append((b"set-cookie", line.encode("latin-1")))
+            redirect.append((b"set-cookie", line.encode("latin-1")))
     except Exception as error:
         return refusal(scope, error)
-    return Redirect(headers)
+    return Redirect(redirect)
 
 
 class Redirect(Response):
@@ -148,17 +148,16 @@ def refusal(scope: Scope, error: Exception) -> Response:
             problem = Problem(403, "no_access", "The user has no access here.")
         case InvalidSession():
             problem = Problem(403, "form_invalid", "The form is not valid any more.")
-        case Unavailable() | OutcomeUnknown():
-            log.warning("login: %s: %s", type(error).__name__, error)
+        case Unavailable() | OutcomeUnknown() | CrossOrigin():
             known = problem_of(error)
-            assert known is not None  # noqa: S101 - both are in its table
+            assert known is not None  # noqa: S101 - all three are in its table
             problem = known
         case NotANavigation():
             problem = Problem(403, "not_a_navigation", "Login links work only when a person opens them.")
-        case CrossOrigin():
-            problem = Problem(403, "cross_origin", "The request does not come from a page of this site.")
         case _:
             raise error
+    if problem.status == 503:
+        log.warning("login: %s: %s", type(error).__name__, error)
     if prefers_json(scope):
         return json_error(problem)
     return message_page(scope, problem.code, problem.status, portal_url=portal_url, headers=problem.headers)
