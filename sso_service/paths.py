@@ -65,7 +65,8 @@ def _segments(raw: bytes) -> list[bytes]:
     """The path's segments, undecoded, without the empty one behind a trailing slash. Raises `NotCanonical`."""
     if _PLAIN.fullmatch(raw):  # most are, and have nothing in them to be found out
         return raw.strip(b"/").split(b"/")
-    if not raw.startswith(b"/") or b"%" in _ENCODED.sub(b"", raw) or b"?" in raw or b"#" in raw:
+    # Neither of the last three can be in the path of a request line (RFC 9112 section 3).
+    if not raw.startswith(b"/") or b"%" in _ENCODED.sub(b"", raw) or b" " in raw or b"?" in raw or b"#" in raw:
         raise NotCanonical
     segments = raw[1:].split(b"/")
     if len(segments) > 1 and segments[-1] == b"":

@@ -41,6 +41,11 @@ _PERMISSIONS = {
 }
 
 
+def may_view(role: Role, section: str) -> bool:
+    """True if `role` sees `section` of a Studio. A section that the table does not know is for admins only."""
+    return role is Role.ADMIN or f"{section}:view" in _PERMISSIONS[role]
+
+
 def permissions(role: Role) -> list[str]:
     """The sorted `section:action` pairs that `role` may do."""
     return sorted(_PERMISSIONS[role])

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from sso_service.database.ledger import CLOCK_TOLERANCE, Purger, Redemption, Ver
 from sso_service.keyring import KeyDirectory, NoSigningKey, SigningKey
 from sso_service.paths import StudioPath
 from sso_service.people import Person, normalise_email
-from sso_service.permissions import Scope
+from sso_service.permissions import Scope, may_view
 from sso_service.sessions import InvalidSession, Session
 from sso_service.settings import Settings
 from sso_service.tokens import Claims, ExpiredToken, ForgedToken, OverlongToken
@@ -60,6 +60,10 @@ class RoleNotAllowed(Exception):
     """The person's role is above what the API token may sign in."""
 
 
+class NotSignedIn(Exception):
+    """There is no session, or one that does not count any more."""
+
+
 class LoginRefused(Exception):
     """A token whose signature held does not sign in. `portal_url` is the way back to where it came from, if known."""
 
@@ -85,6 +89,14 @@ class Issued(msgspec.Struct, frozen=True):
 
     token: str
     user_created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Whom a token signs in, and what holds for them now."""
+
+    claims: Claims
+    standing: Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +177,7 @@ class Service:
             email = normal
             found = await self._lookups.submit(Lookup(digest(secret), email))
         account_id = api_token.account_id
-        if account_id is None:
-            raise InsufficientScope(Scope.WRITE_SSO)  # a platform API token signs nobody in, whatever its row says
+        assert account_id is not None  # noqa: S101 - `_admit` lets no platform API token write
         if found.disabled:
             raise UserDisabled
         user_id, role, created = found.user_id, found.role, False
@@ -183,6 +194,62 @@ class Service:
         claims = Claims(now + self.settings.token_ttl, user_id, account_id, secrets.randbits(32))
         return Issued(tokens.sign(claims, self._signing_key(now).token_key), created)
 
+    async def verify(self, secret: str, token: str) -> Login:
+        """What `consume` would answer now. Consumes nothing, and raises the same but for `OutcomeUnknown`."""
+        claims = await self._read_token_for(await self.authorize(secret, Scope.VERIFY_SSO), token)
+        match await self._states.submit(claims.pack()):
+            case Verdict.CONSUMED:
+                raise TokenConsumed
+            case Verdict.EXPIRED:
+                raise TokenExpired
+        return await self._login(claims)
+
+    async def consume(self, secret: str, token: str) -> Login:
+        """Redeems `token` for a frontend that keeps sessions of its own.
+
+        Raises `NotAuthenticated`, `InsufficientScope`, `MalformedToken`, `ForgedToken`, `OverlongToken`,
+        `TokenExpired`, `TokenConsumed`, `NoAccess`, `Unavailable` or `OutcomeUnknown`.
+        """
+        claims = await self._read_token_for(await self.authorize(secret, Scope.VERIFY_SSO), token)
+        # Before it is consumed, so that nothing that fails here costs anybody their link.
+        login = await self._login(claims)
+        redeemed = await self._redeem(claims, Place(claims.user_id, claims.account_id))
+        match redeemed.verdict:
+            case Verdict.CONSUMED:
+                raise TokenConsumed
+            case Verdict.EXPIRED:
+                raise TokenExpired
+            case Verdict.NO_ACCESS:
+                raise NoAccess
+        return login
+
+    async def revoke(self, secret: str, token: str) -> bool:
+        """Takes back a token by consuming it for nobody: True, or False if it was used before.
+
+        Raises what `consume` raises, except `TokenConsumed` and `NoAccess`: also a token whose user is disabled is
+        taken back, since they may be enabled again.
+        """
+        claims = await self._read_token_for(await self.authorize(secret, Scope.WRITE_SSO), token)
+        redeemed = await self._redeem(claims, None)
+        if redeemed.verdict is Verdict.EXPIRED:
+            raise TokenExpired
+        return redeemed.verdict is Verdict.REDEEMED
+
+    async def _read_token_for(self, api_token: ApiToken, token: str) -> Claims:
+        """The claims of a token that is good as far as keys and clock can tell. Asks no database."""
+        claims, expired = await self._read_genuine(token)
+        if api_token.account_id not in {None, claims.account_id}:
+            raise ForgedToken("what other accounts issued is nobody else's business, not even that it exists")
+        if expired:
+            raise TokenExpired
+        return claims
+
+    async def _login(self, claims: Claims) -> Login:
+        standing: Standing = await self._standings.submit(Place(claims.user_id, claims.account_id))
+        if not standing.has_access:
+            raise NoAccess
+        return Login(claims, standing)
+
     def _admit(self, api_token: ApiToken | None, scope: Scope) -> ApiToken:
         now = self._now()
         if (
@@ -191,7 +258,8 @@ class Service:
             or (api_token.expires_at is not None and api_token.expires_at <= now)
         ):
             raise NotAuthenticated
-        if scope not in api_token.scopes:
+        # A platform API token signs nobody in, whatever its row says.
+        if scope not in api_token.scopes or (scope is Scope.WRITE_SSO and api_token.account_id is None):
             raise InsufficientScope(scope)
         self._note_use(api_token, now - now % 3600)
         return api_token
@@ -227,6 +295,13 @@ class Service:
                 return self._read_token(token)
             raise
 
+    async def _read_genuine(self, token: str) -> tuple[Claims, bool]:
+        """The claims of a genuine token, and whether its time is over. Raises what else `read_token` raises."""
+        try:
+            return await self.read_token(token), False
+        except ExpiredToken as error:
+            return error.claims, True
+
     def _read_token(self, token: str) -> Claims:
         now, lifetime = self._now(), self.settings.token_ttl
         try:
@@ -253,12 +328,7 @@ class Service:
         Raises what `read_token` raises, except `ExpiredToken`; `TokenExpired`, `TokenConsumed`, `NoAccess`,
         `Unavailable`, `OutcomeUnknown`.
         """
-        try:
-            claims = await self.read_token(token)
-            expired = False
-        except ExpiredToken as error:
-            claims = error.claims
-            expired = True
+        claims, expired = await self._read_genuine(token)
         if path.account_id not in {None, claims.account_id}:
             await self._refuse(NoAccess, claims)
         if expired:
@@ -274,14 +344,12 @@ class Service:
                 return already
             return Question(someone_else)
 
-        now = self._now()
-        self._signing_key(now)  # or a token is consumed for a session that cannot be signed
-        place = Place(claims.user_id, claims.account_id, path.team_id)
-        redeemed: ledger.Redeemed = await self._redemptions.submit(Redemption(claims.pack(), place, now))
+        self._signing_key(self._now())  # or a token is consumed for a session that cannot be signed
+        redeemed = await self._redeem(claims, Place(claims.user_id, claims.account_id, path.team_id))
         match redeemed.verdict:
             case Verdict.REDEEMED:
                 # Not before `sessions_from`, which may be a second ahead: "sign out everywhere" ended what was before.
-                return Session(claims.user_id, claims.account_id, max(now, redeemed.sessions_from))
+                return Session(claims.user_id, claims.account_id, max(self._now(), redeemed.sessions_from))
             case Verdict.NO_ACCESS | Verdict.NO_TEAM:
                 return await self._refuse(NoAccess, claims)
             case Verdict.CONSUMED:
@@ -289,6 +357,14 @@ class Service:
             case Verdict.EXPIRED:
                 refusal = TokenExpired
         return await self._already_signed_in(claims, path, current) or await self._refuse(refusal, claims)
+
+    async def _redeem(self, claims: Claims, place: Place | None) -> ledger.Redeemed:
+        """Consumes `claims`, if that can be done. The only way to it."""
+        now = self._now()
+        if now >= claims.expires_at:  # meanwhile
+            return ledger.Redeemed(Verdict.EXPIRED)
+        redeemed: ledger.Redeemed = await self._redemptions.submit(Redemption(claims.pack(), place, now))
+        return redeemed
 
     async def _refuse(self, refusal: type[LoginRefused], claims: Claims) -> Session:
         raise refusal(await self._portal_url(claims))
@@ -331,6 +407,22 @@ class Service:
         if not standing.has_access or standing.user is None or session.issued_at < standing.user.sessions_from:
             return None
         return SignedIn(session, standing)
+
+    async def admit(self, session: Session, paths: Collection[StudioPath]) -> SignedIn:
+        """The holder of `session`, if they may see every one of `paths` now.
+
+        Raises `NotSignedIn`, `NoAccess` (also if there is no path, since nothing was asked for then) or `Unavailable`.
+        """
+        admitted = None
+        for path in paths:
+            admitted = await self.signed_in(session, path.team_id)
+            if admitted is None:
+                raise NotSignedIn
+            if not _may_see(admitted, path):
+                raise NoAccess
+        if admitted is None:
+            raise NoAccess
+        return admitted
 
     def session_cookie(self, session: Session) -> str:
         """The signed cookie value of a session that a token was consumed for.
@@ -442,3 +534,12 @@ class Service:
             return self.keys.ring.signing_key(now)
         except NoSigningKey as error:
             raise Unavailable(str(error)) from error
+
+
+def _may_see(signed_in: SignedIn, path: StudioPath) -> bool:
+    standing = signed_in.standing
+    return (
+        path.account_id in {None, signed_in.session.account_id}
+        and (path.team_id is None or standing.team_exists)
+        and (path.section is None or (standing.role is not None and may_view(standing.role, path.section)))
+    )

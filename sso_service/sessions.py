@@ -53,7 +53,17 @@ def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifeti
 
     Raises `InvalidSession`. Whether the user still has access is for the database to say.
     """
-    payload, issued_at = _load(cookie, session_keys, now=now, lifetime=lifetime)
+    session = _signed_session(cookie, tuple(session_keys))
+    _check_age(now - session.issued_at, lifetime)
+    return session
+
+
+# A browser sends its cookie with everything that it asks for, and a proxy asks us about each. What is remembered is
+# that these keys signed this, which never changes: another set of keys, as after a revocation, is asked anew, and the
+# age and all that the database says are looked at each time. Refusals are not remembered: nobody can fill this but we.
+@lru_cache(maxsize=4096)
+def _signed_session(cookie: str, keys: tuple[bytes, ...]) -> Session:
+    payload, issued_at = _signed(cookie, keys)
     match payload:
         case [int(user_id), int(account_id)]:
             return Session(user_id, account_id, issued_at)
@@ -73,7 +83,8 @@ def check_form_token(
     form_token: str, token: str, target: bytes, browser: str, form_keys: Sequence[bytes], *, now: int
 ) -> None:
     """Raises `InvalidSession` unless `form_token` was made for exactly this within the last `FORM_LIFETIME` seconds."""
-    payload, _ = _load(form_token, form_keys, now=now, lifetime=FORM_LIFETIME)
+    payload, made_at = _signed(form_token, form_keys)
+    _check_age(now - made_at, FORM_LIFETIME)
     if not isinstance(payload, str) or not hmac.compare_digest(payload, _binding(token, target, browser)):
         raise InvalidSession("the form was made for something else")
 
@@ -97,7 +108,8 @@ def _signer(key: bytes) -> Signer:
     return Signer(key, **_SIGNING)
 
 
-def _load(value: str, keys: Sequence[bytes], *, now: int, lifetime: int) -> tuple[Any, int]:
+def _signed(value: str, keys: Sequence[bytes]) -> tuple[Any, int]:
+    """What one of `keys` signed, and when. Raises `InvalidSession`."""
     if not keys:
         raise InvalidSession("no key may verify this")
     try:
@@ -106,8 +118,10 @@ def _load(value: str, keys: Sequence[bytes], *, now: int, lifetime: int) -> tupl
         payload, signed_at = serializer.loads(value, return_timestamp=True)
     except (BadData, ValueError) as error:  # ValueError: text that cannot be encoded
         raise InvalidSession("the signature does not hold") from error
-    # Checked here, not by itsdangerous: its own check refuses what a node signed whose clock is a second ahead.
-    age = now - int(signed_at.timestamp())
+    return payload, int(signed_at.timestamp())
+
+
+def _check_age(age: int, lifetime: int) -> None:
+    # Not by itsdangerous: its own check refuses what a node signed whose clock is a second ahead.
     if not -CLOCK_ALLOWANCE <= age < lifetime:
         raise InvalidSession("too old, or from the future")
-    return payload, int(signed_at.timestamp())

@@ -1,8 +1,10 @@
 """Every setting, its variable and its default. Read once into one object; nothing else reads the environment."""
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -29,6 +31,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Seconds for which a session lasts."""
     confirm_login: bool = False
     """Ask for a click before a link signs in."""
+    embed_origins: str = ""
+    """Origins whose pages may show a Studio in a frame, separated by blanks or commas."""
+    cors_origins: str = ""
+    """Origins whose scripts may call the API from a browser, likewise."""
     trusted_proxies: str = "127.0.0.1"
     """Addresses or networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
 
@@ -36,6 +42,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     def keys_path(self) -> Path:
         """The key directory."""
         return Path(self.home, self.keys_dir)
+
+    def origins_of(self, field: Literal["embed_origins", "cors_origins"]) -> tuple[str, ...]:
+        """The origins in a field. Raises `SettingsError`."""
+        try:
+            return _origins(getattr(self, field))
+        except ValueError:
+            raise SettingsError(
+                f"SSO_{field.upper()} must hold origins such as https://intranet.example, without a path"
+            ) from None
 
     @property
     def database(self) -> URL:
@@ -54,6 +69,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
         raise SettingsError("SSO_DATABASE_URL must begin with sqlite: or postgresql:")
 
 
+# An origin as browsers write it (RFC 6454 section 6.2). Without TLS only on one's own machine: whoever sits between
+# could otherwise put a page of theirs into it.
+_ORIGIN = re.compile(r"https://[a-z0-9.-]+(:[0-9]{1,5})?|http://(localhost|127\.0\.0\.1)(:[0-9]{1,5})?")
+
+
+@lru_cache(maxsize=16)
+def _origins(value: str) -> tuple[str, ...]:
+    origins = tuple(value.replace(",", " ").split())
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError
+    return origins
+
+
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """The settings in `environ`; a variable that is empty counts as not set. Raises `SettingsError`."""
     given = {name: value for name, value in environ.items() if name.startswith("SSO_") and value != ""}
@@ -62,7 +90,10 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$.")
         raise SettingsError(f"{path.rstrip('`')}: {problem.lower()}") from None
-    settings.database.get_backend_name()  # a wrong URL is to be found now, not at first use
+    # What is wrong is to be found now, not at first use.
+    settings.database.get_backend_name()
+    settings.origins_of("embed_origins")
+    settings.origins_of("cors_origins")
     return settings
 
 

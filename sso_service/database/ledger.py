@@ -66,10 +66,13 @@ class Verdict(Enum):
 
 
 class Redemption(msgspec.Struct, frozen=True):
-    """Claims (16 bytes) to be consumed at `now` (Unix seconds) for a user in a place."""
+    """Claims (16 bytes) to be consumed at `now` (Unix seconds) for a user in a place.
+
+    Without a place they are consumed for nobody, whoever has access: the token is taken back.
+    """
 
     claims: bytes
-    place: Place
+    place: Place | None
     now: int
 
 
@@ -148,6 +151,7 @@ def redeem_all(database: Database, connection: Connection, redemptions: Sequence
     return results
 
 
+_NOWHERE = (None, None, None)
 _NO_ACCESS = _Admission(Verdict.NO_ACCESS)
 _NO_TEAM = _Admission(Verdict.NO_TEAM)
 _ADMITTED = _Admission()
@@ -170,12 +174,12 @@ def _admissions_statement(database: Database) -> Select[Any]:
 def _admissions(database: Database, connection: Connection, redemptions: Sequence[Redemption]) -> list[_Admission]:
     """Whether each redemption's user may have what they ask for.
 
-    Asked for as one row with a number for each, since fetching a row costs more than finding it. Who is not among them
-    has no access.
+    Asked for as one row with a number for each, since fetching a row costs more than finding it. For -1 it remains as
+    it is: no access for those who need a place.
     """
-    asked = batch_parameter((r.place.user_id, r.place.account_id, r.place.team_id, r.now) for r in redemptions)
+    asked = batch_parameter((*(msgspec.structs.astuple(r.place) if r.place else _NOWHERE), r.now) for r in redemptions)
     ((pairs,),) = rows(connection, _admissions_statement(database), asked)
-    admissions = [_NO_ACCESS] * len(redemptions)
+    admissions = [_NO_ACCESS if redemption.place else _ADMITTED for redemption in redemptions]
     for position, admission in msgspec.json.decode(pairs):
         if admission == 0:
             admissions[position] = _ADMITTED

@@ -3,10 +3,11 @@
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -15,11 +16,12 @@ from sso_service.database.engine import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import read_settings
-from sso_service.web.api import CreateToken
+from sso_service.web.api import consume_token, create_token, revoke_token, verify_token
+from sso_service.web.auth import ForwardAuth
 from sso_service.web.errors import EXCEPTION_HANDLERS, handle, problem_of
 from sso_service.web.login import Confirm, Login
 from sso_service.web.operations import Readyz, healthz
-from sso_service.web.session import SessionEndpoint, logout
+from sso_service.web.session import Logout, SessionEndpoint
 
 
 def create_app(service: Service | None = None) -> ASGIApp:
@@ -45,12 +47,16 @@ def create_app(service: Service | None = None) -> ASGIApp:
                 await background
             service.close()
 
-    issue, session, login = CreateToken(service), SessionEndpoint(service), Login(service)
+    issue, session, auth, login = create_token(service), SessionEndpoint(service), ForwardAuth(service), Login(service)
     app = Starlette(
         routes=[
             Route("/v1/sso_tokens", issue, methods=["POST"]),
+            Route("/v1/sso_tokens/verify", verify_token(service), methods=["POST"]),
+            Route("/v1/sso_tokens/consume", consume_token(service), methods=["POST"]),
+            Route("/v1/sso_tokens/revoke", revoke_token(service), methods=["POST"]),
+            Route("/auth", auth, methods=["GET"]),
             Route("/session", session, methods=["GET"]),
-            Route("/logout", logout, methods=["POST"]),
+            Route("/logout", Logout(service), methods=["POST"]),
             Route("/sso/confirm", Confirm(service), methods=["POST"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", Readyz(service).get, methods=["GET"]),
@@ -62,7 +68,32 @@ def create_app(service: Service | None = None) -> ASGIApp:
     # without a slash first would hand the token around once more.
     app.router.default = login
     app.router.redirect_slashes = False
-    return ShortWay(app, {("POST", "/v1/sso_tokens"): issue, ("GET", "/session"): session}, login)
+    short: dict[tuple[str, str], ASGIApp] = {
+        ("POST", "/v1/sso_tokens"): issue,
+        ("GET", "/auth"): auth,
+        ("GET", "/session"): session,
+    }
+    studio = ShortWay(app, short, login)
+    origins = service.settings.origins_of("cors_origins")
+    return ApiForOrigins(studio, origins) if origins else studio
+
+
+class ApiForOrigins:
+    """The application, whose API the scripts of some origins may call from a browser. Nothing else of it."""
+
+    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
+        self._app = app
+        self._api = CORSMiddleware(
+            app,
+            allow_origins=origins,
+            allow_methods=["POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        of_the_api = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        await (self._api if of_the_api else self._app)(scope, receive, send)
 
 
 class ShortWay:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import msgspec
+from itsdangerous import BadData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -63,6 +64,16 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(403, "user_disabled", "This user is disabled.")
         case service.RoleNotAllowed():
             return Problem(403, "role_not_allowed", "The user's role is above what this API token may sign in.")
+        case service.NotSignedIn():
+            return Problem(401, "not_signed_in", "Nobody is signed in.")
+        case service.TokenConsumed():
+            return Problem(410, "token_consumed", "The login token was used before.")
+        case service.TokenExpired():
+            return Problem(410, "token_expired", "The login token has expired.")
+        case BadData():
+            return Problem(422, "token_invalid", "The login token is not valid.")
+        case service.NoAccess():
+            return Problem(403, "no_access", "The user has no access here.")
         case CrossOrigin():
             return Problem(403, "cross_origin", "The request does not come from a page of this site.")
         case Overloaded():
@@ -121,6 +132,9 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitab
         service.InsufficientScope,
         service.UserDisabled,
         service.RoleNotAllowed,
+        service.NotSignedIn,
+        service.LoginRefused,
+        BadData,
         BodyTooLarge,
         InvalidJSON,
         FieldError,

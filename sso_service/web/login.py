@@ -58,7 +58,7 @@ class Login:
         values, rest = split_sso(scope["query_string"])
         if not values:
             raise HTTPException(404)
-        response = _answer_without_consuming(scope) or await self._sign_in(scope, values, rest)
+        response = _answer_without_consuming(self._service, scope) or await self._sign_in(scope, values, rest)
         await response(scope, receive, send)
 
     async def _sign_in(self, scope: Scope, values: list[bytes], rest: bytes) -> Response:
@@ -85,9 +85,9 @@ class Confirm:
 
     async def _sign_in(self, scope: Scope, fields: dict[str, list[str]]) -> Response:
         if not is_same_origin(scope):
-            return refusal(scope, CrossOrigin())
-        if not _is_for_a_window(scope):
-            return refusal(scope, NotANavigation())
+            return refusal(self._service, scope, CrossOrigin())
+        if not _is_for_a_window(self._service, scope):
+            return refusal(self._service, scope, NotANavigation())
         token, target, replaces, form_token = (
             fields.get(name, [""])[0] for name in ("token", "target", "replaces", "form")
         )
@@ -96,7 +96,7 @@ class Confirm:
         try:
             self._service.check_form_token(form_token, token, raw_target, asked)
         except InvalidSession as error:
-            return refusal(scope, error)
+            return refusal(self._service, scope, error)
         return await sign_in(self._service, scope, token, raw_target, confirmed=int(replaces))
 
 
@@ -113,10 +113,10 @@ async def sign_in(
         redirect = [*_REDIRECT_HEADERS, (b"location", target)]
         if outcome != current:
             value = service.session_cookie(outcome)
-            line = set_cookie(scope, SESSION_COOKIE, value, max_age=service.settings.session_ttl)
+            line = set_cookie(scope, service.settings, SESSION_COOKIE, value, max_age=service.settings.session_ttl)
             redirect.append((b"set-cookie", line.encode("latin-1")))
     except Exception as error:
-        return refusal(scope, error)
+        return refusal(service, scope, error)
     return Redirect(redirect)
 
 
@@ -130,7 +130,7 @@ class Redirect(Response):
         self.raw_headers = raw_headers
 
 
-def refusal(scope: Scope, error: Exception) -> Response:
+def refusal(service: Service, scope: Scope, error: Exception) -> Response:
     """A page, or JSON where it is asked for, that says why. Raises `error` again if it is not one to be told."""
     portal_url = error.portal_url if isinstance(error, LoginRefused) else None
     match error:
@@ -160,7 +160,14 @@ def refusal(scope: Scope, error: Exception) -> Response:
         log.warning("login: %s: %s", type(error).__name__, error)
     if prefers_json(scope):
         return json_error(problem)
-    return message_page(scope, problem.code, problem.status, portal_url=portal_url, headers=problem.headers)
+    return message_page(
+        scope,
+        problem.code,
+        problem.status,
+        portal_url=portal_url,
+        headers=problem.headers,
+        framed_by=service.settings.origins_of("embed_origins"),
+    )
 
 
 def _ask(service: Service, scope: Scope, token: str, target: bytes, question: Question) -> Response:
@@ -175,8 +182,14 @@ def _ask(service: Service, scope: Scope, token: str, target: bytes, question: Qu
         "replaces": replaces,
         "form": service.form_token(token, target, _asked(browser, replaces)),
     }
-    line = set_cookie(scope, FORM_COOKIE, browser, max_age=FORM_LIFETIME)
-    return question_page(scope, current=user.email if user else None, fields=fields, headers={"Set-Cookie": line})
+    line = set_cookie(scope, service.settings, FORM_COOKIE, browser, max_age=FORM_LIFETIME)
+    return question_page(
+        scope,
+        current=user.email if user else None,
+        fields=fields,
+        headers={"Set-Cookie": line},
+        framed_by=service.settings.origins_of("embed_origins"),
+    )
 
 
 def _asked(browser: str, replaces: str) -> str:
@@ -184,7 +197,7 @@ def _asked(browser: str, replaces: str) -> str:
     return f"{browser}.{replaces}"
 
 
-def _answer_without_consuming(scope: Scope) -> Response | None:
+def _answer_without_consuming(service: Service, scope: Scope) -> Response | None:
     """The answer to whatever is not a person's navigation, or None if it is one.
 
     Link previews, mail scanners and browsers that load ahead would otherwise burn the link before its owner clicks it.
@@ -201,9 +214,17 @@ def _answer_without_consuming(scope: Scope) -> Response | None:
     purposes = ",".join(headers(scope, b"sec-purpose") + headers(scope, b"purpose") + headers(scope, b"x-moz"))
     if "prefetch" in purposes.lower() or "preview" in purposes.lower():
         return Response(status_code=503, headers={"Cache-Control": "no-store"})
-    return None if _is_for_a_window(scope) else refusal(scope, NotANavigation())
+    return None if _is_for_a_window(service, scope) else refusal(service, scope, NotANavigation())
 
 
-def _is_for_a_window(scope: Scope) -> bool:
-    """False if the browser says that the answer is not for a whole window (Fetch metadata, `Sec-Fetch-Dest`)."""
-    return headers(scope, b"sec-fetch-dest") in ([], ["document"])
+def _is_for_a_window(service: Service, scope: Scope) -> bool:
+    """False if the browser says that the answer is not for a window (Fetch metadata, `Sec-Fetch-Dest`).
+
+    A frame is one where embedding is on. Who may have the frame is the business of the page's `frame-ancestors`.
+    """
+    match headers(scope, b"sec-fetch-dest"):
+        case [] | ["document"]:
+            return True
+        case ["iframe"]:
+            return bool(service.settings.origins_of("embed_origins"))
+    return False

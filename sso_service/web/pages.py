@@ -16,9 +16,6 @@ _templates = Environment(
 _HEADERS = {
     "Content-Type": "text/html; charset=utf-8",
     "Cache-Control": "no-store",
-    # No outside request, no script, no frame around us: nothing could read the page or click in it for the user.
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
     # The page's own address may still carry a token that was not used. `no-referrer` would hide it as well, but would
     # also make browsers send `Origin: null` with the form, which is no proof of where it comes from (Fetch standard).
@@ -133,29 +130,45 @@ _TEXTS: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def message_page(
-    scope: Scope, what: str, status: int, *, portal_url: str | None = None, headers: Mapping[str, str] | None = None
+    scope: Scope,
+    what: str,
+    status: int,
+    *,
+    portal_url: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    framed_by: tuple[str, ...] = (),
 ) -> Response:
-    """A page that says what happened. It never repeats anything of the request."""
+    """A page that says what happened. It never repeats anything of the request.
+
+    Pages of the origins in `framed_by` may show it in a frame.
+    """
     lang = language(scope)
     # Wherever it was set, a link is nothing but https: never a script, never a page of ours.
     if portal_url and portal_url.startswith("https://"):
-        return _response(_render(lang, what, portal_url=portal_url), status, lang, headers)
-    return _plain(lang, what, status, tuple((headers or {}).items()))
+        return _response(_render(lang, what, portal_url=portal_url), status, lang, framed_by, headers)
+    return _plain(lang, what, status, framed_by, tuple((headers or {}).items()))
 
 
 def question_page(
-    scope: Scope, *, current: str | None, fields: Mapping[str, str], headers: Mapping[str, str]
+    scope: Scope,
+    *,
+    current: str | None,
+    fields: Mapping[str, str],
+    headers: Mapping[str, str],
+    framed_by: tuple[str, ...] = (),
 ) -> Response:
     """A page that asks before it signs in; its answer carries `fields`. `current` is who would be replaced."""
     lang = language(scope)
     what = "confirm" if current is None else "switch"
-    return _response(_render(lang, what, fields=fields, current=current), 200, lang, headers)
+    return _response(_render(lang, what, fields=fields, current=current), 200, lang, framed_by, headers)
 
 
 @cache
-def _plain(lang: str, what: str, status: int, headers: tuple[tuple[str, str], ...]) -> Response:
+def _plain(
+    lang: str, what: str, status: int, framed_by: tuple[str, ...], headers: tuple[tuple[str, str], ...]
+) -> Response:
     """A page that is the same for everybody, so that a flood of forged tokens renders none."""
-    return _response(_render(lang, what), status, lang, dict(headers))
+    return _response(_render(lang, what), status, lang, framed_by, dict(headers))
 
 
 def _render(
@@ -179,5 +192,15 @@ def _render(
     return html.encode()
 
 
-def _response(html: bytes, status: int, lang: str, headers: Mapping[str, str] | None) -> Response:
-    return Response(html, status, {**_HEADERS, "Content-Language": lang, **(headers or {})})
+def _response(
+    html: bytes, status: int, lang: str, framed_by: tuple[str, ...], headers: Mapping[str, str] | None
+) -> Response:
+    # No outside request, no script, and no frame around us but of those who were named: nothing could read the page or
+    # click in it for the user.
+    policy = "default-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors "
+    framing = (
+        {"Content-Security-Policy": policy + " ".join(framed_by)}
+        if framed_by
+        else {"Content-Security-Policy": policy + "'none'", "X-Frame-Options": "DENY"}
+    )
+    return Response(html, status, {**_HEADERS, **framing, "Content-Language": lang, **(headers or {})})
