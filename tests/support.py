@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import psutil
+import pytest
 from starlette.types import ASGIApp, Message
 
 ACCOUNT, TEAM = 123, 42
@@ -177,6 +179,16 @@ class Running:
     url: str
     process: "subprocess.Popen[str]"
     log: Path
+
+
+def program(*names: str) -> str:
+    """The path of a program that a test needs. Without it the test is skipped, and in CI fails."""
+    for name in names:
+        if path := shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin"):
+            return path
+    if os.environ.get("CI"):
+        pytest.fail(f"{names[0]} is not installed")
+    pytest.skip(f"{names[0]} is not installed")
 
 
 def free_port() -> int:
