@@ -1,4 +1,4 @@
-"""What is asked of the systems: five kinds of requests, as the bytes that go over the wire."""
+"""What is asked of the systems: six kinds of requests, as the bytes that go over the wire."""
 
 import json
 import random
@@ -37,7 +37,7 @@ class Case:
     def expected(self, system: System) -> int:
         """The status with which `system` has to answer."""
         if isinstance(system, Ceiling):
-            return 201 if self.status == 201 else 303
+            return self.status if self.status in {201, 204} else 303
         return self.status
 
 
@@ -80,9 +80,15 @@ def _session(system: System, number: int) -> list[bytes]:
     return [_get("/session", f"Cookie: studio_session={cookie}\r\n") for cookie in cookies]
 
 
+def _auth(system: System, number: int) -> list[bytes]:
+    cookies = [system.cookie(random.randint(1, system.people)) for _ in range(min(number, 1000))]
+    return [_get("/auth", f"Cookie: studio_session={cookie}\r\nX-Original-URI: {PAGE}\r\n") for cookie in cookies]
+
+
 ISSUE = Case("issue", "issue, known user", 201, _issue_known)
 ISSUE_NEW = Case("issue-new", "issue, new user", 201, _issue_new, once=True)
 LOGIN = Case("login", "login", 303, _login, once=True)
 FORGED = Case("forged", "forged token", 401, _forged)
 SESSION = Case("session", "GET /session", 200, _session)
-CASES = (ISSUE, ISSUE_NEW, LOGIN, FORGED, SESSION)
+AUTH = Case("auth", "GET /auth", 204, _auth)
+CASES = (ISSUE, ISSUE_NEW, LOGIN, FORGED, SESSION, AUTH)

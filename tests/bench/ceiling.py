@@ -19,11 +19,17 @@ async def login(_: Request) -> Response:
     return Response(status_code=303, headers={"Location": "/client/123/t/42/posts"})
 
 
+async def auth(_: Request) -> Response:
+    """204, whatever comes."""
+    return Response(status_code=204)
+
+
 def create_app() -> Starlette:
     """The application."""
     return Starlette(
         routes=[
             Route("/v1/sso_tokens", issue, methods=["POST"]),
+            Route("/auth", auth, methods=["GET"]),
             Route("/{path:path}", login, methods=["GET"]),
         ]
     )

@@ -25,6 +25,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 LIFETIME = 300
 SESSION_LIFETIME = 43200
 COOKIE = "studio_session"
+SECTIONS = {
+    "editor": {"posts", "ideas"},
+    "publisher": {"posts", "ideas", "areas", "topics", "templates"},
+    "admin": {"posts", "ideas", "areas", "topics", "templates", "settings"},
+}
 
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
@@ -220,8 +225,7 @@ def create_app() -> FastAPI:
             created = await write()
         return TokenOut(token=token, user_created=created)
 
-    @app.get("/session")
-    async def show_session(request: Request, session: Session) -> SessionOut:
+    async def signed_in(request: Request, session: Session) -> SessionOut:
         try:
             user_id, account_id = cookies.loads(request.cookies.get(COOKIE, ""), max_age=SESSION_LIFETIME)
         except BadData:
@@ -240,6 +244,29 @@ def create_app() -> FastAPI:
             account_id=account_id,
             role=role,
         )
+
+    @app.get("/session")
+    async def show_session(found: Annotated[SessionOut, Depends(signed_in)]) -> SessionOut:
+        return found
+
+    @app.get("/auth", status_code=204)
+    async def auth(
+        found: Annotated[SessionOut, Depends(signed_in)], x_original_uri: Annotated[str, Header()]
+    ) -> Response:
+        match x_original_uri.partition("?")[0].split("/"):
+            case ["", "client", account, "t", _, section, *_] if (
+                account == str(found.account_id) and section in SECTIONS[found.role]
+            ):
+                return Response(
+                    status_code=204,
+                    headers={
+                        "X-Studio-User": str(found.user.id),
+                        "X-Studio-Email": found.user.email,
+                        "X-Studio-Account": str(found.account_id),
+                        "X-Studio-Role": found.role,
+                    },
+                )
+        raise HTTPException(403, "You may not see this.")
 
     @app.get("/{path:path}")
     async def login(path: str, sso: str, session: Session) -> Response:
