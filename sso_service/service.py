@@ -202,7 +202,10 @@ class Service:
                 raise TokenConsumed
             case Verdict.EXPIRED:
                 raise TokenExpired
-        return await self._login(claims)
+        standing: Standing = await self._standings.submit(Place(claims.user_id, claims.account_id))
+        if not standing.has_access:
+            raise NoAccess
+        return Login(claims, standing)
 
     async def consume(self, secret: str, token: str) -> Login:
         """Redeems `token` for a frontend that keeps sessions of its own.
@@ -210,9 +213,9 @@ class Service:
         Raises `NotAuthenticated`, `InsufficientScope`, `MalformedToken`, `ForgedToken`, `OverlongToken`,
         `TokenExpired`, `TokenConsumed`, `NoAccess`, `Unavailable` or `OutcomeUnknown`.
         """
-        claims = await self._read_token_for(await self.authorize(secret, Scope.VERIFY_SSO), token)
         # Before it is consumed, so that nothing that fails here costs anybody their link.
-        login = await self._login(claims)
+        login = await self.verify(secret, token)
+        claims = login.claims
         redeemed = await self._redeem(claims, Place(claims.user_id, claims.account_id))
         match redeemed.verdict:
             case Verdict.CONSUMED:
@@ -243,12 +246,6 @@ class Service:
         if expired:
             raise TokenExpired
         return claims
-
-    async def _login(self, claims: Claims) -> Login:
-        standing: Standing = await self._standings.submit(Place(claims.user_id, claims.account_id))
-        if not standing.has_access:
-            raise NoAccess
-        return Login(claims, standing)
 
     def _admit(self, api_token: ApiToken | None, scope: Scope) -> ApiToken:
         now = self._now()
@@ -409,16 +406,16 @@ class Service:
         return SignedIn(session, standing)
 
     async def admit(self, session: Session, paths: Collection[StudioPath]) -> SignedIn:
-        """The holder of `session`, if they may see every one of `paths` now.
+        """The holder of `session`, if they may see every one of `paths` now. Asks once for each team among them.
 
         Raises `NotSignedIn`, `NoAccess` (also if there is no path, since nothing was asked for then) or `Unavailable`.
         """
         admitted = None
-        for path in paths:
-            admitted = await self.signed_in(session, path.team_id)
+        for team_id in {path.team_id for path in paths}:
+            admitted = await self.signed_in(session, team_id)
             if admitted is None:
                 raise NotSignedIn
-            if not _may_see(admitted, path):
+            if not all(_may_see(admitted, path) for path in paths if path.team_id == team_id):
                 raise NoAccess
         if admitted is None:
             raise NoAccess

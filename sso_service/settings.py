@@ -71,13 +71,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
 
 # An origin as browsers write it (RFC 6454 section 6.2). Without TLS only on one's own machine: whoever sits between
 # could otherwise put a page of theirs into it.
-_ORIGIN = re.compile(r"https://[a-z0-9.-]+(:[0-9]{1,5})?|http://(localhost|127\.0\.0\.1)(:[0-9]{1,5})?")
+_ORIGIN = re.compile(r"(https://[a-z0-9.-]+|http://(?:localhost|127\.0\.0\.1))(?::([1-9][0-9]{0,4}))?")
+
+
+def _is_origin(text: str) -> bool:
+    if not (found := _ORIGIN.fullmatch(text)):
+        return False
+    port = int(found[2] or 0)
+    # Browsers leave the usual port out, so an origin that has it is nobody's.
+    return port <= 65535 and port != (443 if text.startswith("https:") else 80)
 
 
 @lru_cache(maxsize=16)
 def _origins(value: str) -> tuple[str, ...]:
     origins = tuple(value.replace(",", " ").split())
-    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+    if not all(map(_is_origin, origins)):
         raise ValueError
     return origins
 

@@ -135,12 +135,19 @@ def redeem_all(database: Database, connection: Connection, redemptions: Sequence
     }
     won = _execute(connection, _consume_statement(database), wanted)
     # A new statement: the snapshot of the insert cannot see the row of another node that it had to wait for.
-    lost = wanted - won
-    consumed = _execute(connection, _find_statement(), lost)
+    # Those who have no access (any more) are looked up as well: it may be that they have used their token before.
+    refused = {
+        redemption.claims
+        for redemption, admission in zip(redemptions, admissions, strict=True)
+        if admission.refusal is Verdict.NO_ACCESS
+    }
+    consumed = _execute(connection, _find_statement(), (wanted | refused) - won)
 
     results: list[Redeemed] = []
     for redemption, admission in zip(redemptions, admissions, strict=True):
-        if admission.refusal is not None:
+        if admission.refusal is Verdict.NO_ACCESS and redemption.claims in consumed:
+            results.append(Redeemed(Verdict.CONSUMED))
+        elif admission.refusal is not None:
             results.append(Redeemed(admission.refusal))
         elif redemption.claims in won:
             won.remove(redemption.claims)  # the next one with equal claims in this batch comes too late

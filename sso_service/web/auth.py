@@ -11,9 +11,9 @@ from sso_service.web.session import current_session
 # nginx calls it the one, Caddy and Traefik the other. A client can send either itself, and a proxy that knows only of
 # one passes the other on; so every occurrence of both has to be allowed.
 _ORIGINAL = (b"x-original-uri", b"x-forwarded-uri")
-# Something on the way may have joined two headers to one (RFC 9110 section 5.3). Judged as one path, the second would
-# pass for the end of the first.
-_JOINED = re.compile(rb",[ \t]*(?=/)")
+# Something on the way may have joined two headers to one (RFC 9110 section 5.3), and the second would pass for the end
+# of the first. So what could be several is judged both as one and as several. Joined with a blank, it is no URI at all.
+_JOINED = re.compile(rb",(?=/)")
 
 
 class ForwardAuth:
@@ -41,14 +41,16 @@ class ForwardAuth:
         await send({"type": "http.response.body", "body": b""})
 
 
-def _separate(value: bytes) -> list[bytes]:
-    return _JOINED.split(value) if b"," in value else [value]
+def _readings(value: bytes) -> list[bytes]:
+    if b" " in value:
+        raise NotCanonical
+    return [value, *_JOINED.split(value)] if b",/" in value else [value]
 
 
 def _original_paths(scope: Scope) -> list[StudioPath]:
     """What the proxy was asked for, without queries. Raises `NoAccess` for what nobody may see."""
     values = [value for name, value in scope["headers"] if name in _ORIGINAL]
     try:
-        return [judge(uri.partition(b"?")[0]) for value in values for uri in _separate(value)]
+        return [judge(uri.partition(b"?")[0]) for value in values for uri in _readings(value)]
     except (NotCanonical, NotAStudioPath) as error:
         raise NoAccess from error
