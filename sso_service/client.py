@@ -306,12 +306,20 @@ def _split_studio_url(url: str) -> tuple[str, str]:
     return before + joint, sign + fragment
 
 
+def _http_options(api_token: str, ssl_context: ssl.SSLContext | None) -> dict[str, Any]:
+    """The arguments of httpx's clients that both kinds have."""
+    return {
+        "headers": {"Authorization": f"Bearer {api_token}", "Accept": "application/json"},
+        "follow_redirects": False,  # the API token is for the service and for nobody that it, or a proxy, names
+        "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=_KEEP_ALIVE),
+        "verify": True if ssl_context is None else ssl_context,
+    }
+
+
 class _Settings:
     """What both clients do before they send something."""
 
-    def __init__(
-        self, service_url: str, api_token: str, timeout: float, retry_for: float, ssl_context: ssl.SSLContext | None
-    ) -> None:
+    def __init__(self, service_url: str, api_token: str, timeout: float, retry_for: float) -> None:
         if timeout <= 0 or retry_for < 0:
             raise ValueError("timeout must be more than 0 seconds, and retry_for 0 or more")
         if not re.fullmatch(r"[!-~]+", api_token):
@@ -326,12 +334,6 @@ class _Settings:
         self._service_url = str(url).rstrip("/")
         self._timeout = timeout
         self._retry_for = retry_for
-        self._http_options: dict[str, Any] = {
-            "headers": {"Authorization": f"Bearer {api_token}", "Accept": "application/json"},
-            "follow_redirects": False,  # the API token is for the service and for nobody that it, or a proxy, names
-            "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=_KEEP_ALIVE),
-            "verify": True if ssl_context is None else ssl_context,
-        }
         self._retry_options: dict[str, Any] = {
             "retry": retry_if_exception(_may_pass),
             "wait": _wait,
@@ -379,13 +381,14 @@ class SSOClient(_Settings):
         ssl_context: ssl.SSLContext | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(service_url, api_token, timeout, retry_for, ssl_context)
-        self._http = httpx.Client(transport=transport, **self._http_options)
+        super().__init__(service_url, api_token, timeout, retry_for)
+        self._http = httpx.Client(transport=transport, **_http_options(api_token, ssl_context))
 
     def create_token(self, *, email: str, first_name: str, last_name: str) -> Created:
         """A login token for a person, who becomes a user if need be. Scope `write:sso`; repeated while it fails."""
         call = _create(email, first_name, last_name)
-        return Retrying(**self._retry_options)(self._ask, call, self._deadline())
+        created: Created = Retrying(**self._retry_options)(self._ask, call, self._deadline())
+        return created
 
     def login_url(self, studio_url: str, *, email: str, first_name: str, last_name: str) -> str:
         """`studio_url` with a new login token added to its query, otherwise as it is. Scope `write:sso`; repeated.
@@ -448,8 +451,8 @@ class AsyncSSOClient(_Settings):
         ssl_context: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        super().__init__(service_url, api_token, timeout, retry_for, ssl_context)
-        self._http = httpx.AsyncClient(transport=transport, **self._http_options)
+        super().__init__(service_url, api_token, timeout, retry_for)
+        self._http = httpx.AsyncClient(transport=transport, **_http_options(api_token, ssl_context))
 
     async def create_token(self, *, email: str, first_name: str, last_name: str) -> Created:
         """As `SSOClient.create_token`."""
