@@ -1,0 +1,11 @@
+// Where a browser would go: reads [[page, location], ...] as JSON and writes the URLs, by the WHATWG URL standard.
+import { readFileSync } from "node:fs";
+
+const cases = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(cases.map(([page, location]) => {
+  try {
+    return new URL(location, page).href;
+  } catch {
+    return null;
+  }
+})));
