@@ -39,7 +39,7 @@ from sso_service.paths import NotAStudioPath, NotCanonical, StudioPath, judge
 from sso_service.sessions import InvalidSession, check_form_token, dump_form_token
 from sso_service.tokens import CLOCK_ALLOWANCE, Claims, MalformedToken, unsafe_read_claims
 from sso_service.web.pages import message_page
-from sso_service.web.requests import cookie, headers, language, prefers_json, split_sso
+from sso_service.web.requests import cookie, is_for_a_window, is_prefetch, language, prefers_json, split_sso
 
 MAX_AGE = 900
 """Seconds for which a session lasts at most."""
@@ -333,12 +333,9 @@ def _answer_without_consuming(scope: Scope) -> Response | None:
     """
     if scope["method"] == "HEAD":
         return Response(headers={"Cache-Control": "no-store"})
-    purposes = ",".join(headers(scope, b"sec-purpose") + headers(scope, b"purpose") + headers(scope, b"x-moz"))
-    if "prefetch" in purposes.lower() or "preview" in purposes.lower():
+    if is_prefetch(scope):
         return Response(status_code=503, headers={"Cache-Control": "no-store"})
-    if headers(scope, b"sec-fetch-dest") not in ([], ["document"]):
-        return _refusal(scope, "not_a_navigation")
-    return None
+    return None if is_for_a_window(scope) else _refusal(scope, "not_a_navigation")
 
 
 def _redirect(target: bytes) -> Response:

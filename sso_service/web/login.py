@@ -23,7 +23,8 @@ from sso_service.web.requests import (
     SESSION_COOKIE,
     body,
     cookie,
-    headers,
+    is_for_a_window,
+    is_prefetch,
     is_same_origin,
     prefers_json,
     split_sso,
@@ -211,20 +212,11 @@ def _answer_without_consuming(service: Service, scope: Scope) -> Response | None
         return Response(status_code=204, headers={"Allow": _METHODS, "Cache-Control": "no-store"})
     if method != "GET":
         raise HTTPException(405, headers={"Allow": _METHODS})
-    purposes = ",".join(headers(scope, b"sec-purpose") + headers(scope, b"purpose") + headers(scope, b"x-moz"))
-    if "prefetch" in purposes.lower() or "preview" in purposes.lower():
+    if is_prefetch(scope):
         return Response(status_code=503, headers={"Cache-Control": "no-store"})
     return None if _is_for_a_window(service, scope) else refusal(service, scope, NotANavigation())
 
 
 def _is_for_a_window(service: Service, scope: Scope) -> bool:
-    """False if the browser says that the answer is not for a window (Fetch metadata, `Sec-Fetch-Dest`).
-
-    A frame is one where embedding is on. Who may have the frame is the business of the page's `frame-ancestors`.
-    """
-    match headers(scope, b"sec-fetch-dest"):
-        case [] | ["document"]:
-            return True
-        case ["iframe"]:
-            return bool(service.settings.origins_of("embed_origins"))
-    return False
+    """A frame is a window where embedding is on. Who may have it is the business of `frame-ancestors`."""
+    return is_for_a_window(scope, frames=bool(service.settings.origins_of("embed_origins")))

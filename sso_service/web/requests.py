@@ -86,6 +86,21 @@ def is_same_origin(scope: Scope) -> bool:
     return False
 
 
+def is_prefetch(scope: Scope) -> bool:
+    """True if the client says that it only loads ahead, or for a preview (`Sec-Purpose` of Fetch, and older names)."""
+    purposes = ",".join(headers(scope, b"sec-purpose") + headers(scope, b"purpose") + headers(scope, b"x-moz")).lower()
+    return "prefetch" in purposes or "preview" in purposes
+
+
+def is_for_a_window(scope: Scope, *, frames: bool = False) -> bool:
+    """False if the browser says that the answer is not for a window (Fetch metadata, `Sec-Fetch-Dest`).
+
+    With `frames`, an `iframe` is one too.
+    """
+    destination = headers(scope, b"sec-fetch-dest")
+    return destination in ([], ["document"]) or (frames and destination == ["iframe"])
+
+
 def split_sso(query: bytes) -> tuple[list[bytes], bytes]:
     """The values of the parameter `sso`, undecoded, and the query without it, otherwise byte for byte.
 
