@@ -20,6 +20,7 @@ from sso_service.web.api import consume_token, create_token, revoke_token, verif
 from sso_service.web.auth import ForwardAuth
 from sso_service.web.errors import EXCEPTION_HANDLERS, handle, problem_of
 from sso_service.web.login import Confirm, Login
+from sso_service.web.openapi import openapi_endpoints
 from sso_service.web.operations import Readyz, healthz
 from sso_service.web.session import Logout, SessionEndpoint
 
@@ -48,6 +49,7 @@ def create_app(service: Service | None = None) -> ASGIApp:
             service.close()
 
     issue, session, auth, login = create_token(service), SessionEndpoint(service), ForwardAuth(service), Login(service)
+    openapi, docs = openapi_endpoints()
     app = Starlette(
         routes=[
             Route("/v1/sso_tokens", issue, methods=["POST"]),
@@ -60,6 +62,8 @@ def create_app(service: Service | None = None) -> ASGIApp:
             Route("/sso/confirm", Confirm(service), methods=["POST"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", Readyz(service).get, methods=["GET"]),
+            Route("/openapi.json", openapi, methods=["GET"]),
+            Route("/docs", docs, methods=["GET"]),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
@@ -106,7 +110,8 @@ class ShortWay:
         self._app = app
         self._endpoints = endpoints
         self._login = login
-        self._own_paths = {route.path for route in app.routes if isinstance(route, Route)}
+        self.routes = [route for route in app.routes if isinstance(route, Route)]
+        self._own_paths = {route.path for route in self.routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint: ASGIApp | None = None
