@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote, unquote_plus
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -223,7 +223,7 @@ class SSOLogin:
 
     async def _sign_in(self, scope: Scope, values: list[bytes], rest: bytes, current: SSOUser | None) -> Response:
         raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
-        proofs, rest = _split_switch(rest)
+        proofs, rest = split_sso(rest, "sso_switch")
         # Two tokens are none: whoever added one would otherwise choose which of them is read.
         token = values[0].decode("latin-1") if len(values) == 1 else ""
         try:
@@ -311,19 +311,6 @@ def _sessions(key: bytes, clock: Callable[[], float]) -> URLSafeTimedSerializer:
     # The key is derived for its purpose already, so that the signer derives nothing more.
     how = {"key_derivation": "none", "digest_method": hashlib.sha256}
     return URLSafeTimedSerializer(key, signer=Signer, signer_kwargs=how)
-
-
-def _split_switch(query: bytes) -> tuple[list[bytes], bytes]:
-    """The values of the parameter `sso_switch`, and the query without it, as `split_sso` does it."""
-    values: list[bytes] = []
-    kept: list[bytes] = []
-    for parameter in query.split(b"&") if query else ():
-        name, _, value = parameter.partition(b"=")
-        if unquote_plus(name.decode("latin-1")) == "sso_switch":
-            values.append(value)
-        else:
-            kept.append(parameter)
-    return values, b"&".join(kept)
 
 
 def _answer_without_consuming(scope: Scope) -> Response | None:

@@ -123,9 +123,25 @@ def client(service: Service) -> Client:
 @pytest.fixture
 def api_token(database: Database) -> str:
     """The secret of an API token of `ACCOUNT` with the scope `write:sso`."""
+    return _make_api_token(database, ACCOUNT, Scope.WRITE_SSO)
+
+
+@pytest.fixture
+def verifier(database: Database) -> str:
+    """The secret of an API token of `ACCOUNT` with the scope `verify:sso`."""
+    return _make_api_token(database, ACCOUNT, Scope.VERIFY_SSO)
+
+
+@pytest.fixture
+def platform(database: Database) -> str:
+    """The secret of a platform API token with the scope `verify:sso`."""
+    return _make_api_token(database, None, Scope.VERIFY_SSO)
+
+
+def _make_api_token(database: Database, account_id: int | None, *scopes: Scope) -> str:
     with database.connect() as connection, database.writing(connection):
         _, secret = administration.create_api_token(
-            connection, account_id=ACCOUNT, name="tests", scopes=frozenset({Scope.WRITE_SSO}), now=int(time.time())
+            connection, account_id=account_id, name="tests", scopes=frozenset(scopes), now=int(time.time())
         )
     return secret
 

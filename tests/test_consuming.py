@@ -55,18 +55,6 @@ NO_ACCESS = Refusal(403, "no_access")
 OUTCOME_UNKNOWN = Refusal(503, "outcome_unknown")
 
 
-@pytest.fixture
-def verifier(database: Database) -> str:
-    """The secret of an API token of `ACCOUNT` with the scope `verify:sso`."""
-    return make_api_token(database, scopes=VERIFY)[1]
-
-
-@pytest.fixture
-def platform(database: Database) -> str:
-    """The secret of a platform API token with the scope `verify:sso`."""
-    return make_api_token(database, account_id=None, scopes=VERIFY)[1]
-
-
 async def consume(client: Client, token: object, secret: str) -> Answer:
     answer = await client.post_json(URL, {"token": token}, token=secret)
     assert answer.header("set-cookie") is None

@@ -59,12 +59,6 @@ URL = "/v1/sso_tokens/revoke"
 EMAIL = JANE["email"]
 
 
-@pytest.fixture
-def verifier(database: Database) -> str:
-    """The secret of an API token of `ACCOUNT` with the scope `verify:sso`."""
-    return make_api_token(database, scopes=VERIFY)[1]
-
-
 async def revoke(client: Client, token: object, secret: str) -> Answer:
     answer = await client.post_json(URL, {"token": token}, token=secret)
     assert answer.header("set-cookie") is None

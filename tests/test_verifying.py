@@ -61,18 +61,6 @@ MALFORMED, BAD_SIGNATURE, EXPIRED, CONSUMED, NO_ACCESS = (
 ACTIVE = "active"
 
 
-@pytest.fixture
-def verifier(database: Database) -> str:
-    """The secret of an API token of `ACCOUNT` with the scope `verify:sso`."""
-    return make_api_token(database, scopes=VERIFY)[1]
-
-
-@pytest.fixture
-def platform(database: Database) -> str:
-    """The secret of a platform API token with the scope `verify:sso`."""
-    return make_api_token(database, account_id=None, scopes=VERIFY)[1]
-
-
 def ref(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()[:12]
 

@@ -101,21 +101,21 @@ def is_for_a_window(scope: Scope, *, frames: bool = False) -> bool:
     return destination in ([], ["document"]) or (frames and destination == ["iframe"])
 
 
-def split_sso(query: bytes) -> tuple[list[bytes], bytes]:
+def split_sso(query: bytes, parameter: str = "sso") -> tuple[list[bytes], bytes]:
     """The values of the parameter `sso`, undecoded, and the query without it, otherwise byte for byte.
 
     Names are compared after decoding, so that no spelling of the name slips through with a token in it.
     """
-    if b"&" not in query and query.startswith(b"sso="):  # most are nothing else
+    if b"&" not in query and query.startswith(b"sso=") and parameter == "sso":  # most are nothing else
         return [query[4:]], b""
     values: list[bytes] = []
     kept: list[bytes] = []
-    for parameter in query.split(b"&") if query else ():
-        name, _, value = parameter.partition(b"=")
-        if unquote_plus(name.decode("latin-1")) == "sso":
+    for piece in query.split(b"&") if query else ():
+        name, _, value = piece.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == parameter:
             values.append(value)
         else:
-            kept.append(parameter)
+            kept.append(piece)
     return values, b"&".join(kept)
 
 

@@ -42,7 +42,7 @@ def _https(authority: trustme.CA, app: ASGIApp, host: str) -> Iterator[str]:
         certificate.private_key_pem.tempfile() as key,
         certificate.cert_chain_pems[0].tempfile() as chain,
     ):
-        config = uvicorn.Config(app, port=port, ssl_keyfile=key, ssl_certfile=chain, log_level="error", ws="none")
+        config = uvicorn.Config(app, port=port, ssl_keyfile=key, ssl_certfile=chain, log_config=None, ws="none")
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run)
         thread.start()
