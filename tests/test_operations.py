@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from itsdangerous import BadData
 from starlette.exceptions import HTTPException
 
 from sso_service import keyring
@@ -251,6 +252,7 @@ async def test_an_answer_of_ours_is_kept_by_no_cache(client: Client, api_token: 
 def test_every_error_that_is_handled_is_one_that_can_be_told() -> None:
     told = [
         BodyTooLarge(),
+        BadData("malformed"),
         FieldError("email", "email"),
         InsufficientScope(Scope.WRITE_SSO),
         HTTPException(404),
