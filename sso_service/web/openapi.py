@@ -276,7 +276,7 @@ _HEADERS = {
     "EndedCookie": _header("Ends the session of this browser."),
     "Retry-After": _header("Seconds after which it makes sense to repeat.", pattern="^[0-9]+$", examples=[RETRY_AFTER]),
     "RetryLogin": _header("Likewise. A prefetch is answered without.", required=False, pattern="^[0-9]+$"),
-    "WWW-Authenticate": _header("RFC 6750.", const="Bearer"),
+    "WWW-Authenticate": _header("`Bearer` (RFC 6750).", const="Bearer"),
     "Allow": _header("The methods that this path knows.", examples=["POST"]),
     "X-Studio-User": _header("Who is signed in: the user's id.", pattern="^[1-9][0-9]*$"),
     "X-Studio-Email": _header("Their e-mail address, in ASCII.", format="email"),
@@ -338,17 +338,18 @@ def _operation(
     **others: Any,
 ) -> Json:
     """An operation. `page` lists the statuses whose errors may be a page; `sample` is what to give to curl."""
-    responses = {**answers, **{status: _errors(status, codes, page=status in page) for status, codes in errors.items()}}
+    responses = {
+        **answers,
+        **{status: _errors(status, codes, page=status in page) for status, codes in errors.items()},
+        405: _ref("responses", "MethodNotAllowed"),
+    }
     return {
         "operationId": name,
         "tags": [tag],
         "summary": summary,
         "description": description,
         **others,
-        "responses": {
-            **{str(status): responses[status] for status in sorted(responses)},
-            "405": _ref("responses", "MethodNotAllowed"),
-        },
+        "responses": {str(status): responses[status] for status in sorted(responses)},
         "x-codeSamples": [{"lang": "Shell", "label": "curl", "source": "curl " + sample}],
     }
 
@@ -423,6 +424,7 @@ _SSO = _parameter(
     required=True,
     **_LOGIN_TOKEN,
 )
+_UNREAD = [{**_PATH, "schema": {"type": "string", "minLength": 1}}, {**_SSO, "schema": {"type": "string"}}]
 _SAME_ORIGIN = _parameter(
     "header",
     "Sec-Fetch-Site",
@@ -448,7 +450,6 @@ _REFUSED = {
     403: ("no_access", "not_a_navigation"),
     503: _UNCLEAR,
 }
-_UNREAD = [{**_PATH, "schema": {"type": "string", "minLength": 1}}, {**_SSO, "schema": {"type": "string"}}]
 
 
 def _link(operation: str, description: str, **target: Any) -> Json:
@@ -540,8 +541,9 @@ _OPERATIONS: dict[str, dict[str, Json]] = {
             "but who is signed in already, as the same user in the same account, is led on all the same (back button, "
             "double click).\n\n"
             "Only a person's navigation consumes: prefetching (`Sec-Purpose`, `Purpose`, `X-Moz`) is answered with an "
-            "empty `503`, and where browsers send `Sec-Fetch-Dest` it has to be `document`. The service's own paths "
-            "ignore `sso`. Errors are pages in German or English, or JSON if `Accept` names it and not HTML.",
+            "empty `503`, and where browsers send `Sec-Fetch-Dest` it has to be `document` (or `iframe`, if embedding "
+            "is on). The service's own paths ignore `sso`. Errors are pages in German or English, or JSON if `Accept` "
+            "names it and not HTML.",
             parameters=[_PATH, _SSO],
             security=[{}, *_SESSION],
             answers={200: _QUESTION, 303: _REDIRECT},
@@ -624,7 +626,13 @@ _OPERATIONS: dict[str, dict[str, Json]] = {
             "that the role may see, and there must be one. The proxy has to clear the header that it does not set, and "
             "every `X-Studio-*` that comes in.",
             parameters=[
-                _parameter("header", name, f"The path that was asked for, as {proxy} it.", type="string")
+                _parameter(
+                    "header",
+                    name,
+                    f"The path that was asked for, as {proxy} it.",
+                    type="string",
+                    examples=["/client/123/t/42/posts"],
+                )
                 for name, proxy in (
                     ("X-Original-URI", "nginx is told to send"),
                     ("X-Forwarded-Uri", "Caddy and Traefik send"),
