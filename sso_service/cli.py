@@ -643,7 +643,7 @@ Sign in with it, in a browser or with curl -i:
 
 Or sign in as the demo admin, once, within {settings.token_ttl} s:
 
-  {page}?sso={token}
+  {base}/client/{DEMO_ACCOUNT}/t/{DEMO_TEAM}/settings?sso={token}
 """
     )
 

@@ -19,7 +19,6 @@ from urllib.parse import quote
 import httpx
 import msgspec
 from itsdangerous import BadData, TimestampSigner, URLSafeTimedSerializer
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.authentication import AuthCredentials, BaseUser, UnauthenticatedUser
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -38,8 +37,8 @@ from sso_service.client import (
 from sso_service.paths import NotAStudioPath, NotCanonical, StudioPath, judge
 from sso_service.sessions import InvalidSession, check_form_token, dump_form_token
 from sso_service.tokens import CLOCK_ALLOWANCE, Claims, MalformedToken, unsafe_read_claims
-from sso_service.web.pages import message_page
-from sso_service.web.requests import cookie, is_for_a_window, is_prefetch, language, prefers_json, split_sso
+from sso_service.web.pages import link_page, message_page
+from sso_service.web.requests import cookie, is_for_a_window, is_prefetch, prefers_json, split_sso
 
 MAX_AGE = 900
 """Seconds for which a session lasts at most."""
@@ -63,33 +62,6 @@ _REFUSALS = {
     "unavailable": (503, "We cannot sign you in now. Try again in a moment."),
     "overloaded": (503, "Too much is going on. Try again in a moment."),
     "outcome_unknown": (503, "We cannot tell whether this link was used. Get a new login link."),
-}
-
-# The page that asks before it switches: title, text, link.
-_SWITCH = {
-    "en": (
-        "Switch user?",
-        "You are signed in as {current}. This link signs in somebody else. Continue only if you meant to switch.",
-        "Continue",
-    ),
-    "de": (
-        "Benutzer wechseln?",
-        "Du bist als {current} angemeldet. Dieser Link meldet jemand anderen an. Mach nur weiter, wenn du wechseln "
-        "willst.",
-        "Weiter",
-    ),
-}
-_SWITCH_PAGE = Environment(
-    loader=PackageLoader("sso_service.web", "templates"), autoescape=True, undefined=StrictUndefined, auto_reload=False
-).get_template("switch.html")
-_SWITCH_HEADERS = {
-    "Cache-Control": "no-store",
-    # Nothing from outside, no script, and no frame around us in which the link could be clicked without being seen.
-    "Content-Security-Policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Frame-Options": "DENY",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",  # the page's own address carries a token that was not used
-    "Vary": "Accept-Language",
 }
 
 log = logging.getLogger(__name__)
@@ -283,12 +255,7 @@ class SSOLogin:
         """
         proof = dump_form_token(token, b"", cookie(scope, self._cookie) or "", self._switch_key, now=int(self._clock()))
         href = quote(target, safe=_AS_IT_IS) + ("&" if b"?" in target else "?") + f"sso={token}&sso_switch={proof}"
-        lang = language(scope)
-        title, text, go_on = _SWITCH[lang]
-        html = _SWITCH_PAGE.render(
-            lang=lang, title=title, text=text.format(current=current.email), href=href, go_on=go_on
-        )
-        return Response(html, headers={**_SWITCH_HEADERS, "Content-Language": lang}, media_type="text/html")
+        return link_page(scope, current=current.email, href=href)
 
     def _wants_to_switch(self, scope: Scope, token: str, proofs: list[bytes]) -> bool:
         if len(proofs) != 1:

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
 
 from sso_service import sessions, tokens
-from sso_service.database import directory, ledger
+from sso_service.database import directory, ledger, members
 from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing, digest
 from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
 from sso_service.database.group_commit import GroupCommit
@@ -38,6 +38,8 @@ PURGE_INTERVAL = 61.0
 _THREADS = 16
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class NotAuthenticated(Exception):
@@ -82,6 +84,10 @@ class TokenConsumed(LoginRefused):
 
 class NoAccess(LoginRefused):
     """The person is disabled, is not in the account (any more), or the path is not the account's. Nothing consumed."""
+
+
+class NotAllowed(NoAccess):
+    """The person's role may not see that section."""
 
 
 class Issued(msgspec.Struct, frozen=True):
@@ -135,6 +141,8 @@ class Service:
         # Consuming shares no transaction with anything else, so that nothing else can fail or delay it.
         self._redemptions = writes(ledger.redeem_all)
         self._uses = writes(directory.touch_all)
+        self._page_reads = reads(_run_all)
+        self._page_changes = writes(_run_all)
         # Key directories are shared, so they can be slow or hang. One thread reads ours, and nothing else waits for it.
         self._key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self._looking = asyncio.Lock()
@@ -182,15 +190,15 @@ class Service:
             raise UserDisabled
         user_id, role, created = found.user_id, found.role, False
         if user_id is None or role is None:
-            self._signing_key(self._now())  # or somebody is created for a token that cannot be signed
-            newcomer = NewPerson(email, person.first_name, person.last_name, account_id, self._now())
+            self._signing_key(self.now())  # or somebody is created for a token that cannot be signed
+            newcomer = NewPerson(email, person.first_name, person.last_name, account_id, self.now())
             provisioned: directory.Provisioned = await self._newcomers.submit(newcomer)
             user_id, role, created = provisioned.user_id, provisioned.role, provisioned.created
             if role is None:
                 raise UserDisabled
         if api_token.max_role is not None and role.exceeds(api_token.max_role):
             raise RoleNotAllowed
-        now = self._now()
+        now = self.now()
         claims = Claims(now + self.settings.token_ttl, user_id, account_id, secrets.randbits(32))
         return Issued(tokens.sign(claims, self._signing_key(now).token_key), created)
 
@@ -248,7 +256,7 @@ class Service:
         return claims
 
     def _admit(self, api_token: ApiToken | None, scope: Scope) -> ApiToken:
-        now = self._now()
+        now = self.now()
         if (
             api_token is None
             or api_token.revoked_at is not None
@@ -300,7 +308,7 @@ class Service:
             return error.claims, True
 
     def _read_token(self, token: str) -> Claims:
-        now, lifetime = self._now(), self.settings.token_ttl
+        now, lifetime = self.now(), self.settings.token_ttl
         try:
             keys = [key.token_key for key in self.keys.ring.verifying_keys(now, lifetime)]
             return tokens.read(token, keys, now=now, lifetime=lifetime)
@@ -341,12 +349,12 @@ class Service:
                 return already
             return Question(someone_else)
 
-        self._signing_key(self._now())  # or a token is consumed for a session that cannot be signed
+        self._signing_key(self.now())  # or a token is consumed for a session that cannot be signed
         redeemed = await self._redeem(claims, Place(claims.user_id, claims.account_id, path.team_id))
         match redeemed.verdict:
             case Verdict.REDEEMED:
                 # Not before `sessions_from`, which may be a second ahead: "sign out everywhere" ended what was before.
-                return Session(claims.user_id, claims.account_id, max(self._now(), redeemed.sessions_from))
+                return Session(claims.user_id, claims.account_id, max(self.now(), redeemed.sessions_from))
             case Verdict.NO_ACCESS | Verdict.NO_TEAM:
                 return await self._refuse(NoAccess, claims)
             case Verdict.CONSUMED:
@@ -357,7 +365,7 @@ class Service:
 
     async def _redeem(self, claims: Claims, place: Place | None) -> ledger.Redeemed:
         """Consumes `claims`, if that can be done. The only way to it."""
-        now = self._now()
+        now = self.now()
         if now >= claims.expires_at:  # meanwhile
             return ledger.Redeemed(Verdict.EXPIRED)
         redeemed: ledger.Redeemed = await self._redemptions.submit(Redemption(claims.pack(), place, now))
@@ -387,7 +395,7 @@ class Service:
         return session
 
     def _read_session(self, cookie: str) -> Session | None:
-        now, lifetime = self._now(), self.settings.session_ttl
+        now, lifetime = self.now(), self.settings.session_ttl
         keys = [key.session_key for key in self.keys.ring.verifying_keys(now, lifetime)]
         try:
             return sessions.load_session(cookie, keys, now=now, lifetime=lifetime)
@@ -408,15 +416,17 @@ class Service:
     async def admit(self, session: Session, paths: Collection[StudioPath]) -> SignedIn:
         """The holder of `session`, if they may see every one of `paths` now. Asks once for each team among them.
 
-        Raises `NotSignedIn`, `NoAccess` (also if there is no path, since nothing was asked for then) or `Unavailable`.
+        Raises `NotSignedIn`, `NoAccess` (also if there is no path, since nothing was asked for then), `NotAllowed` or
+        `Unavailable`.
         """
         admitted = None
         for team_id in {path.team_id for path in paths}:
             admitted = await self.signed_in(session, team_id)
             if admitted is None:
                 raise NotSignedIn
-            if not all(_may_see(admitted, path) for path in paths if path.team_id == team_id):
-                raise NoAccess
+            for path in paths:
+                if path.team_id == team_id:
+                    _check_may_see(admitted, path)
         if admitted is None:
             raise NoAccess
         return admitted
@@ -427,20 +437,45 @@ class Service:
         Raises `OutcomeUnknown` if the keys were lost meanwhile: it is too late to say that nothing happened.
         """
         try:
-            return sessions.dump_session(session, self._signing_key(self._now()).session_key)
+            return sessions.dump_session(session, self._signing_key(self.now()).session_key)
         except Unavailable as error:
             raise OutcomeUnknown(str(error)) from error
 
     def form_token(self, token: str, target: bytes, browser: str) -> str:
         """A form token for the question whether `token` shall sign in this `browser` and lead to `target`."""
-        now = self._now()
+        now = self.now()
         return sessions.dump_form_token(token, target, browser, self._signing_key(now).form_key, now=now)
 
     def check_form_token(self, form_token: str, token: str, target: bytes, browser: str) -> None:
         """Raises `InvalidSession` unless `form_token` was made for this."""
-        now = self._now()
+        now = self.now()
         keys = [key.form_key for key in self.keys.ring.verifying_keys(now, sessions.FORM_LIFETIME)]
         sessions.check_form_token(form_token, token, target, browser, keys, now=now)
+
+    async def sign_out_everywhere(self, signed_in: SignedIn) -> None:
+        """Ends all sessions of whoever is signed in. Raises `Unavailable` or `OutcomeUnknown`."""
+        session = signed_in.session
+        await self.change(
+            partial(
+                members.sign_out_member,
+                account_id=session.account_id,
+                user_id=session.user_id,
+                database=self.database,
+            )
+        )
+
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """What `work` reads. Raises what it raises, or `Unavailable`."""
+        result: T = await self._page_reads.submit(work)
+        return result
+
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """What `work` returns, once what it changed is durable. It may be called again if nothing came of it.
+
+        Raises what it raises, `Unavailable` or `OutcomeUnknown`.
+        """
+        result: T = await self._page_changes.submit(work)
+        return result
 
     # --- for operators ---
 
@@ -448,7 +483,7 @@ class Service:
         """What keeps this service from doing its work now: subject and words; empty if nothing."""
         problems: dict[str, str] = {}
         try:
-            self._signing_key(self._now())
+            self._signing_key(self.now())
         except Unavailable as error:
             problems["keys"] = str(error)
         try:
@@ -499,7 +534,8 @@ class Service:
 
     # --- keys and time ---
 
-    def _now(self) -> int:
+    def now(self) -> int:
+        """Unix seconds."""
         return int(self._clock())
 
     async def _keys_changed(self) -> bool:
@@ -533,10 +569,13 @@ class Service:
             raise Unavailable(str(error)) from error
 
 
-def _may_see(signed_in: SignedIn, path: StudioPath) -> bool:
+def _check_may_see(signed_in: SignedIn, path: StudioPath) -> None:
     standing = signed_in.standing
-    return (
-        path.account_id in {None, signed_in.session.account_id}
-        and (path.team_id is None or standing.team_exists)
-        and (path.section is None or (standing.role is not None and may_view(standing.role, path.section)))
-    )
+    if path.account_id not in {None, signed_in.session.account_id} or (path.team_id and not standing.team_exists):
+        raise NoAccess
+    if path.section is not None and not (standing.role and may_view(standing.role, path.section)):
+        raise NotAllowed
+
+
+def _run_all(_: Database, connection: Connection, works: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    return [work(connection) for work in works]

@@ -31,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Seconds for which a session lasts."""
     confirm_login: bool = False
     """Ask for a click before a link signs in."""
+    studio_pages: bool = True
+    """Show pages of a Studio; not wanted where a real one stands behind the service."""
     embed_origins: str = ""
     """Origins whose pages may show a Studio in a frame, separated by blanks or commas."""
     cors_origins: str = ""

@@ -309,10 +309,14 @@ async def test_a_token_that_claims_to_live_longer_than_tokens_do_is_refused(
 
 
 async def test_without_a_parameter_sso_there_is_nothing_here(client: Client) -> None:
-    for target in ("/", PAGE, f"{PAGE}?SSO=x", f"{PAGE}?ssox=1&xsso=2&a=sso=3", "/nowhere?", "/nowhere?a;sso=1"):
+    for target in ("/nowhere", "/nowhere?SSO=x", "/nowhere?ssox=1&xsso=2&a=sso=3", "/nowhere?", "/nowhere?a;sso=1"):
         for method in ("GET", "POST"):
             answer = await client.request(method, target)
             assert (answer.status, answer.error) == (404, "not_found")
+    for target in ("/", PAGE, f"{PAGE}?SSO=x", f"{PAGE}?ssox=1&xsso=2&a=sso=3", f"{PAGE}?a;sso=1"):
+        for method in ("GET", "POST"):
+            answer = await client.request(method, target)
+            assert (answer.status, answer.error) == (401, "not_signed_in")
 
 
 # --- who has no access consumes nothing ------------------------------------------------------------------------------
@@ -502,6 +506,7 @@ async def test_the_service_s_own_paths_ignore_sso(client: Client, api_token: str
         ("GET", "/readyz", 200),
         ("GET", "/session", 401),
         ("GET", "/auth", 401),
+        ("POST", "/sso/sign-out-everywhere", 403),
         ("GET", "/openapi.json", 200),
         ("GET", "/docs", 200),
         ("GET", "/v1/sso_tokens/consume", 405),

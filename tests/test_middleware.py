@@ -437,7 +437,7 @@ def link_in(answer: Answer) -> str:
     """The link of the page that asks before it switches."""
     assert answer.status == 200
     assert refused(answer)
-    (href,) = re.findall(r'href="([^"]*)"', answer.text)
+    (href,) = re.findall(r'<a [^>]*href="([^"]*)"', answer.text)
     return html.unescape(href)
 
 
@@ -851,7 +851,7 @@ def test_a_frontend_signs_people_in_over_the_network(
             assert browser.get(f"{PAGE}?sso={jane}").status_code == 303
             question = browser.get(f"{PAGE}?sso={john}")
             assert question.status_code == 200
-            (href,) = re.findall(r'href="([^"]*)"', question.text)
+            (href,) = re.findall(r'<a [^>]*href="([^"]*)"', question.text)
             assert browser.get(html.unescape(href)).headers["location"] == PAGE
             assert browser.get("/who").json()["email"] == JOHN["email"]
             assert httpx.get(f"{url}/?sso={jane}").status_code == 401

@@ -5,6 +5,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
+import alembic.command
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
@@ -41,6 +42,29 @@ def set_revision(database: Database, revision: str) -> None:
 def revisions(database: Database) -> list[str]:
     with database.connect() as connection:
         return list(connection.execute(text("SELECT version_num FROM alembic_version")).scalars())
+
+
+def upgrade_to(database: Database, revision: str) -> None:
+    """What an older version of this service would have made of an empty database."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with database.connect() as connection, database.writing(connection):
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+
+
+def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table."""
+    with database.connect() as connection:
+        return {
+            name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
+            for name, table in metadata.tables.items()
+        }
+
+
+def indexes(database: Database, table: str) -> set[str | None]:
+    with database.connect() as connection:
+        return {index["name"] for index in inspect(connection).get_indexes(table)}
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(empty: Database) -> None:
@@ -106,6 +130,55 @@ def test_a_second_upgrade_changes_nothing(empty: Database) -> None:
     assert revisions(empty) == [SCHEMA_VERSION]
     with empty.connect() as connection:
         assert bytes(connection.execute(select(consumed_floor.c.claims)).scalar_one()) == b"\x01" * 16
+
+
+def test_an_upgrade_from_the_first_schema_keeps_all_that_is_in_it(empty: Database) -> None:
+    upgrade_to(empty, "0001")
+    assert migrations.current(empty) == "0001"
+    with pytest.raises(SchemaMismatch, match=f"has schema 0001, this version needs {SCHEMA_VERSION}"):
+        migrations.check(empty)
+    assert "ix_memberships_account_id" not in indexes(empty, "memberships")
+    rows: dict[str, list[dict[str, object]]] = {
+        "accounts": [
+            {"id": 1, "name": "One", "portal_url": None},
+            {"id": 2**32 - 1, "name": "Last", "portal_url": "x"},
+        ],
+        "teams": [{"id": 42, "account_id": 1, "name": "Team"}],
+        "users": [
+            {
+                "email": f"{n}@example.com",
+                "first_name": "J\u00f6rg",
+                "last_name": "D",
+                "created_at": n,
+                "disabled_at": n or None,
+            }
+            for n in range(3)
+        ],
+        "memberships": [
+            {"user_id": 1, "account_id": 1, "role": "admin"},
+            {"user_id": 1, "account_id": 2**32 - 1, "role": "editor"},
+            {"user_id": 3, "account_id": 1, "role": "publisher"},
+        ],
+        "api_tokens": [
+            {"account_id": 1, "name": "n", "digest": "d" * 64, "hint": "abcd", "scopes": "write:sso", "created_at": 1},
+        ],
+        "consumed_nonces": [{"claims": bytes([n]) * 16} for n in range(5)],
+    }
+    with empty.connect() as connection, empty.writing(connection):
+        for table, values in rows.items():
+            connection.execute(metadata.tables[table].insert(), values)
+        connection.execute(consumed_floor.update().values(claims=b"\x01" * 16))
+    before = contents(empty)
+    assert [len(before[table]) for table in rows] == [2, 1, 3, 3, 1, 5]
+
+    assert migrations.upgrade(empty) == "0001"
+    migrations.check(empty)
+    assert contents(empty) == before
+    assert "ix_memberships_account_id" in indexes(empty, "memberships")
+    with empty.connect() as connection, empty.writing(connection):
+        added = metadata.tables["users"].insert().returning(metadata.tables["users"].c.id)
+        person = {"email": "new@example.com", "first_name": "N", "last_name": "N", "created_at": 9}
+        assert connection.execute(added, person).scalar_one() == 4, "ids go on where they were"
 
 
 def test_of_concurrent_upgrades_one_does_it_and_the_others_wait(empty: Database) -> None:

@@ -1,9 +1,11 @@
 """The pages that people see when signing in: what they say, in which language, and what they never show."""
 
 import re
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -357,7 +359,10 @@ async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
         assert policy["frame-ancestors"] == "'none'"
         assert policy["base-uri"] == "'none'"
         assert policy["form-action"] == "'self'"
-        assert not {"script-src", "style-src", "img-src", "connect-src"} & set(policy)
+        (style,) = re.findall("<style>(.*?)</style>", answer.text, re.DOTALL)
+        assert policy["style-src"] == f"'sha256-{b64encode(sha256(style.encode()).digest()).decode()}'"
+        assert policy["img-src"] == "data:"
+        assert not {"script-src", "connect-src"} & set(policy)
         assert answer.header("x-frame-options") == "DENY"
         assert answer.header("x-content-type-options") == "nosniff"
         assert answer.header("cache-control") == "no-store"
@@ -366,12 +371,13 @@ async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
         page = Page(answer.text)
         assert page.elements <= {
             *("html", "head", "meta", "title", "body", "main", "h1", "p", "a"),
-            *("form", "input", "button"),
+            *("form", "input", "button", "style", "link"),
         }
         for tag, name, value in page.attributes:
             assert not name.startswith("on")
             assert name not in {"style", "src", "srcset", "formaction", "target", "id"}
-            assert (tag, name) == ("a", "href") or "//" not in value
+            assert tag != "link" or name != "href" or value.startswith("data:")
+            assert (tag, name) in {("a", "href"), ("link", "href")} or "//" not in value
 
 
 @any_database

@@ -50,6 +50,14 @@ def list_accounts(connection: Connection) -> Sequence[Row[Any]]:
     return connection.execute(select(accounts).order_by(accounts.c.id)).all()
 
 
+def find_account(connection: Connection, account_id: int) -> Row[Any]:
+    """The account: id, name, portal_url. Raises `NotFound`."""
+    row = connection.execute(select(accounts).where(accounts.c.id == account_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no account {account_id}")
+    return row
+
+
 def list_teams(connection: Connection, account_id: int) -> Sequence[Row[int, str]]:
     """The account's teams: id, name."""
     statement = select(teams.c.id, teams.c.name).where(teams.c.account_id == account_id)
@@ -68,8 +76,7 @@ def add_team(connection: Connection, account_id: int, name: str, *, team_id: int
 
 def check_account(connection: Connection, account_id: int) -> None:
     """Raises `NotFound` unless the account exists."""
-    if connection.execute(select(accounts.c.id).where(accounts.c.id == account_id)).first() is None:
-        raise NotFound(f"there is no account {account_id}")
+    find_account(connection, account_id)
 
 
 def create_api_token(
@@ -109,9 +116,20 @@ def create_api_token(
     return token_id, secret
 
 
-def list_api_tokens(connection: Connection) -> Sequence[Row[Any]]:
-    """All API tokens, with all that is stored of them."""
-    return connection.execute(select(api_tokens).order_by(api_tokens.c.id)).all()
+def list_api_tokens(connection: Connection, account_id: int | None = None) -> Sequence[Row[Any]]:
+    """All API tokens, or those of one account, with all that is stored of them."""
+    statement = select(api_tokens).order_by(api_tokens.c.id)
+    if account_id is not None:
+        statement = statement.where(api_tokens.c.account_id == account_id)
+    return connection.execute(statement).all()
+
+
+def find_api_token(connection: Connection, token_id: int, account_id: int | None = None) -> Row[Any]:
+    """The API token, if it is this account's where one is given. Raises `NotFound`."""
+    for row in connection.execute(select(api_tokens).where(api_tokens.c.id == token_id)):
+        if account_id in {None, row.account_id}:
+            return row
+    raise NotFound(f"there is no API token {token_id}")
 
 
 def revoke_api_token(connection: Connection, token_id: int, *, now: int) -> Row[Any]:
@@ -119,10 +137,7 @@ def revoke_api_token(connection: Connection, token_id: int, *, now: int) -> Row[
     connection.execute(
         update(api_tokens).where(api_tokens.c.id == token_id, api_tokens.c.revoked_at.is_(None)).values(revoked_at=now)
     )
-    row = connection.execute(select(api_tokens).where(api_tokens.c.id == token_id)).one_or_none()
-    if row is None:
-        raise NotFound(f"there is no API token {token_id}")
-    return row
+    return find_api_token(connection, token_id)
 
 
 def revoke_api_tokens_named(connection: Connection, account_id: int, name: str, *, now: int) -> None:
@@ -190,10 +205,15 @@ def sign_out_user(connection: Connection, email: str, *, now: int) -> None:
     Sessions know their beginning to the second, so those of this second end too; one that begins within it later is
     dated to the next, and if they sign out again within the second, to the one after that.
     """
-    user = find_user(connection, email)
-    later = max(user.sessions_from, now) + 1
+    sign_out(connection, find_user(connection, email).id, now=now)
+
+
+def sign_out(connection: Connection, user_id: int, *, now: int) -> None:
+    """Likewise, of the user with this id, who must exist."""
+    before = connection.execute(select(users.c.sessions_from).where(users.c.id == user_id)).scalar_one()
+    later = max(before, now) + 1
     if later <= now + CLOCK_ALLOWANCE // 2:  # further ahead, and no node would accept the next session
-        connection.execute(update(users).where(users.c.id == user.id).values(sessions_from=later))
+        connection.execute(update(users).where(users.c.id == user_id).values(sessions_from=later))
 
 
 def _check_free(new_id: int) -> None:

@@ -304,6 +304,8 @@ def _sqlite_engine(url: URL) -> Engine:
         # FULL: in WAL mode anything less may forget the last commits at a power cut, and with them who logged in.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
+        # SQLite's own knows only ASCII, and who searches for MÜLLER means Müller.
+        connection.create_function("lower", 1, lambda text: text and str(text).lower(), deterministic=True)
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise connection.OperationalError(f"the file system of the database does not allow WAL mode (it is {mode})")

@@ -13,7 +13,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = "0001"
+SCHEMA_VERSION = "0002"
 """The Alembic revision that these tables are. A test compares it with the migrations."""
 
 metadata = MetaData(
@@ -72,7 +72,7 @@ memberships = Table(
     "memberships",
     metadata,
     Column("user_id", _Id, ForeignKey(users.c.id), primary_key=True, autoincrement=False),
-    Column("account_id", _Id, ForeignKey(accounts.c.id), primary_key=True, autoincrement=False),
+    Column("account_id", _Id, ForeignKey(accounts.c.id), primary_key=True, autoincrement=False, index=True),
     Column("role", String(20), nullable=False),
     CheckConstraint("role IN ('editor', 'publisher', 'admin')", name="role_exists"),
     sqlite_with_rowid=False,

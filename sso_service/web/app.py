@@ -23,6 +23,7 @@ from sso_service.web.login import Confirm, Login
 from sso_service.web.openapi import openapi_endpoints
 from sso_service.web.operations import Readyz, healthz
 from sso_service.web.session import Logout, SessionEndpoint
+from sso_service.web.studio import studio
 
 
 def create_app(service: Service | None = None) -> ASGIApp:
@@ -48,7 +49,13 @@ def create_app(service: Service | None = None) -> ASGIApp:
                 await background
             service.close()
 
-    issue, session, auth, login = create_token(service), SessionEndpoint(service), ForwardAuth(service), Login(service)
+    elsewhere = studio(service) if service.settings.studio_pages else None
+    issue, session, auth, login = (
+        create_token(service),
+        SessionEndpoint(service),
+        ForwardAuth(service),
+        Login(service, elsewhere),
+    )
     openapi, docs = openapi_endpoints()
     app = Starlette(
         routes=[
@@ -59,6 +66,7 @@ def create_app(service: Service | None = None) -> ASGIApp:
             Route("/auth", auth, methods=["GET"]),
             Route("/session", session, methods=["GET"]),
             Route("/logout", Logout(service), methods=["POST"]),
+            Route("/sso/sign-out-everywhere", Logout(service, everywhere=True), methods=["POST"]),
             Route("/sso/confirm", Confirm(service), methods=["POST"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", Readyz(service).get, methods=["GET"]),
@@ -77,9 +85,9 @@ def create_app(service: Service | None = None) -> ASGIApp:
         ("GET", "/auth"): auth,
         ("GET", "/session"): session,
     }
-    studio = ShortWay(app, short, login)
+    whole = ShortWay(app, short, login)
     origins = service.settings.origins_of("cors_origins")
-    return ApiForOrigins(studio, origins) if origins else studio
+    return ApiForOrigins(whole, origins) if origins else whole
 
 
 class ApiForOrigins:

@@ -3,13 +3,12 @@
 import logging
 import re
 import secrets
-from urllib.parse import parse_qs
 
 from itsdangerous import BadSignature
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sso_service.database.engine import OutcomeUnknown, Unavailable
 from sso_service.paths import NotAStudioPath, NotCanonical, judge
@@ -21,8 +20,8 @@ from sso_service.web.pages import message_page, question_page
 from sso_service.web.requests import (
     FORM_COOKIE,
     SESSION_COOKIE,
-    body,
     cookie,
+    form,
     is_for_a_window,
     is_prefetch,
     is_same_origin,
@@ -50,13 +49,17 @@ class NotANavigation(Exception):
 
 
 class Login:
-    """Every path that is not one of the service's own. Without `sso` there is nothing here."""
+    """Every path that is not one of the service's own. Without `sso` it is `elsewhere`, or there is nothing here."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, elsewhere: ASGIApp | None = None) -> None:
         self._service = service
+        self._elsewhere = elsewhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         values, rest = split_sso(scope["query_string"])
+        if not values and self._elsewhere:
+            await self._elsewhere(scope, receive, send)
+            return
         if not values:
             raise HTTPException(404)
         response = _answer_without_consuming(self._service, scope) or await self._sign_in(scope, values, rest)
@@ -77,9 +80,7 @@ class Confirm:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            fields = parse_qs((await body(scope, receive)).decode("latin-1"), encoding="latin-1", max_num_fields=10)
-        except ValueError:
-            fields = {}
+            fields = await form(scope, receive, "latin-1")  # a target is bytes
         except ClientDisconnect:
             return
         await (await self._sign_in(scope, fields))(scope, receive, send)

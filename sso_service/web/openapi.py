@@ -450,6 +450,14 @@ _REFUSED = {
     403: ("no_access", "not_a_navigation"),
     503: _UNCLEAR,
 }
+_SIGNED_OUT = {
+    200: {
+        "description": "Signed out, as a page, where `Accept` names `text/html`.",
+        "headers": _headers(Set_Cookie="EndedCookie"),
+        "content": _HTML,
+    },
+    204: _answer("Signed out.", headers=_headers(Set_Cookie="EndedCookie")),
+}
 
 
 def _link(operation: str, description: str, **target: Any) -> Json:
@@ -612,9 +620,21 @@ _OPERATIONS: dict[str, dict[str, Json]] = {
             "Sign out",
             "Ends the session of this browser. It may be repeated, and needs no session.",
             parameters=[_SAME_ORIGIN],
-            answers={204: _answer("Signed out.", headers=_headers(Set_Cookie="EndedCookie"))},
+            answers=_SIGNED_OUT,
             errors={403: ("cross_origin",)},
             sample=f"-i -b cookies -c cookies -X POST {_HOST}/logout -H 'Sec-Fetch-Site: same-origin'",
+        )
+    },
+    "/sso/sign-out-everywhere": {
+        "post": _operation(
+            "signOutEverywhere",
+            "Browsers",
+            "Sign out everywhere",
+            "Ends all sessions of whoever is signed in. It may be repeated, and needs no session.",
+            parameters=[_SAME_ORIGIN],
+            answers=_SIGNED_OUT,
+            errors={403: ("cross_origin",), 503: _UNCLEAR},
+            sample=f"-i -b cookies -c cookies -X POST {_HOST}/sso/sign-out-everywhere -H 'Sec-Fetch-Site: same-origin'",
         )
     },
     "/auth": {

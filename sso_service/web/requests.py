@@ -1,7 +1,7 @@
 """What is read of a request: headers, cookies, body, query. From the raw ASGI scope, byte for byte."""
 
 import re
-from urllib.parse import unquote_plus
+from urllib.parse import parse_qs, unquote_plus
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
@@ -68,6 +68,20 @@ async def body(scope: Scope, receive: Receive) -> bytes:
             return bytes(received)
 
 
+async def form(scope: Scope, receive: Receive, encoding: str = "utf-8") -> dict[str, list[str]]:
+    """The fields of a form in the body; none if it cannot be read. Raises what `body` raises."""
+    try:
+        return parse_qs(
+            (await body(scope, receive)).decode("latin-1"),
+            keep_blank_values=True,
+            encoding=encoding,
+            errors="replace",
+            max_num_fields=20,
+        )
+    except ValueError:
+        return {}
+
+
 def is_same_origin(scope: Scope) -> bool:
     """True if a browser says that the request comes from a page of this very origin.
 
@@ -123,6 +137,11 @@ def prefers_json(scope: Scope) -> bool:
     """True if the client names JSON, and not HTML, as what it accepts."""
     accept = header(scope, b"accept").lower()
     return "json" in accept and "html" not in accept
+
+
+def accepts_html(scope: Scope) -> bool:
+    """True if the client names HTML as what it accepts, as browsers do when a person goes somewhere."""
+    return "text/html" in header(scope, b"accept").lower()
 
 
 def language(scope: Scope) -> str:

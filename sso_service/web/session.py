@@ -4,12 +4,14 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sso_service.database.directory import Standing
+from sso_service.database.engine import Unavailable
 from sso_service.permissions import permissions
 from sso_service.service import NotSignedIn, Service
 from sso_service.sessions import Session
 from sso_service.settings import Settings
 from sso_service.web.errors import CrossOrigin, json_response
-from sso_service.web.requests import SESSION_COOKIE, cookie, is_same_origin
+from sso_service.web.pages import message_page
+from sso_service.web.requests import SESSION_COOKIE, accepts_html, cookie, is_same_origin
 
 
 class SessionEndpoint:
@@ -28,17 +30,43 @@ class SessionEndpoint:
 
 
 class Logout:
-    """Ends the session of this browser: 204, and the cookie is gone."""
+    """Ends the session of this browser, or with `everywhere` all sessions of its holder: 204, and the cookie is gone.
 
-    def __init__(self, service: Service) -> None:
-        self._settings = service.settings
+    Browsers get a page instead, with the way back to the portal.
+    """
+
+    def __init__(self, service: Service, *, everywhere: bool = False) -> None:
+        self._service = service
+        self._everywhere = everywhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not is_same_origin(scope):
             raise CrossOrigin
-        gone = set_cookie(scope, self._settings, SESSION_COOKIE, "", max_age=0)
-        response = Response(status_code=204, headers={"Set-Cookie": gone, "Cache-Control": "no-store"})
+        portal_url = await self._sign_out(scope)
+        gone = set_cookie(scope, self._service.settings, SESSION_COOKIE, "", max_age=0)
+        headers = {"Set-Cookie": gone, "Cache-Control": "no-store"}
+        response = Response(status_code=204, headers=headers)
+        if accepts_html(scope):
+            framed_by = self._service.settings.origins_of("embed_origins")
+            response = message_page(
+                scope, "signed_out", 200, portal_url=portal_url, headers=headers, framed_by=framed_by
+            )
         await response(scope, receive, send)
+
+    async def _sign_out(self, scope: Scope) -> str | None:
+        """Does what has to be done but for the cookie; returns the portal of the account."""
+        session = await current_session(self._service, scope)
+        try:
+            signed_in = await self._service.signed_in(session) if session else None
+        except Unavailable:
+            if self._everywhere:
+                raise
+            return None  # the cookie goes anyway
+        if signed_in is None:
+            return None
+        if self._everywhere:
+            await self._service.sign_out_everywhere(signed_in)
+        return signed_in.standing.portal_url
 
 
 def describe(account_id: int, standing: Standing) -> dict[str, object]:
