@@ -139,7 +139,7 @@ class Service:
         self._health = reads(health_all)
         self._newcomers = writes(directory.provision_all)
         # Consuming shares no transaction with anything else, so that nothing else can fail or delay it.
-        self._redemptions = writes(ledger.redeem_all)
+        self._redemptions = self._group_commit(ledger.redeem_all, transaction=database.consuming, late=OutcomeUnknown)
         self._uses = writes(directory.touch_all)
         self._page_reads = reads(_run_all)
         self._page_changes = writes(_run_all)

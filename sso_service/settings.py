@@ -37,6 +37,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Origins whose pages may show a Studio in a frame, separated by blanks or commas."""
     cors_origins: str = ""
     """Origins whose scripts may call the API from a browser, likewise."""
+    require_sync_standby: bool = False
+    """Consume tokens only while PostgreSQL waits for a synchronous standby."""
     trusted_proxies: str = "127.0.0.1"
     """Addresses or networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
 

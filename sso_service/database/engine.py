@@ -71,6 +71,17 @@ _DURABLE = (
 )
 
 
+# In one message with COMMIT, so that the setting cannot change in between: PostgreSQL reads it anew only between
+# messages. Patroni empties it when there is no standby, and a commit then waits for nobody.
+_COMMIT_WITH_STANDBY = """
+DO $$ BEGIN
+    IF current_setting('synchronous_standby_names') = '' THEN
+        RAISE EXCEPTION USING ERRCODE = 'SSO01', MESSAGE = 'there is no synchronous standby';
+    END IF;
+END $$; COMMIT
+"""
+
+
 class Unavailable(Exception):
     """The database cannot do it now, and nothing happened.
 
@@ -95,8 +106,9 @@ class OutcomeUnknown(Exception):
 class Database:
     """An engine with the few statements that each of the two databases spells in its own way."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, require_sync_standby: bool = False) -> None:
         self.url = url
+        self.require_sync_standby = require_sync_standby
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(url) if self.is_sqlite else _postgresql_engine(url)
         # SQLite admits one writer. Within a process they queue here, where waiting is fair, rather than at the file,
@@ -124,10 +136,17 @@ class Database:
             raise Unavailable(str(error)) from error  # nothing can have happened
 
     @contextmanager
-    def writing(self, connection: Connection) -> Iterator[None]:
+    def consuming(self, connection: Connection) -> Iterator[None]:
+        """A durable transaction, also across a failover if a synchronous standby is required. Raises as `writing`."""
+        commit = _COMMIT_WITH_STANDBY if self.require_sync_standby and not self.is_sqlite else "COMMIT"
+        with self.writing(connection, commit):
+            yield
+
+    @contextmanager
+    def writing(self, connection: Connection, commit: str = "COMMIT") -> Iterator[None]:
         """A durable transaction. Raises `Unavailable` if nothing happened, `OutcomeUnknown` if it may have."""
         if not self.is_sqlite:
-            with _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {_SETTINGS}; {_DURABLE}"):
+            with _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {_SETTINGS}; {_DURABLE}", commit):
                 yield
             return
         deadline = time.monotonic() + BUSY_TIMEOUT
@@ -196,7 +215,7 @@ def rows(connection: Connection, statement: Executable, parameters: Mapping[str,
 
 
 @contextmanager
-def _transaction(connection: Connection, begin: str | Callable[[], None]) -> Iterator[None]:
+def _transaction(connection: Connection, begin: str | Callable[[], None], commit: str = "COMMIT") -> Iterator[None]:
     try:
         if isinstance(begin, str):
             connection.exec_driver_sql(begin)
@@ -217,7 +236,7 @@ def _transaction(connection: Connection, begin: str | Callable[[], None]) -> Ite
     if _has_failed(connection):
         _roll_back(connection)
         raise Unavailable("a statement of the transaction had failed")
-    _commit(connection)
+    _commit(connection, commit)
 
 
 def _has_failed(connection: Connection) -> bool:
@@ -259,13 +278,16 @@ def _roll_back(connection: Connection) -> None:
         connection.invalidate()
 
 
-def _commit(connection: Connection) -> None:
+def _commit(connection: Connection, commit: str) -> None:
     """From here on there is no cancelling and no repeating: what was sent may have been done."""
     warnings: list[str] = connection.info.setdefault("warnings", [])
     warnings.clear()
     try:
-        connection.exec_driver_sql("COMMIT")
+        connection.exec_driver_sql(commit)
     except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) == "SSO01":  # it came before the COMMIT, which was not run then
+            _roll_back(connection)
+            raise Unavailable(reason(error)) from error
         if _ended_for_another(error):  # the server says for certain that it rolled back
             raise Unavailable(reason(error), retryable=True) from error
         connection.invalidate()

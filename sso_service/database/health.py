@@ -26,7 +26,10 @@ def health_all(database: Database, connection: Connection, questions: Sequence[N
     fsync = literal("on") if database.is_sqlite else func.current_setting("fsync")
     version = select(_alembic_version.c.version_num).scalar_subquery()
     floor = select(consumed_floor.c.claims).scalar_subquery()
-    now, revision, flushed, lowest = connection.execute(select(database.now(), version, fsync, floor)).one()
+    required = database.require_sync_standby and not database.is_sqlite
+    standby = func.current_setting("synchronous_standby_names") if required else literal("not required")
+    question = select(database.now(), version, fsync, floor, standby)
+    now, revision, flushed, lowest, standbys = connection.execute(question).one()
     problem = ""
     if revision != SCHEMA_VERSION:
         problem = f"the schema is {revision}, this version needs {SCHEMA_VERSION}"
@@ -34,4 +37,6 @@ def health_all(database: Database, connection: Connection, questions: Sequence[N
         problem = "fsync is off: a power cut could make used tokens good again"
     elif lowest is None or bytes(lowest) > floor_at(now):
         problem = "tokens of this moment are below the purge floor: the database's clock was ahead once"
+    elif not standbys:
+        problem = "there is no synchronous standby, and one is required"
     return [Health(now, problem)] * len(questions)

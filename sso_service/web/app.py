@@ -30,7 +30,11 @@ def create_app(service: Service | None = None) -> ASGIApp:
     """The application. Without a `service` it builds one from the environment, as each worker does."""
     if service is None:
         settings = read_settings(os.environ)
-        service = Service(settings, Database(settings.database), KeyDirectory(settings.keys_path))
+        service = Service(
+            settings,
+            Database(settings.database, require_sync_standby=settings.require_sync_standby),
+            KeyDirectory(settings.keys_path),
+        )
     service.keys.refresh()
 
     @asynccontextmanager
