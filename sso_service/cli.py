@@ -1,12 +1,13 @@
 """The command line, for operators. It talks to database and key directory itself; no running service is needed."""
 
 import copy
+import json
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import randbits
@@ -60,6 +61,12 @@ class Id(click.ParamType[int]):
 _ID = Id()
 
 
+class TryLater(click.ClickException):
+    """What may succeed later: EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
+
+
 class OneLineErrors(click.Group):
     """Turns what an operator can run into, at any depth of sub-commands, into one line on stderr and exit code 1."""
 
@@ -69,7 +76,8 @@ class OneLineErrors(click.Group):
         except OutcomeUnknown as error:
             raise click.ClickException(f"cannot tell whether it was done: {error}") from error
         except _EXPECTED as error:
-            raise click.ClickException(reason(error)) from error
+            failure = TryLater if isinstance(error, keyring.Busy) else click.ClickException
+            raise failure(reason(error)) from error
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
@@ -372,6 +380,9 @@ def keys_list() -> None:
     )
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Say it in one line of JSON.")
+
+
 @keys.command("rotate")
 @click.option(
     "--lead",
@@ -382,42 +393,85 @@ def keys_list() -> None:
 )
 @click.option("--prune", "and_prune", is_flag=True, help="Then delete keys that can verify nothing any more.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-def keys_rotate(lead: int, and_prune: bool, dry_run: bool) -> None:
+@_JSON
+def keys_rotate(lead: int, and_prune: bool, dry_run: bool, as_json: bool) -> None:
     """Make a new signing key. No login is lost: the old one verifies what it signed until that has expired."""
     settings, now = _settings(), _now()
-    if dry_run:
-        _ring(settings)
-        click.echo(f"A new key would be made in {settings.keys_path} and sign from {_time(now + lead)}.")
-    else:
-        key = keyring.rotate(settings.keys_path, now=now, lead=lead)
-        click.echo(f"Key {key.id} signs from {_time(key.signs_from)}.")
-    if and_prune:
-        _prune(settings, now, dry_run=dry_run)
+    with _changing_keys(settings, "rotate", as_json=as_json, dry_run=dry_run) as report:
+        if dry_run:
+            _ring(settings)
+            report.say(
+                f"A new key would be made in {settings.keys_path} and sign from {_time(now + lead)}.",
+                made=[],
+            )
+        else:
+            report.made([keyring.rotate(settings.keys_path, now=now, lead=lead)])
+        if and_prune:
+            _prune(report, settings, now, dry_run=dry_run)
 
 
 @keys.command("revoke")
 @click.argument("key_id", metavar="[ID]", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every key: also after the database was restored.")
-def keys_revoke(key_id: str | None, everything: bool) -> None:
+@_JSON
+def keys_revoke(key_id: str | None, everything: bool, as_json: bool) -> None:
     """Make all that a key signed worthless, within 5 s: login tokens, sessions, forms."""
     if everything == (key_id is not None):
         raise click.ClickException("give either the id of a key or --all")
     settings, now = _settings(), _now()
-    if key_id is not None:
-        made = keyring.revoke(settings.keys_path, key_id, now=now)
-        click.echo(f"Key {key_id} is revoked.")
-    else:
-        made = keyring.revoke_all(settings.keys_path, now=now)
-        click.echo("All keys are revoked.")
-    for key in made:
-        click.echo(f"Key {key.id} signs from {_time(key.signs_from)}.")
+    with _changing_keys(settings, "revoke", as_json=as_json) as report:
+        if key_id is not None:
+            made = keyring.revoke(settings.keys_path, key_id, now=now)
+            report.say(f"Key {key_id} is revoked.", revoked=key_id)
+        else:
+            made = keyring.revoke_all(settings.keys_path, now=now)
+            report.say("All keys are revoked.", revoked="all")
+        report.made(made)
 
 
 @keys.command("prune")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-def keys_prune(dry_run: bool) -> None:
+@_JSON
+def keys_prune(dry_run: bool, as_json: bool) -> None:
     """Delete keys that can verify nothing any more."""
-    _prune(_settings(), _now(), dry_run=dry_run)
+    settings = _settings()
+    with _changing_keys(settings, "prune", as_json=as_json, dry_run=dry_run) as report:
+        _prune(report, settings, _now(), dry_run=dry_run)
+
+
+class _Report:
+    """What was done to the keys: in words as it is done, or in one line of JSON at the end."""
+
+    def __init__(self, event: str, *, as_json: bool, dry_run: bool) -> None:
+        self._as_json = as_json
+        self._fields: dict[str, object] = {"event": f"keys.{event}", "dry_run": dry_run}
+
+    def say(self, words: str, **fields: object) -> None:
+        self._fields.update(fields)
+        if not self._as_json:
+            click.echo(words)
+
+    def made(self, made: Sequence[SigningKey]) -> None:
+        self._fields["made"] = [{"id": key.id, "signs_from": key.signs_from} for key in made]
+        for key in made:
+            self.say(f"Key {key.id} signs from {_time(key.signs_from)}.")
+
+    def end(self, **fields: object) -> None:
+        if self._as_json:
+            click.echo(json.dumps(self._fields | fields))
+
+
+@contextmanager
+def _changing_keys(settings: Settings, event: str, *, as_json: bool, dry_run: bool = False) -> Iterator[_Report]:
+    """Reports what is done to the keys. Nobody else may change them meanwhile: then it is exit code 75, try later."""
+    report = _Report(event, as_json=as_json, dry_run=dry_run)
+    try:
+        with nullcontext() if dry_run else keyring.locked(settings.keys_path):
+            yield report
+    except keyring.KeyRingError as error:
+        report.end(error=str(error))
+        raise
+    report.end()
 
 
 # --- database --------------------------------------------------------------------------------------------------------
@@ -529,12 +583,10 @@ def _longest_life(settings: Settings) -> int:
     return max(settings.token_ttl, settings.session_ttl)
 
 
-def _prune(settings: Settings, now: int, *, dry_run: bool) -> None:
+def _prune(report: _Report, settings: Settings, now: int, *, dry_run: bool) -> None:
     pruned = keyring.prune(settings.keys_path, now=now, lifetime=_longest_life(settings), dry_run=dry_run)
-    for entry in pruned:
-        click.echo(f"Key {entry.id} {'would be ' if dry_run else ''}deleted.")
-    if not pruned:
-        click.echo("No key to delete.")
+    words = [f"Key {entry.id} {'would be ' if dry_run else ''}deleted." for entry in pruned] or ["No key to delete."]
+    report.say("\n".join(words), pruned=[entry.id for entry in pruned])
 
 
 def _signed_by(token: str, key: SigningKey, settings: Settings, now: int) -> bool:

@@ -19,7 +19,8 @@ import re
 import secrets
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ log = logging.getLogger(__name__)
 
 class KeyRingError(Exception):
     """A problem with the signing keys, in words for the operator."""
+
+
+class Busy(KeyRingError):
+    """Another process is changing the keys."""
 
 
 class KeyDirectoryUnreadable(KeyRingError):
@@ -231,6 +236,27 @@ def prune(directory: Path, *, now: int, lifetime: int, dry_run: bool = False) ->
     for entry in spent if not dry_run else ():
         (directory / f"{entry.id}.json").unlink(missing_ok=True)
     return spent
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Lets one process at a time change the directory's keys. Raises `Busy` at once if another is at it.
+
+    Rotating twice at once would do no harm, but is not what anybody wants. It ends with the process, however that ends.
+    """
+    import fcntl  # noqa: PLC0415 - not there on Windows, where the rest of this works
+
+    try:
+        lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise KeyDirectoryUnreadable(f"cannot list the key directory {directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Busy(f"another process is changing the keys in {directory}") from None
+    finally:
+        os.close(lock)
 
 
 def _revoke(directory: Path, entries: dict[str, Entry], key_ids: list[str], *, now: int) -> list[SigningKey]:

@@ -777,6 +777,33 @@ def test_prune_deletes_exactly_what_can_verify_nothing(
     assert not any(key_id in succeed("keys", "prune", env=sqlite_env) for key_id in (spent, gone, verifies, signing))
 
 
+def test_rotation_for_cron_is_one_line_of_json(sqlite_env: dict[str, str], keys_dir: Path) -> None:
+    line = succeed("keys", "rotate", "--prune", "--json", env=sqlite_env)
+    told = json.loads(line)
+    (made,) = told.pop("made")
+    assert told == {"event": "keys.rotate", "dry_run": False, "pruned": []}
+    assert line.count("\n") == 1
+    assert json.loads((keys_dir / f"{made['id']}.json").read_text())["signs_from"] == made["signs_from"]
+    revoked = json.loads(succeed("keys", "revoke", made["id"], "--json", env=sqlite_env))
+    assert (revoked["event"], revoked["revoked"]) == ("keys.revoke", made["id"])
+    tried = json.loads(succeed("keys", "prune", "--dry-run", "--json", env=sqlite_env))
+    assert tried == {"event": "keys.prune", "dry_run": True, "pruned": []}
+
+
+def test_two_processes_do_not_change_keys_at_once(sqlite_env: dict[str, str], keys_dir: Path) -> None:
+    before = sorted(keys_dir.glob("*.json"))
+    for arguments in (["rotate"], ["prune"], ["revoke", "--all"]):
+        with keyring.locked(keys_dir):
+            done = command("keys", *arguments, "--json", env=sqlite_env)
+            assert done.returncode == 75
+            assert "another process is changing the keys" in json.loads(done.stdout)["error"]
+            assert done.stderr.count("\n") == 1
+            # Only to look takes nothing from anybody.
+            assert command("keys", "rotate", "--dry-run", env=sqlite_env).returncode == 0
+    assert sorted(keys_dir.glob("*.json")) == before
+    succeed("keys", "rotate", env=sqlite_env)
+
+
 @pytest.mark.parametrize("shorter", ["SSO_SESSION_TTL", "SSO_TOKEN_TTL"])
 def test_prune_heeds_whatever_lives_longest(sqlite_env: dict[str, str], keys_dir: Path, shorter: str) -> None:
     [old] = states(sqlite_env)
