@@ -14,12 +14,13 @@ from secrets import randbits
 from typing import Any
 
 import click
+import msgspec
 from itsdangerous import BadData
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 
 from sso_service import keyring, tokens
-from sso_service.database import administration, migrations
+from sso_service.database import administration, copying, migrations
 from sso_service.database.directory import NewPerson, Place, provision_all, standing_of_all
 from sso_service.database.engine import Database, OutcomeUnknown, Unavailable, reason
 from sso_service.database.health import health_all
@@ -498,6 +499,24 @@ def db_current() -> None:
     database = Database(_settings().database)
     _check_file(database)
     click.echo(migrations.current(database) or "none")
+
+
+@db.command("copy")
+@click.option("--to", "url", required=True, help="The URL of the new database, which must be empty.")
+def db_copy(url: str) -> None:
+    """Copy everything into another database, of either kind. Stop the service first."""
+    settings = _settings()
+    source = Database(settings.database)
+    _check_file(source)
+    target = Database(msgspec.structs.replace(settings, database_url=url).database)
+    if target.is_sqlite:
+        _make_directory(Path(str(target.url.database)).parent)
+    for name, rows in copying.copy(source, target).items():
+        click.echo(f"{name}: {rows}")
+    click.echo(
+        "Now set SSO_DATABASE_URL to the new database. If the service has been running on the old one meanwhile, what\n"
+        "was used there is not known here. Then make all tokens worthless: sso-service keys revoke --all"
+    )
 
 
 @main.command()

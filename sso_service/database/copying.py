@@ -1,0 +1,62 @@
+"""Moving house: everything from one database to another, of either kind."""
+
+from typing import Any
+
+from sqlalchemy import Connection, Table, bindparam, func, insert, select, text, update
+
+from sso_service.database import migrations
+from sso_service.database.administration import Conflict
+from sso_service.database.engine import Database
+from sso_service.database.schema import consumed_floor, metadata
+
+_AT_ONCE = 1000
+
+
+def copy(source: Database, target: Database) -> dict[str, int]:
+    """Copies everything into `target`, which gets the schema and must hold nothing yet; returns the rows by table.
+
+    All or nothing, as it was at one moment. Whoever goes on with the source after that makes its record of consumed
+    tokens differ from the copy's. Raises `SchemaMismatch`, `Conflict`, `Unavailable` or `OutcomeUnknown`.
+    """
+    migrations.check(source)
+    migrations.upgrade(target)
+    with source.connect() as reader, target.connect() as writer, source.reading(reader), target.writing(writer):
+        if not source.is_sqlite:  # one picture of all tables; SQLite's readers have it anyway
+            reader.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        for database, connection in ((source, reader), (target, writer)):
+            if not database.is_sqlite:
+                connection.execute(text("SET LOCAL statement_timeout = 0; SET LOCAL enable_seqscan = on"))
+        return {table.name: _copy_table(table, reader, target, writer) for table in metadata.sorted_tables}
+
+
+def _copy_table(table: Table, reader: Connection, target: Database, writer: Connection) -> int:
+    if table is consumed_floor:  # every database has its one row
+        floor = reader.execute(select(table.c.claims)).scalar_one()
+        return writer.execute(update(table).values(claims=floor)).rowcount
+    if writer.execute(select(func.count()).select_from(table)).scalar_one():
+        raise Conflict(f"the table {table.name} of the database {target} is not empty")
+    copied = 0
+    result = reader.execute(select(table).execution_options(stream_results=True))
+    for rows in result.mappings().partitions(_AT_ONCE):
+        writer.execute(_insertion(table), [dict(row) for row in rows])
+        copied += len(rows)
+    if table.autoincrement_column is not None and not target.is_sqlite:
+        _go_on_after_the_last(table, writer)
+    return copied
+
+
+def _insertion(table: Table) -> Any:
+    # Without RETURNING, which SQLAlchemy would add for the ids that are given here.
+    return insert(table).inline().values({column.name: bindparam(column.name) for column in table.columns})
+
+
+def _go_on_after_the_last(table: Table, writer: Connection) -> None:
+    """Has PostgreSQL number new rows from here on. An id that came back would give its old owner's sessions to another.
+
+    Rows of tables with numbers of their own are never deleted, so the greatest number is the last one.
+    """
+    column = table.autoincrement_column
+    assert column is not None  # noqa: S101 - its caller asked
+    last = select(func.max(column)).scalar_subquery()
+    sequence = func.pg_get_serial_sequence(table.name, column.name)
+    writer.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))
