@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -12,6 +13,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
 from sqlalchemy import Connection
 
 from sso_service import sessions, tokens
@@ -52,6 +55,14 @@ class InsufficientScope(Exception):
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope)
         self.scope = scope
+
+
+class RateLimited(Exception):
+    """The API token was used too often. `retry_after` (seconds) says when there is room again."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(retry_after)
+        self.retry_after = retry_after
 
 
 class UserDisabled(Exception):
@@ -148,6 +159,8 @@ class Service:
         self._looking = asyncio.Lock()
         self._next_look: asyncio.Task[bool] | None = None
         self._noted: dict[int, int] = {}
+        self._rate = settings.rate
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._background: set[asyncio.Task[Any]] = set()
 
     def _group_commit(
@@ -168,15 +181,18 @@ class Service:
     # --- for integrations ---
 
     async def authorize(self, secret: str, scope: Scope) -> ApiToken:
-        """The API token with this secret. Raises `NotAuthenticated`, `InsufficientScope` or `Unavailable`."""
+        """The API token with this secret.
+
+        Raises `NotAuthenticated`, `InsufficientScope`, `RateLimited` or `Unavailable`.
+        """
         found: directory.Found = await self._lookups.submit(Lookup(digest(secret), ""))
         return self._admit(found.api_token, scope)
 
     async def issue(self, secret: str, person: Person) -> Issued:
         """A token for `person` in the account of the API token with this secret, who is made a member if need be.
 
-        Raises `NotAuthenticated`, `InsufficientScope`, `FieldError`, `UserDisabled`, `RoleNotAllowed`, `Unavailable` or
-        `OutcomeUnknown`.
+        Raises `NotAuthenticated`, `InsufficientScope`, `RateLimited`, `FieldError`, `UserDisabled`, `RoleNotAllowed`,
+        `Unavailable` or `OutcomeUnknown`.
         """
         email = person.email
         found: directory.Found = await self._lookups.submit(Lookup(digest(secret), email))
@@ -266,8 +282,14 @@ class Service:
         # A platform API token signs nobody in, whatever its row says.
         if scope not in api_token.scopes or (scope is Scope.WRITE_SSO and api_token.account_id is None):
             raise InsufficientScope(scope)
+        self._check_rate(api_token)
         self._note_use(api_token, now - now % 3600)
         return api_token
+
+    def _check_rate(self, api_token: ApiToken) -> None:
+        if self._rate is not None and not self._limiter.hit(self._rate, str(api_token.id)):
+            room_at = self._limiter.get_window_stats(self._rate, str(api_token.id)).reset_time
+            raise RateLimited(max(1, math.ceil(room_at - time.time())))
 
     def _note_use(self, api_token: ApiToken, hour: int) -> None:
         """Has the hour of use written, once an hour, and lets nobody wait for it."""

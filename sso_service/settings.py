@@ -6,7 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
+import limits
 import msgspec
+from limits import RateLimitItem
 from msgspec import Meta
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -37,6 +39,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Origins whose pages may show a Studio in a frame, separated by blanks or commas."""
     cors_origins: str = ""
     """Origins whose scripts may call the API from a browser, likewise."""
+    rate_limit: str = ""
+    """Requests that an API token may make, such as `100/minute`, in each worker; any number if empty."""
+    max_in_flight: Annotated[int, Meta(ge=1)] = 4096
+    """Requests that a worker may have begun and not answered. More are turned away."""
     require_sync_standby: bool = False
     """Consume tokens only while PostgreSQL waits for a synchronous standby."""
     trusted_proxies: str = "127.0.0.1"
@@ -55,6 +61,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
             raise SettingsError(
                 f"SSO_{field.upper()} must hold origins such as https://intranet.example, without a path"
             ) from None
+
+    @property
+    def rate(self) -> RateLimitItem | None:
+        """The rate limit, if there is one. Raises `SettingsError`."""
+        try:
+            return limits.parse(self.rate_limit) if self.rate_limit else None
+        except ValueError:
+            raise SettingsError("SSO_RATE_LIMIT must be such as 100/minute or 5000/hour") from None
 
     @property
     def database(self) -> URL:
@@ -106,6 +120,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     settings.database.get_backend_name()
     settings.origins_of("embed_origins")
     settings.origins_of("cors_origins")
+    _ = settings.rate
     return settings
 
 

@@ -1,5 +1,6 @@
 """What tests share: the accounts in every database, a clock, a client, and a service in processes of its own."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -90,8 +91,12 @@ class Client:
         headers: Sequence[tuple[str, str]] = (),
         body: bytes = b"",
         pieces: Sequence[bytes] | None = None,
+        hangs: bool = False,
     ) -> Answer:
-        """The answer to a request for `target` (path and query, raw). `pieces` sends the body in several messages."""
+        """The answer to a request for `target` (path and query, raw). `pieces` sends the body in several messages.
+
+        If it `hangs`, the end of the body never comes.
+        """
         raw = target.encode() if isinstance(target, str) else target
         path, _, query = raw.partition(b"?")
         sent = [("host", self.host), *((name.lower(), value) for name, value in headers)]
@@ -112,16 +117,16 @@ class Client:
             "server": (self.host, 80),
         }
         parts = list(pieces) if pieces is not None else [body]
-        incoming: Iterator[Message] = iter(
-            [
-                {"type": "http.request", "body": part, "more_body": index < len(parts) - 1}
-                for index, part in enumerate(parts)
-            ]
-        )
+        incoming: list[Message] = [
+            {"type": "http.request", "body": part, "more_body": hangs or index < len(parts) - 1}
+            for index, part in enumerate(parts)
+        ]
         outgoing: list[Message] = []
 
         async def receive() -> Message:
-            return next(incoming, {"type": "http.disconnect"})
+            if hangs and not incoming:
+                await asyncio.Event().wait()
+            return incoming.pop(0) if incoming else {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             outgoing.append(message)

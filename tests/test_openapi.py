@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from urllib.parse import urlencode, urlsplit
 
 import html5lib
@@ -36,7 +37,7 @@ from sso_service.permissions import Role, Scope
 from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.tokens import MalformedToken
-from sso_service.web import errors, login
+from sso_service.web import errors, login, requests
 from sso_service.web.api import decode_person, decode_token
 from sso_service.web.app import ShortWay, create_app
 from sso_service.web.openapi import document, page
@@ -326,7 +327,10 @@ async def test_every_answer_that_is_documented_is_given(
     secret = make_api_token(database, *Scope)
     witness = Witness()
     await operations_are_answered(witness, client)
-    await calls_are_answered(witness, client, database, secret, clock)
+    limited = Service(read_settings({"SSO_RATE_LIMIT": "1/hour"}), database, KeyDirectory(keys_dir), clock=clock)
+    once = Client(create_app(limited))
+    await once.post_json(ISSUE, JANE, token=secret)
+    await calls_are_answered(witness, client, once, database, secret, clock)
     await browsers_are_answered(witness, client, secret)
     with a_database_that("refuses to connect", tmp_path) as url:
         unreachable = Database(read_settings({"SSO_DATABASE_URL": url}).database)
@@ -347,7 +351,9 @@ async def operations_are_answered(witness: Witness, client: Client) -> None:
         witness.see(405, f"GET {path}", await client.request("PUT", path), "method_not_allowed")
 
 
-async def calls_are_answered(witness: Witness, client: Client, database: Database, secret: str, clock: Clock) -> None:
+async def calls_are_answered(
+    witness: Witness, client: Client, limited: Client, database: Database, secret: str, clock: Clock
+) -> None:
     async def call(path: str, content: object, token: str | None = secret) -> Answer:
         return await client.post_json(path, content, token=token)
 
@@ -370,6 +376,8 @@ async def calls_are_answered(witness: Witness, client: Client, database: Databas
         witness.see(400, operation, await client.request("POST", path, headers=bearer, body=b"["), "invalid_json")
         large = await client.request("POST", path, headers=bearer, body=b" " * 16385)
         witness.see(413, operation, large, "payload_too_large")
+        witness.see(408, operation, await too_slow(client, path, *bearer), "request_timeout")
+        witness.see(429, operation, await limited.request("POST", path, headers=bearer), "rate_limited")
         witness.see(422, operation, await call(path, content))
         witness.see(405, operation, await client.get(path), "method_not_allowed")
 
@@ -425,6 +433,7 @@ async def browsers_are_answered(witness: Witness, client: Client, secret: str) -
     see(303, CONFIRM, await confirm(jane, form))
     jane.cookies["studio_session"] = janes
     see(401, CONFIRM, await confirm(jane, form), "token_consumed")
+    see(408, CONFIRM, await too_slow(jane, "/sso/confirm"), "request_timeout")
 
     for path in SIGN_OUTS:
         see(403, f"POST {path}", await jane.request("POST", path), "cross_origin")
@@ -442,6 +451,12 @@ async def ask(witness: Witness, client: Client, browser: Client, secret: str) ->
 
 async def confirm(browser: Client, form: bytes) -> Answer:
     return await browser.request("POST", "/sso/confirm", headers=[SAME_ORIGIN], body=form)
+
+
+async def too_slow(client: Client, path: str, *headers: tuple[str, str]) -> Answer:
+    """The answer to who begins a body and does not go on."""
+    with mock.patch.object(requests, "_BODY_TIMEOUT", 0.01):
+        return await client.request("POST", path, headers=[SAME_ORIGIN, *headers], body=b"{", hangs=True)
 
 
 async def an_outage_is_answered(witness: Witness, client: Client, broken: Client, secret: str) -> None:

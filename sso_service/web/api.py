@@ -14,7 +14,7 @@ from sso_service.permissions import Scope as ApiScope
 from sso_service.service import Login, NoAccess, NotAuthenticated, Service, TokenConsumed, TokenExpired
 from sso_service.tokens import MalformedToken, ref
 from sso_service.web.errors import JSON_HEADERS, InvalidJSON
-from sso_service.web.requests import BodyTooLarge, bearer, body
+from sso_service.web.requests import BodyTooLarge, BodyTooSlow, bearer, body
 from sso_service.web.session import describe
 
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEADERS.items()]
@@ -49,7 +49,7 @@ class ApiEndpoint(Generic[Content]):
             raise NotAuthenticated
         try:
             given = self._read(await body(scope, receive))
-        except (BodyTooLarge, InvalidJSON, FieldError):
+        except (BodyTooLarge, BodyTooSlow, InvalidJSON, FieldError):
             # Who may not ask is told nothing about what they sent.
             await self._service.authorize(secret, self._api_scope)
             raise

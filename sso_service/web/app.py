@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sso_service.database.engine import Database
+from sso_service.database.engine import Database, Overloaded
 from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import read_settings
@@ -89,7 +89,7 @@ def create_app(service: Service | None = None) -> ASGIApp:
         ("GET", "/auth"): auth,
         ("GET", "/session"): session,
     }
-    whole = ShortWay(app, short, login)
+    whole = ShortWay(app, short, login, max_in_flight=service.settings.max_in_flight)
     origins = service.settings.origins_of("cors_origins")
     return ApiForOrigins(whole, origins) if origins else whole
 
@@ -113,24 +113,44 @@ class ApiForOrigins:
 
 
 class ShortWay:
-    """The application, with a short way to the endpoints that carry the load.
+    """The application, with a short way to the endpoints that carry the load, and a limit on that.
 
     Starlette's own, through two middlewares and a regular expression for each route, takes as long as all that we do.
     """
 
-    def __init__(self, app: Starlette, endpoints: Mapping[tuple[str, str], ASGIApp], login: Login) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        endpoints: Mapping[tuple[str, str], ASGIApp],
+        login: Login,
+        *,
+        max_in_flight: int,
+    ) -> None:
         self._app = app
         self._endpoints = endpoints
         self._login = login
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
         self.routes = [route for route in app.routes if isinstance(route, Route)]
         self._own_paths = {route.path for route in self.routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint: ASGIApp | None = None
-        if scope["type"] == "http":
-            endpoint = self._endpoints.get((scope["method"], scope["path"]))
-            if endpoint is None and scope["query_string"] and scope["path"] not in self._own_paths:
-                endpoint = self._login
+        if scope["type"] != "http" or scope["path"] == "/healthz":
+            await self._app(scope, receive, send)
+        elif self._in_flight >= self._max_in_flight:
+            # At once, while there is still somebody who can say it: whatever waits longer than its client is in vain.
+            await (await handle(Request(scope), Overloaded("too many requests are in flight")))(scope, receive, send)
+        else:
+            self._in_flight += 1
+            try:
+                await self._answer(scope, receive, send)
+            finally:
+                self._in_flight -= 1
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get((scope["method"], scope["path"]))
+        if endpoint is None and scope["query_string"] and scope["path"] not in self._own_paths:
+            endpoint = self._login
         if endpoint is None:
             await self._app(scope, receive, send)
             return

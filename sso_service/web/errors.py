@@ -14,7 +14,7 @@ from starlette.responses import Response
 from sso_service import service
 from sso_service.database.engine import OutcomeUnknown, Overloaded, Unavailable
 from sso_service.people import FieldError
-from sso_service.web.requests import BodyTooLarge
+from sso_service.web.requests import BodyTooLarge, BodyTooSlow
 
 RETRY_AFTER = "2"
 """Seconds after which it makes sense to ask again."""
@@ -52,6 +52,11 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(
                 403, "insufficient_scope", f"The API token lacks the scope {scope}.", {"required_scope": str(scope)}
             )
+        case service.RateLimited(retry_after=seconds):
+            message = "This API token is used too often. Try again in a moment."
+            return Problem(429, "rate_limited", message, headers={"Retry-After": str(seconds)})
+        case BodyTooSlow():
+            return Problem(408, "request_timeout", "The body took too long.", headers={"Connection": "close"})
         case BodyTooLarge():
             return Problem(413, "payload_too_large", "The body is larger than 16 KiB.", headers={"Connection": "close"})
         case InvalidJSON():
@@ -130,6 +135,7 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitab
     (
         service.NotAuthenticated,
         service.InsufficientScope,
+        service.RateLimited,
         service.UserDisabled,
         service.RoleNotAllowed,
         service.NotSignedIn,
@@ -138,6 +144,7 @@ EXCEPTION_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitab
         service.NoAccess,
         BadData,
         BodyTooLarge,
+        BodyTooSlow,
         InvalidJSON,
         FieldError,
         CrossOrigin,

@@ -72,6 +72,8 @@ _CODES = {
     "`email`.",
     "parameter_missing": "`details.field` is absent, null or blank; `details.rule` is `required`.",
     "payload_too_large": "The body is over 16 KiB. The connection is closed.",
+    "rate_limited": "The API token is used more often than `SSO_RATE_LIMIT` allows. Repeat it after `Retry-After` seconds.",
+    "request_timeout": "The body took longer than 10 seconds. The connection is closed.",
     "role_not_allowed": "The person's role is above the `max_role` of the API token.",
     "token_consumed": "The login token was used before, or taken back.",
     "token_expired": "The time of the login token is over.",
@@ -319,6 +321,7 @@ def _errors(status: int, codes: Sequence[str], *, page: bool) -> Json:
     if headers := {
         401: _headers(WWW_Authenticate="WWW-Authenticate") if "missing_token" in codes else {},
         405: _headers(Allow="Allow"),
+        429: _headers(Retry_After="Retry-After"),
         503: _headers(Retry_After="RetryLogin" if page else "Retry-After"),
     }.get(status):
         answer["headers"] = headers
@@ -375,7 +378,9 @@ def _call(
     common: dict[int, tuple[str, ...]] = {
         401: ("missing_token",),
         403: ("insufficient_scope",),
+        408: ("request_timeout",),
         413: ("payload_too_large",),
+        429: ("rate_limited",),
         400: ("invalid_json",),
         422: ("parameter_missing", "parameter_invalid"),
     }
@@ -595,7 +600,12 @@ _OPERATIONS: dict[str, dict[str, Json]] = {
                 "content": {"application/x-www-form-urlencoded": {"schema": _ref("schemas", "LoginForm")}},
             },
             answers={200: _QUESTION, 303: _REDIRECT},
-            errors={**_REFUSED, 403: (*_REFUSED[403], "cross_origin", "form_invalid"), 413: ("payload_too_large",)},
+            errors={
+                **_REFUSED,
+                403: (*_REFUSED[403], "cross_origin", "form_invalid"),
+                408: ("request_timeout",),
+                413: ("payload_too_large",),
+            },
             page=(401, 403, 503),
             sample=f"-i -b cookies {_HOST}/sso/confirm -H 'Sec-Fetch-Site: same-origin' \\\n"
             f"  -d token={_EXAMPLE_TOKEN} -d target=/client/123/t/42/posts -d replaces=0 -d form=...",

@@ -1,5 +1,6 @@
 """What is read of a request: headers, cookies, body, query. From the raw ASGI scope, byte for byte."""
 
+import asyncio
 import re
 from urllib.parse import parse_qs, unquote_plus
 
@@ -11,6 +12,8 @@ FORM_COOKIE = "studio_form"
 
 _BODY_LIMIT = 16 * 1024
 """Bytes of a request body that are read at most."""
+_BODY_TIMEOUT = 10.0
+"""Seconds that a request body may take."""
 _LENGTH = re.compile(r"[0-9]+")
 
 
@@ -51,8 +54,23 @@ def cookie(scope: Scope, name: str) -> str | None:
     return None
 
 
+class BodyTooSlow(Exception):
+    """The body did not arrive in time. It would keep its connection busy for as long as its sender likes."""
+
+
 async def body(scope: Scope, receive: Receive) -> bytes:
-    """The whole body. Raises `BodyTooLarge` as soon as that is known, `ClientDisconnect` if the client went away."""
+    """The whole body.
+
+    Raises `BodyTooLarge` as soon as that is known, `BodyTooSlow`, or `ClientDisconnect` if the client went away.
+    """
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            return await _whole_body(scope, receive)
+    except TimeoutError:
+        raise BodyTooSlow from None
+
+
+async def _whole_body(scope: Scope, receive: Receive) -> bytes:
     declared = header(scope, b"content-length")
     if _LENGTH.fullmatch(declared) and int(declared[:20]) > _BODY_LIMIT:
         raise BodyTooLarge
