@@ -1,4 +1,4 @@
-"""What one client may ask of the service: no more than its share, in time, and never so much that others get nothing."""
+"""What one client may ask of the service: its share, in time, and never so much that others get nothing."""
 
 import asyncio
 import json

@@ -72,7 +72,8 @@ _CODES = {
     "`email`.",
     "parameter_missing": "`details.field` is absent, null or blank; `details.rule` is `required`.",
     "payload_too_large": "The body is over 16 KiB. The connection is closed.",
-    "rate_limited": "The API token is used more often than `SSO_RATE_LIMIT` allows. Repeat it after `Retry-After` seconds.",
+    "rate_limited": "The API token is used more often than `SSO_RATE_LIMIT` allows. Nothing was done; repeat it after "
+    "`Retry-After` seconds.",
     "request_timeout": "The body took longer than 10 seconds. The connection is closed.",
     "role_not_allowed": "The person's role is above the `max_role` of the API token.",
     "token_consumed": "The login token was used before, or taken back.",
