@@ -188,7 +188,6 @@ async def test_a_wrong_method_is_told_which_are_right(client: Client) -> None:
 @on_sqlite
 async def test_a_path_that_leads_nowhere_is_404_in_json_whatever_the_method(client: Client, api_token: str) -> None:
     paths = [
-        "/",
         "/favicon.ico",
         "/robots.txt",
         "/v1",

@@ -334,7 +334,7 @@ class House:
 def house_with(kind: str, template: Path, directory: Path) -> Iterator[tuple[House, Callable[[], None]]]:
     """All of it, and a function that stops the service."""
     shutil.copy(template, directory / "sso.db")
-    env = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db"}
+    env = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db", "SSO_STUDIO_PAGES": "0"}
     (directory / "keys").mkdir(mode=0o700)
     keyring.rotate(directory / "keys", now=int(time.time()) - 3600, lead=0)
     database = Database(read_settings(env).database)
