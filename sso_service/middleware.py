@@ -43,6 +43,8 @@ from sso_service.web.requests import cookie, is_for_a_window, is_prefetch, prefe
 MAX_AGE = 900
 """Seconds for which a session lasts at most."""
 
+_COOKIE_LENGTH = 4096
+"""Characters of a cookie value that are looked at: browsers keep no longer ones (RFC 6265 section 6.1)."""
 _RETRY_AFTER = 2.0
 """Seconds after which it makes sense to try again, if the service does not say."""
 
@@ -182,7 +184,7 @@ class SSOLogin:
     def _current(self, scope: Scope) -> SSOUser | None:
         """Who is signed in by the cookie, whose signature and age are checked."""
         value = cookie(scope, self._cookie)
-        if not value:
+        if not value or len(value) > _COOKIE_LENGTH:
             return None
         try:
             payload, signed_at = self._sessions.loads(value, return_timestamp=True)

@@ -411,6 +411,8 @@ class Service:
 
     async def read_session(self, cookie: str) -> Session | None:
         """The session in a cookie that we made and that is not too old, or None. Asks no database."""
+        if len(cookie) > sessions.COOKIE_LENGTH:
+            return None
         session = self._read_session(cookie)
         if session is None and await self._keys_changed():
             session = self._read_session(cookie)
@@ -476,15 +478,8 @@ class Service:
 
     async def sign_out_everywhere(self, signed_in: SignedIn) -> None:
         """Ends all sessions of whoever is signed in. Raises `Unavailable` or `OutcomeUnknown`."""
-        session = signed_in.session
-        await self.change(
-            partial(
-                members.sign_out_member,
-                account_id=session.account_id,
-                user_id=session.user_id,
-                database=self.database,
-            )
-        )
+        user_id = signed_in.session.user_id
+        await self.change(partial(members.sign_out_user, user_id=user_id, database=self.database))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` reads. Raises what it raises, or `Unavailable`."""

@@ -20,6 +20,10 @@ FORM_LIFETIME = 300
 """Seconds for which a confirmation page may be answered: as long as the login token behind it lives."""
 
 
+COOKIE_LENGTH = 128
+"""Characters of a cookie value that are looked at. Ours have 82 at most."""
+
+
 class InvalidSession(BadData):
     """The cookie, or the form token, is not one that we made, or not for this, or too old."""
 
@@ -53,6 +57,10 @@ def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifeti
 
     Raises `InvalidSession`. Whether the user still has access is for the database to say.
     """
+    # itsdangerous decodes what it gets before it has looked at the signature, and skips what is no base64: anybody
+    # could have us keep megabytes, and one valid cookie would have any number of spellings, long ones among them.
+    if len(cookie) > COOKIE_LENGTH:
+        raise InvalidSession("too long")
     session = _signed_session(cookie, tuple(session_keys))
     _check_age(now - session.issued_at, lifetime)
     return session
@@ -60,7 +68,7 @@ def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifeti
 
 # A browser sends its cookie with everything that it asks for, and a proxy asks us about each. What is remembered is
 # that these keys signed this, which never changes: another set of keys, as after a revocation, is asked anew, and the
-# age and all that the database says are looked at each time. Refusals are not remembered: nobody can fill this but we.
+# age and all that the database says are looked at each time. Refusals are not remembered.
 @lru_cache(maxsize=4096)
 def _signed_session(cookie: str, keys: tuple[bytes, ...]) -> Session:
     payload, issued_at = _signed(cookie, keys)

@@ -497,6 +497,7 @@ def test_what_only_asks_about_a_link_does_not_use_it_up(house: House) -> None:
 # --- what is the service's -------------------------------------------------------------------------------------------
 
 INTERNAL = b"""
+    /readyz /%72eadyz?sso=T
     /metrics /auth /%6detrics /%61%75%74%68 /metrics?sso=T /auth?sso=T /%6detrics?%73so=T /metrics#?sso=T
     /metrics?a#&sso=T /metrics%0a?sso=T /x/../metrics?sso=T /x/%2e%2e/metrics?sso=T /./metrics?sso=T //metrics?sso=T
     /v1/../metrics /v1/..//auth /V1/../metrics /sso/../metrics /sso/%2e%2e/auth
@@ -506,7 +507,7 @@ INTERNAL = b"""
 
 
 def test_the_services_own_paths_are_reached_but_those_for_the_machines_behind_the_proxy(house: House) -> None:
-    for path in ("/healthz", "/readyz"):
+    for path in ("/healthz", "/docs"):
         assert house.proxy.ask(path).status == 200
     for path in ("/healthz?sso=T", "/session?sso=T"):
         assert house.proxy.ask(path).status in {200, 401}

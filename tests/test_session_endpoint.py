@@ -9,11 +9,12 @@ import pytest
 from sqlalchemy import Connection
 
 from sso_service import keyring
-from sso_service.database import administration
+from sso_service.database import administration, members
 from sso_service.database.engine import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Role, Scope
 from sso_service.service import Service
+from sso_service.sessions import COOKIE_LENGTH
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
 from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM, Answer, Client, Clock, free_port
@@ -416,3 +417,37 @@ async def test_a_site_on_a_port_of_its_own_is_the_origin_with_the_port(service: 
         ("http://127.0.0.1:8000", 403),
     ):
         assert (await client.request("POST", "/logout", headers=[("origin", origin)])).status == status, origin
+
+
+async def test_a_cookie_that_is_longer_than_any_of_ours_is_not_looked_at(client: Client, api_token: str) -> None:
+    await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
+    value = client.cookies["studio_session"]
+    assert len(value) <= COOKIE_LENGTH
+    # Where the decoder skips what is no base64, one cookie has many spellings. They are at least not long ones.
+    for padding in ("!" * 200, "." * 200, "A" * 1_000_000):
+        client.cookies["studio_session"] = value + padding
+        assert (await client.get("/session")).status == 401
+    client.cookies["studio_session"] = value
+    assert (await client.get("/session")).status == 200
+
+
+async def test_an_account_ends_sessions_in_itself_and_in_no_other(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    with database.connect() as connection, database.writing(connection):
+        _, others = administration.create_api_token(
+            connection, account_id=OTHER_ACCOUNT, name="others", scopes=frozenset({Scope.WRITE_SSO}), now=1
+        )
+    here, there = client.another(), client.another()
+    await here.get(f"{PAGE}?sso={await client.issue(api_token)}")
+    await there.get(f"/client/{OTHER_ACCOUNT}?sso={await client.issue(others)}")
+    user = (await there.get("/session")).json()["user"]
+    with database.connect() as connection, database.writing(connection):
+        members.sign_out_member(connection, OTHER_ACCOUNT, user["id"], database=database)
+    assert [(await each.get("/session")).status for each in (here, there)] == [200, 401]
+    with database.connect() as connection, database.writing(connection):
+        members.sign_out_user(connection, user["id"], database=database)
+    assert [(await each.get("/session")).status for each in (here, there)] == [401, 401]
+    clock.advance(2)
+    await there.get(f"/client/{OTHER_ACCOUNT}?sso={await client.issue(others)}")
+    assert (await there.get("/session")).status == 200

@@ -45,7 +45,7 @@ async def pages_of_an_admin(database: Database, admin: Client) -> list[str]:
     """The address of one page of each kind."""
     with changing(database) as connection:
         (jane,) = connection.execute(users.select().where(users.c.email == JANE["email"])).all()
-        (token, *_) = administration.list_api_tokens(connection, ACCOUNT)
+        (token, *_) = administration.list_api_tokens_of(connection, limit=9, account_id=ACCOUNT)
     return [
         f"{HOME}/posts",
         API_TOKENS,
@@ -282,7 +282,7 @@ async def test_without_the_setting_there_are_no_pages_and_login_goes_on(
         assert (answer.status, answer.header("location")) == (303, f"{HOME}/posts?a=1")
         assert (await newcomer.get("/session")).json()["user"]["email"] == JOHN["email"]
     with changing(database) as connection:
-        assert len(administration.list_api_tokens(connection, ACCOUNT)) == 1
+        assert len(administration.list_api_tokens_of(connection, limit=9, account_id=ACCOUNT)) == 1
 
 
 @any_database

@@ -116,12 +116,20 @@ def create_api_token(
     return token_id, secret
 
 
-def list_api_tokens(connection: Connection, account_id: int | None = None) -> Sequence[Row[Any]]:
-    """All API tokens, or those of one account, with all that is stored of them."""
-    statement = select(api_tokens).order_by(api_tokens.c.id)
-    if account_id is not None:
-        statement = statement.where(api_tokens.c.account_id == account_id)
-    return connection.execute(statement).all()
+def list_api_tokens(connection: Connection) -> Sequence[Row[Any]]:
+    """All API tokens, with all that is stored of them."""
+    return connection.execute(select(api_tokens).order_by(api_tokens.c.id)).all()
+
+
+def list_api_tokens_of(connection: Connection, account_id: int, *, limit: int) -> Sequence[Row[Any]]:
+    """The account's API tokens, `limit` of them at most: rather those that are not revoked, and rather the newest."""
+    rows = connection.execute(
+        select(api_tokens)
+        .where(api_tokens.c.account_id == account_id)
+        .order_by(api_tokens.c.revoked_at.is_not(None), api_tokens.c.id.desc())
+        .limit(limit)
+    ).all()
+    return sorted(rows, key=lambda row: int(row.id))
 
 
 def find_api_token(connection: Connection, token_id: int, account_id: int | None = None) -> Row[Any]:
@@ -211,9 +219,14 @@ def sign_out_user(connection: Connection, email: str, *, now: int) -> None:
 def sign_out(connection: Connection, user_id: int, *, now: int) -> None:
     """Likewise, of the user with this id, who must exist."""
     before = connection.execute(select(users.c.sessions_from).where(users.c.id == user_id)).scalar_one()
-    later = max(before, now) + 1
-    if later <= now + CLOCK_ALLOWANCE // 2:  # further ahead, and no node would accept the next session
+    if (later := sessions_end(before, now)) is not None:
         connection.execute(update(users).where(users.c.id == user_id).values(sessions_from=later))
+
+
+def sessions_end(before: int, now: int) -> int | None:
+    """The next `sessions_from`, or None: it is so far ahead that no node would accept the next session."""
+    later = max(before, now) + 1
+    return later if later <= now + CLOCK_ALLOWANCE // 2 else None
 
 
 def _check_free(new_id: int) -> None:

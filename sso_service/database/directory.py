@@ -9,7 +9,20 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, FromClause, Select, String, and_, or_, select, true, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    String,
+    and_,
+    case,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.sql.dml import ReturningInsert
 
 from sso_service.database.engine import Database, batch_parameter, rows
@@ -149,6 +162,12 @@ def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lo
     ]
 
 
+def sessions_from() -> ColumnElement[int]:
+    """The time before which no session counts, of a user or of their membership: whichever is later."""
+    later = memberships.c.sessions_from > users.c.sessions_from
+    return case((later, memberships.c.sessions_from), else_=users.c.sessions_from)
+
+
 def places_in(batch: FromClause) -> FromClause:
     """A batch's `user_id`, `account_id` and `team_id`, with the user, the membership and the team, where they exist."""
     return (
@@ -171,7 +190,7 @@ def _standing_statement(database: Database) -> Select[Any]:
             users.c.first_name,
             users.c.last_name,
             users.c.disabled_at,
-            users.c.sessions_from,
+            sessions_from(),
             memberships.c.role,
             accounts.c.portal_url,
             teams.c.id,

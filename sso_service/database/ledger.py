@@ -39,7 +39,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningInsert
 
-from sso_service.database.directory import Place, places_in
+from sso_service.database.directory import Place, places_in, sessions_from
 from sso_service.database.engine import Database, batch_parameter, rows
 from sso_service.database.schema import consumed_floor, consumed_nonces, memberships, teams, users
 
@@ -172,7 +172,7 @@ def _admissions_statement(database: Database) -> Select[Any]:
     admission = case(
         (not_(has_access), -1),
         (not_(team_exists), -2),
-        (users.c.sessions_from > batch.c.now, users.c.sessions_from),
+        (sessions_from() > batch.c.now, sessions_from()),
         else_=0,
     )
     return select(database.pairs(batch.c.position, admission)).select_from(places_in(batch))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, update
 
-from sso_service.database.administration import NotFound, sign_out
+from sso_service.database.administration import NotFound, sessions_end, sign_out
 from sso_service.database.engine import Database
 from sso_service.database.schema import accounts, memberships, users
 from sso_service.permissions import Role
@@ -96,10 +96,19 @@ def remove_member(connection: Connection, account_id: int, user_id: int) -> None
 
 
 def sign_out_member(connection: Connection, account_id: int, user_id: int, *, database: Database) -> None:
-    """Ends all sessions of a member. Raises `NotFound`."""
+    """Ends all sessions of a member in this account; those in other accounts are not ours to end. Raises `NotFound`."""
     member = find_member(connection, account_id, user_id)
+    where = _membership(account_id, member.id)
+    before = connection.execute(select(memberships.c.sessions_from).where(*where)).scalar_one()
     # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
-    sign_out(connection, member.id, now=connection.execute(select(database.now())).scalar_one())
+    now = connection.execute(select(database.now())).scalar_one()
+    if (later := sessions_end(before, now)) is not None:
+        connection.execute(update(memberships).where(*where).values(sessions_from=later))
+
+
+def sign_out_user(connection: Connection, user_id: int, *, database: Database) -> None:
+    """Ends all sessions of a user, in all accounts."""
+    sign_out(connection, user_id, now=connection.execute(select(database.now())).scalar_one())
 
 
 def check_admin(connection: Connection, account_id: int, admin_id: int) -> None:

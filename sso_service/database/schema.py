@@ -74,6 +74,8 @@ memberships = Table(
     Column("user_id", _Id, ForeignKey(users.c.id), primary_key=True, autoincrement=False),
     Column("account_id", _Id, ForeignKey(accounts.c.id), primary_key=True, autoincrement=False, index=True),
     Column("role", String(20), nullable=False),
+    # The time before which no session of theirs in this account counts: an account's admins have no say in others.
+    Column("sessions_from", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("role IN ('editor', 'publisher', 'admin')", name="role_exists"),
     sqlite_with_rowid=False,
 )

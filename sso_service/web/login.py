@@ -79,6 +79,9 @@ class Confirm:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_same_origin(scope):  # before anything is read, since that keeps a request in flight
+            await refusal(self._service, scope, CrossOrigin())(scope, receive, send)
+            return
         try:
             fields = await form(scope, receive, "latin-1")  # a target is bytes
         except ClientDisconnect:
@@ -86,8 +89,6 @@ class Confirm:
         await (await self._sign_in(scope, fields))(scope, receive, send)
 
     async def _sign_in(self, scope: Scope, fields: dict[str, list[str]]) -> Response:
-        if not is_same_origin(scope):
-            return refusal(self._service, scope, CrossOrigin())
         if not _is_for_a_window(self._service, scope):
             return refusal(self._service, scope, NotANavigation())
         token, target, replaces, form_token = (

@@ -3,6 +3,7 @@
 import hashlib
 from base64 import b64encode
 from collections.abc import Mapping
+from copy import copy
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -171,7 +172,9 @@ def message_page(
     # Wherever it was set, a link is nothing but https: never a script, never a page of ours.
     if portal_url and portal_url.startswith("https://"):
         return _message(scope, what, status, headers, framed_by, portal_url=portal_url)
-    return _plain(language(scope), what, status, framed_by, tuple((headers or {}).items()))
+    response = copy(_plain(language(scope), what, status, framed_by, tuple((headers or {}).items())))
+    response.raw_headers = list(response.raw_headers)  # whoever adds one adds it to this answer only
+    return response
 
 
 def question_page(

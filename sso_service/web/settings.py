@@ -25,6 +25,8 @@ from sso_service.web.visits import Visit, visit_of
 
 _PAGE_SIZE = 50
 """Members on a page."""
+_API_TOKENS = 200
+"""API tokens on their page."""
 _NOTICES = frozenset({"role", "removed", "signed_out", "revoked"})
 
 T = TypeVar("T")
@@ -97,7 +99,7 @@ def _create(connection: Connection, *, visit: Visit, wanted: NewApiToken) -> str
 async def _api_tokens_page(
     visit: Visit, given: NewApiToken, *, secret: str | None = None, status: int = 200
 ) -> Response:
-    listed = partial(administration.list_api_tokens, account_id=visit.account_id)
+    listed = partial(administration.list_api_tokens_of, account_id=visit.account_id, limit=_API_TOKENS)
     return await visit.page(
         "api_tokens.html",
         status=status,

@@ -32,12 +32,8 @@ class Visit:
     role: Role
     account_id: int
     path: StudioPath
-
-    @property
-    def chromeless(self) -> bool:
-        """True if the page is shown within another one, which has its own navigation."""
-        values = parse_qs(self.request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        return values.get("chromeless", ["0"])[-1].lower() not in {"0", "false", "no"}
+    chromeless: bool
+    """The page is shown within another one, which has its own navigation."""
 
     def bare(self, path: str) -> str:
         """The address of a page of this team."""
@@ -149,7 +145,9 @@ def _visit(scope: Scope, service: Service, signed_in: SignedIn, path: StudioPath
     user, role = signed_in.standing.user, signed_in.standing.role
     assert user is not None  # noqa: S101 - nobody without either is signed in
     assert role is not None  # noqa: S101 - likewise
-    return Visit(Request(scope), service, user, role, signed_in.session.account_id, path)
+    query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    chromeless = query.get("chromeless", ["0"])[-1].lower() not in {"0", "false", "no"}
+    return Visit(Request(scope), service, user, role, signed_in.session.account_id, path, chromeless)
 
 
 def _names(connection: Connection, *, account_id: int, team_id: int | None) -> tuple[str, str | None]:

@@ -1,5 +1,6 @@
-"""The members of an account are listed, so they are found by it."""
+"""The members of an account are listed, so they are found by it; an account's admins can end its sessions."""
 
+import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
@@ -8,3 +9,4 @@ down_revision = "0001"
 
 def upgrade() -> None:
     op.create_index("ix_memberships_account_id", "memberships", ["account_id"])
+    op.add_column("memberships", sa.Column("sessions_from", sa.BigInteger, server_default="0", nullable=False))
