@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from sso_service import sessions, tokens
 from sso_service.database import directory, ledger, members
-from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing, digest
+from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing, User, digest
 from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.health import Health, health_all
@@ -27,7 +27,7 @@ from sso_service.database.ledger import CLOCK_TOLERANCE, Purger, Redemption, Ver
 from sso_service.keyring import KeyDirectory, NoSigningKey, SigningKey
 from sso_service.paths import StudioPath
 from sso_service.people import Person, normalise_email
-from sso_service.permissions import Scope, may_view
+from sso_service.permissions import Role, Scope, may_view
 from sso_service.sessions import InvalidSession, Session
 from sso_service.settings import Settings
 from sso_service.tokens import Claims, ExpiredToken, ForgedToken, OverlongToken
@@ -110,17 +110,20 @@ class Issued(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Whom a token signs in, and what holds for them now."""
+    """Whom a token signs in, and the role that they have now."""
 
     claims: Claims
-    standing: Standing
+    user: User
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
 class SignedIn:
-    """Who is signed in, and what holds for them now."""
+    """Who is signed in, with the role that they have now, and what else holds for the place that was asked about."""
 
     session: Session
+    user: User
+    role: Role
     standing: Standing
 
 
@@ -227,9 +230,9 @@ class Service:
             case Verdict.EXPIRED:
                 raise TokenExpired
         standing: Standing = await self._standings.submit(Place(claims.user_id, claims.account_id))
-        if not standing.has_access:
+        if (member := standing.member) is None:
             raise NoAccess
-        return Login(claims, standing)
+        return Login(claims, *member)
 
     async def consume(self, secret: str, token: str) -> Login:
         """Redeems `token` for a frontend that keeps sessions of its own.
@@ -411,8 +414,6 @@ class Service:
 
     async def read_session(self, cookie: str) -> Session | None:
         """The session in a cookie that we made and that is not too old, or None. Asks no database."""
-        if len(cookie) > sessions.COOKIE_LENGTH:
-            return None
         session = self._read_session(cookie)
         if session is None and await self._keys_changed():
             session = self._read_session(cookie)
@@ -433,9 +434,9 @@ class Service:
         """
         place = Place(session.user_id, session.account_id, team_id)
         standing: Standing = await self._standings.submit(place)
-        if not standing.has_access or standing.user is None or session.issued_at < standing.user.sessions_from:
+        if (member := standing.member) is None or session.issued_at < member[0].sessions_from:
             return None
-        return SignedIn(session, standing)
+        return SignedIn(session, *member, standing)
 
     async def admit(self, session: Session, paths: Collection[StudioPath]) -> SignedIn:
         """The holder of `session`, if they may see every one of `paths` now. Asks once for each team among them.
@@ -590,7 +591,7 @@ def _check_may_see(signed_in: SignedIn, path: StudioPath) -> None:
     standing = signed_in.standing
     if path.account_id not in {None, signed_in.session.account_id} or (path.team_id and not standing.team_exists):
         raise NoAccess
-    if path.section is not None and not (standing.role and may_view(standing.role, path.section)):
+    if path.section is not None and not may_view(signed_in.role, path.section):
         raise NotAllowed
 
 

@@ -94,9 +94,16 @@ class Standing(msgspec.Struct, frozen=True):
     team_exists: bool
 
     @property
+    def member(self) -> tuple[User, Role] | None:
+        """The user and their role, if they exist, are not disabled, and are a member of the account."""
+        if self.user is None or self.user.disabled or self.role is None:
+            return None
+        return self.user, self.role
+
+    @property
     def has_access(self) -> bool:
-        """True if the user exists, is not disabled, and is a member of the account."""
-        return self.user is not None and not self.user.disabled and self.role is not None
+        """True if there is such a member."""
+        return self.member is not None
 
 
 class NewPerson(msgspec.Struct, frozen=True):

@@ -110,7 +110,7 @@ def _describe(token: str, login: Login) -> dict[str, object]:
     return {
         "active": True,
         "ref": ref(token),
-        **describe(claims.account_id, login.standing),
+        **describe(claims.account_id, login.user, login.role),
         "expires_at": claims.expires_at,
     }
 

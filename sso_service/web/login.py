@@ -177,7 +177,7 @@ def _ask(service: Service, scope: Scope, token: str, target: bytes, question: Qu
     browser = cookie(scope, FORM_COOKIE) or ""
     if not _BROWSER.fullmatch(browser):  # none yet, or one that is not ours and had better not be sent back
         browser = secrets.token_urlsafe(16)
-    user = question.current.standing.user if question.current else None
+    user = question.current.user if question.current else None
     replaces = str(user.id if user else 0)
     fields = {
         "token": token,

@@ -3,9 +3,9 @@
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from sso_service.database.directory import Standing
+from sso_service.database.directory import User
 from sso_service.database.engine import Unavailable
-from sso_service.permissions import permissions
+from sso_service.permissions import Role, permissions
 from sso_service.service import NotSignedIn, Service
 from sso_service.sessions import Session
 from sso_service.settings import Settings
@@ -25,7 +25,7 @@ class SessionEndpoint:
         signed_in = await self._service.signed_in(session) if session else None
         if signed_in is None:
             raise NotSignedIn
-        content = describe(signed_in.session.account_id, signed_in.standing)
+        content = describe(signed_in.session.account_id, signed_in.user, signed_in.role)
         await json_response(content)(scope, receive, send)
 
 
@@ -69,11 +69,8 @@ class Logout:
         return signed_in.standing.portal_url
 
 
-def describe(account_id: int, standing: Standing) -> dict[str, object]:
+def describe(account_id: int, user: User, role: Role) -> dict[str, object]:
     """What is told about somebody who has access to an account."""
-    user, role = standing.user, standing.role
-    assert user is not None  # noqa: S101 - nobody without either has access
-    assert role is not None  # noqa: S101 - likewise
     return {
         "user": {"id": user.id, "email": user.email, "first_name": user.first_name, "last_name": user.last_name},
         "account_id": account_id,

@@ -142,12 +142,11 @@ def _spelling(scope: Scope) -> str:
 
 
 def _visit(scope: Scope, service: Service, signed_in: SignedIn, path: StudioPath) -> Visit:
-    user, role = signed_in.standing.user, signed_in.standing.role
-    assert user is not None  # noqa: S101 - nobody without either is signed in
-    assert role is not None  # noqa: S101 - likewise
     query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     chromeless = query.get("chromeless", ["0"])[-1].lower() not in {"0", "false", "no"}
-    return Visit(Request(scope), service, user, role, signed_in.session.account_id, path, chromeless)
+    return Visit(
+        Request(scope), service, signed_in.user, signed_in.role, signed_in.session.account_id, path, chromeless
+    )
 
 
 def _names(connection: Connection, *, account_id: int, team_id: int | None) -> tuple[str, str | None]:
