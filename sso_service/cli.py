@@ -1,6 +1,5 @@
 """The command line, for operators. It talks to database and key directory itself; no running service is needed."""
 
-import copy
 import json
 import os
 import re
@@ -114,8 +113,7 @@ def init(demo: bool) -> None:
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes.")
 def serve(workers: int) -> None:
     """Run the service."""
-    import uvicorn  # noqa: PLC0415 - the other commands do not need it, and it takes a while
-    from uvicorn.config import LOGGING_CONFIG  # noqa: PLC0415
+    from sso_service.web import server  # noqa: PLC0415 - the other commands do not need it, and it takes a while
 
     settings = _settings()
     for name in unknown_settings(os.environ):
@@ -130,22 +128,7 @@ def serve(workers: int) -> None:
     _ring(settings).signing_key(_now())
     _check_address(settings)
 
-    # uvicorn's access log writes the whole query, and with it tokens; it stays off.
-    logging_config = copy.deepcopy(LOGGING_CONFIG)
-    logging_config["loggers"]["sso_service"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
-    uvicorn.run(
-        "sso_service.web.app:create_app",
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=workers,
-        access_log=False,
-        log_config=logging_config,
-        server_header=False,
-        ws="none",
-        forwarded_allow_ips=settings.trusted_proxies,
-        timeout_graceful_shutdown=10,
-    )
+    server.run(settings, workers=workers)
 
 
 # --- accounts, teams, API tokens -------------------------------------------------------------------------------------

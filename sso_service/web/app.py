@@ -26,15 +26,17 @@ from sso_service.web.session import Logout, SessionEndpoint
 from sso_service.web.studio import studio
 
 
+def service_from(environ: Mapping[str, str], kind: type[Service] = Service) -> Service:
+    """The service that the settings in `environ` describe. Raises `SettingsError`."""
+    settings = read_settings(environ)
+    database = Database(settings.database, require_sync_standby=settings.require_sync_standby)
+    return kind(settings, database, KeyDirectory(settings.keys_path))
+
+
 def create_app(service: Service | None = None) -> ASGIApp:
     """The application. Without a `service` it builds one from the environment, as each worker does."""
     if service is None:
-        settings = read_settings(os.environ)
-        service = Service(
-            settings,
-            Database(settings.database, require_sync_standby=settings.require_sync_standby),
-            KeyDirectory(settings.keys_path),
-        )
+        service = service_from(os.environ)
     service.keys.refresh()
 
     @asynccontextmanager
