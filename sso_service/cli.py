@@ -1,6 +1,8 @@
 """The command line, for operators. It talks to database and key directory itself; no running service is needed."""
 
+import getpass
 import json
+import logging.config
 import os
 import re
 import socket
@@ -18,7 +20,8 @@ from itsdangerous import BadData
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 
-from sso_service import keyring, tokens
+from sso_service import audit, keyring, logs, tokens
+from sso_service.audit import Event, EventName
 from sso_service.database import administration, copying, migrations
 from sso_service.database.directory import NewPerson, Place, provision_all, standing_of_all
 from sso_service.database.engine import Database, OutcomeUnknown, Unavailable, reason
@@ -84,6 +87,7 @@ class OneLineErrors(click.Group):
 @click.version_option(package_name="sso-service")
 def main() -> None:
     """One-time login tokens for a web studio. Settings are SSO_* variables; the README lists them."""
+    logging.config.dictConfig(logs.config_of_commands())
     os.umask(0o077)  # the database holds addresses, the key directory secrets: nobody else's business on this machine
 
 
@@ -103,6 +107,7 @@ def init(demo: bool) -> None:
     entries, _ = keyring.load(settings.keys_path)
     if not isinstance(KeyRing(entries.values()).in_charge(_now()), SigningKey):
         key = keyring.rotate(settings.keys_path, now=_now(), lead=0)
+        _record(EventName.KEY_CREATED, key_id=key.id)
         click.echo(f"Signing key {key.id} made in {settings.keys_path}.")
     click.echo(f"Database {database} is ready.")
     if demo:
@@ -150,7 +155,9 @@ def account_add(name: str, account_id: int | None, portal_url: str | None) -> No
     ):
         raise click.ClickException("the portal URL must be an https URL, in ASCII and of at most 2000 characters")
     with _changing() as connection:
-        click.echo(administration.add_account(connection, _name(name), account_id=account_id, portal_url=portal_url))
+        new = administration.add_account(connection, _name(name), account_id=account_id, portal_url=portal_url)
+    _record(EventName.ACCOUNT_ADDED, account_id=new)
+    click.echo(new)
 
 
 @account.command("list")
@@ -178,7 +185,9 @@ def team() -> None:
 def team_add(account: int, name: str, team_id: int | None) -> None:
     """Add a team to an account and print its id."""
     with _changing() as connection:
-        click.echo(administration.add_team(connection, account, _name(name), team_id=team_id))
+        new = administration.add_team(connection, account, _name(name), team_id=team_id)
+    _record(EventName.TEAM_ADDED, account_id=account)
+    click.echo(new)
 
 
 @main.group()
@@ -203,7 +212,7 @@ def api_token_create(
         raise click.ClickException(f"a platform API token cannot have the scope {Scope.WRITE_SSO}")
     now = _now()
     with _changing() as connection:
-        _, secret = administration.create_api_token(
+        token_id, secret = administration.create_api_token(
             connection,
             account_id=account_id,
             name=_name(name),
@@ -212,6 +221,7 @@ def api_token_create(
             now=now,
             expires_at=None if days is None else now + days * 86400,
         )
+    _record(EventName.API_TOKEN_CREATED, api_token_id=token_id, account_id=account_id)
     click.echo(secret)
 
 
@@ -244,6 +254,7 @@ def api_token_revoke(token_id: int) -> None:
     settings = _settings()
     with _changing(settings) as connection:
         row = administration.revoke_api_token(connection, token_id, now=_now())
+    _record(EventName.API_TOKEN_REVOKED, api_token_id=row.id, account_id=row.account_id)
     click.echo(f"API token {row.id} ({row.name}) is revoked.")
     if Scope.WRITE_SSO in row.scopes.split():
         click.echo(
@@ -285,7 +296,8 @@ def user_show(email: str) -> None:
 def user_set_role(email: str, account_id: int, role: str) -> None:
     """Give a member another role, from their next click on."""
     with _changing() as connection:
-        administration.set_role(connection, normalise_email(email), account_id, _role(role))
+        user_id = administration.set_role(connection, normalise_email(email), account_id, _role(role))
+    _record(EventName.ROLE_CHANGED, user_id=user_id, account_id=account_id, role=role)
     click.echo(f"{email} is {role} in account {account_id}.")
 
 
@@ -295,7 +307,8 @@ def user_set_role(email: str, account_id: int, role: str) -> None:
 def user_remove(email: str, account_id: int) -> None:
     """Take a user out of an account."""
     with _changing() as connection:
-        administration.remove_member(connection, normalise_email(email), account_id)
+        user_id = administration.remove_member(connection, normalise_email(email), account_id)
+    _record(EventName.MEMBER_REMOVED, user_id=user_id, account_id=account_id)
     click.echo(f"{email} is no longer in account {account_id}. A new login through its intranet adds them again.")
 
 
@@ -304,7 +317,8 @@ def user_remove(email: str, account_id: int) -> None:
 def user_disable(email: str) -> None:
     """Lock a user out of everything, from their next click on."""
     with _changing() as connection:
-        administration.disable_user(connection, normalise_email(email), now=_now())
+        user_id = administration.disable_user(connection, normalise_email(email), now=_now())
+    _record(EventName.USER_DISABLED, user_id=user_id)
     click.echo(f"{email} is disabled.")
 
 
@@ -313,7 +327,8 @@ def user_disable(email: str) -> None:
 def user_enable(email: str) -> None:
     """Undo disable."""
     with _changing() as connection:
-        administration.enable_user(connection, normalise_email(email))
+        user_id = administration.enable_user(connection, normalise_email(email))
+    _record(EventName.USER_ENABLED, user_id=user_id)
     click.echo(f"{email} is enabled.")
 
 
@@ -324,7 +339,8 @@ def user_sign_out(email: str) -> None:
     with _opened(_settings()) as (database, connection), database.writing(connection):
         # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
         now = connection.execute(select(database.now())).scalar_one()
-        administration.sign_out_user(connection, normalise_email(email), now=now)
+        user_id = administration.sign_out_user(connection, normalise_email(email), now=now)
+    _record(EventName.SIGNED_OUT_EVERYWHERE, user_id=user_id)
     click.echo(f"{email} is signed out everywhere.")
 
 
@@ -406,9 +422,11 @@ def keys_revoke(key_id: str | None, everything: bool, as_json: bool) -> None:
     with _changing_keys(settings, "revoke", as_json=as_json) as report:
         if key_id is not None:
             made = keyring.revoke(settings.keys_path, key_id, now=now)
+            _record(EventName.KEY_REVOKED, key_id=key_id)
             report.say(f"Key {key_id} is revoked.", revoked=key_id)
         else:
             made = keyring.revoke_all(settings.keys_path, now=now)
+            _record(EventName.KEY_REVOKED, key_id="all")
             report.say("All keys are revoked.", revoked="all")
         report.made(made)
 
@@ -438,6 +456,7 @@ class _Report:
     def made(self, made: Sequence[SigningKey]) -> None:
         self._fields["made"] = [{"id": key.id, "signs_from": key.signs_from} for key in made]
         for key in made:
+            _record(EventName.KEY_CREATED, key_id=key.id)
             self.say(f"Key {key.id} signs from {_time(key.signs_from)}.")
 
     def end(self, **fields: object) -> None:
@@ -570,6 +589,14 @@ def _settings() -> Settings:
     return read_settings(os.environ)
 
 
+def _record(event: EventName, **fields: Any) -> None:
+    try:
+        operator = getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        operator = str(os.getuid())
+    audit.record(Event(event=event, operator=operator, **fields))
+
+
 def _now() -> int:
     return int(time.time())
 
@@ -589,6 +616,8 @@ def _prune(report: _Report, settings: Settings, now: int, *, dry_run: bool) -> N
     pruned = keyring.prune(settings.keys_path, now=now, lifetime=_longest_life(settings), dry_run=dry_run)
     words = [f"Key {entry.id} {'would be ' if dry_run else ''}deleted." for entry in pruned] or ["No key to delete."]
     report.say("\n".join(words), pruned=[entry.id for entry in pruned])
+    for entry in () if dry_run else pruned:
+        _record(EventName.KEY_DELETED, key_id=entry.id)
 
 
 def _signed_by(token: str, key: SigningKey, settings: Settings, now: int) -> bool:

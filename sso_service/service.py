@@ -5,22 +5,24 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
+from itsdangerous import BadData, BadSignature
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from sqlalchemy import Connection
 
-from sso_service import sessions, tokens
+from sso_service import audit, metrics, sessions, tokens
+from sso_service.audit import Event, EventName
 from sso_service.database import directory, ledger, members
 from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing, User, digest
-from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
+from sso_service.database.engine import Database, OutcomeUnknown, Overloaded, Unavailable
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.health import Health, health_all
 from sso_service.database.ledger import CLOCK_TOLERANCE, Purger, Redemption, Verdict
@@ -30,7 +32,7 @@ from sso_service.people import Person, normalise_email
 from sso_service.permissions import Role, Scope, may_view
 from sso_service.sessions import InvalidSession, Session
 from sso_service.settings import Settings
-from sso_service.tokens import Claims, ExpiredToken, ForgedToken, OverlongToken
+from sso_service.tokens import Claims, ExpiredToken, ForgedToken, MalformedToken, OverlongToken
 
 KEY_REFRESH = 2.0
 """Seconds between two looks at the key directory: a revocation must count within five."""
@@ -43,6 +45,7 @@ _THREADS = 16
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Refusal = TypeVar("Refusal", bound=Exception)
 
 
 class NotAuthenticated(Exception):
@@ -101,6 +104,38 @@ class NotAllowed(NoAccess):
     """The person's role may not see that section."""
 
 
+def reason_of(error: Exception) -> str | None:
+    """Why something was refused, in a word for logs and metrics, and for `/verify`; None if `error` is no refusal."""
+    match error:
+        case MalformedToken():
+            return "malformed"
+        case BadSignature():
+            return "bad_signature"
+        case TokenExpired():
+            return "expired"
+        case TokenConsumed():
+            return "consumed"
+        case NoAccess():
+            return "no_access"
+        case NotAuthenticated():
+            return "not_authenticated"
+        case InsufficientScope():
+            return "insufficient_scope"
+        case RateLimited():
+            return "rate_limited"
+        case UserDisabled():
+            return "user_disabled"
+        case RoleNotAllowed():
+            return "role_not_allowed"
+        case Overloaded():
+            return "overloaded"
+        case Unavailable():
+            return "unavailable"
+        case OutcomeUnknown():
+            return "outcome_unknown"
+    return None
+
+
 class Issued(msgspec.Struct, frozen=True):
     """A new token (43 characters), and whether its user was created for it."""
 
@@ -134,6 +169,19 @@ class Question:
     current: SignedIn | None
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How this node is doing: what is wrong, as subject and words, and figures, where they are known.
+
+    `signing_key_age` is in seconds; `clock_difference` says by how many seconds this node's clock is ahead of the
+    database's.
+    """
+
+    problems: dict[str, str]
+    signing_key_age: int | None = None
+    clock_difference: float | None = None
+
+
 class Service:
     """All use cases over one database, one key directory and one clock (Unix seconds). For one event loop."""
 
@@ -147,16 +195,18 @@ class Service:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
         reads = partial(self._group_commit, transaction=database.reading, late=Unavailable)
         writes = partial(self._group_commit, transaction=database.writing, late=OutcomeUnknown)
-        self._lookups = reads(directory.look_up_all)
-        self._standings = reads(directory.standing_of_all)
-        self._states = reads(ledger.state_of_all)
-        self._health = reads(health_all)
-        self._newcomers = writes(directory.provision_all)
+        self._lookups = reads("lookup", directory.look_up_all)
+        self._standings = reads("standing", directory.standing_of_all)
+        self._states = reads("state", ledger.state_of_all)
+        self._health = reads("health", health_all)
+        self._newcomers = writes("provision", directory.provision_all)
         # Consuming shares no transaction with anything else, so that nothing else can fail or delay it.
-        self._redemptions = self._group_commit(ledger.redeem_all, transaction=database.consuming, late=OutcomeUnknown)
-        self._uses = writes(directory.touch_all)
-        self._page_reads = reads(_run_all)
-        self._page_changes = writes(_run_all)
+        self._redemptions = self._group_commit(
+            "redeem", ledger.redeem_all, transaction=database.consuming, late=OutcomeUnknown
+        )
+        self._uses = writes("use", directory.touch_all)
+        self._page_reads = reads("page", _run_all)
+        self._page_changes = writes("change", _run_all)
         # Key directories are shared, so they can be slow or hang. One thread reads ours, and nothing else waits for it.
         self._key_reader = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self._looking = asyncio.Lock()
@@ -165,9 +215,12 @@ class Service:
         self._rate = settings.rate
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._background: set[asyncio.Task[Any]] = set()
+        self.consumed_rows: int | None = None
+        """Rows in the ledger when it was last looked at."""
 
     def _group_commit(
         self,
+        kind: str,
         work: Callable[[Database, Connection, Sequence[Any]], Sequence[Any]],
         *,
         transaction: Callable[[Connection], AbstractContextManager[None]],
@@ -179,6 +232,7 @@ class Service:
             transaction=transaction,
             executor=self._threads,
             late=late,
+            observe=metrics.batches(kind),
         )
 
     # --- for integrations ---
@@ -205,21 +259,23 @@ class Service:
             found = await self._lookups.submit(Lookup(digest(secret), email))
         account_id = api_token.account_id
         assert account_id is not None  # noqa: S101 - `_admit` lets no platform API token write
-        if found.disabled:
-            raise UserDisabled
         user_id, role, created = found.user_id, found.role, False
+        if found.disabled:
+            raise _refused(UserDisabled(), api_token, user_id)
         if user_id is None or role is None:
             self._signing_key(self.now())  # or somebody is created for a token that cannot be signed
             newcomer = NewPerson(email, person.first_name, person.last_name, account_id, self.now())
             provisioned: directory.Provisioned = await self._newcomers.submit(newcomer)
             user_id, role, created = provisioned.user_id, provisioned.role, provisioned.created
             if role is None:
-                raise UserDisabled
+                raise _refused(UserDisabled(), api_token, user_id)
         if api_token.max_role is not None and role.exceeds(api_token.max_role):
-            raise RoleNotAllowed
+            raise _refused(RoleNotAllowed(), api_token, user_id)
         now = self.now()
         claims = Claims(now + self.settings.token_ttl, user_id, account_id, secrets.randbits(32))
-        return Issued(tokens.sign(claims, self._signing_key(now).token_key), created)
+        token = tokens.sign(claims, self._signing_key(now).token_key)
+        _note(EventName.TOKEN_ISSUED, token, claims, api_token_id=api_token.id, user_created=created)
+        return Issued(token, created)
 
     async def verify(self, secret: str, token: str) -> Login:
         """What `consume` would answer now. Consumes nothing, and raises the same but for `OutcomeUnknown`."""
@@ -240,17 +296,19 @@ class Service:
         Raises `NotAuthenticated`, `InsufficientScope`, `MalformedToken`, `ForgedToken`, `OverlongToken`,
         `TokenExpired`, `TokenConsumed`, `NoAccess`, `Unavailable` or `OutcomeUnknown`.
         """
-        # Before it is consumed, so that nothing that fails here costs anybody their link.
-        login = await self.verify(secret, token)
-        claims = login.claims
-        redeemed = await self._redeem(claims, Place(claims.user_id, claims.account_id))
-        match redeemed.verdict:
-            case Verdict.CONSUMED:
-                raise TokenConsumed
-            case Verdict.EXPIRED:
-                raise TokenExpired
-            case Verdict.NO_ACCESS:
-                raise NoAccess
+        with _noting_refusal("api", token):
+            # Before it is consumed, so that nothing that fails here costs anybody their link.
+            login = await self.verify(secret, token)
+            claims = login.claims
+            redeemed = await self._redeem(claims, Place(claims.user_id, claims.account_id))
+            match redeemed.verdict:
+                case Verdict.CONSUMED:
+                    raise TokenConsumed
+                case Verdict.EXPIRED:
+                    raise TokenExpired
+                case Verdict.NO_ACCESS:
+                    raise NoAccess
+        _note(EventName.LOGIN, token, claims, way="api")
         return login
 
     async def revoke(self, secret: str, token: str) -> bool:
@@ -259,11 +317,15 @@ class Service:
         Raises what `consume` raises, except `TokenConsumed` and `NoAccess`: also a token whose user is disabled is
         taken back, since they may be enabled again.
         """
-        claims = await self._read_token_for(await self.authorize(secret, Scope.WRITE_SSO), token)
+        api_token = await self.authorize(secret, Scope.WRITE_SSO)
+        claims = await self._read_token_for(api_token, token)
         redeemed = await self._redeem(claims, None)
         if redeemed.verdict is Verdict.EXPIRED:
             raise TokenExpired
-        return redeemed.verdict is Verdict.REDEEMED
+        revoked = redeemed.verdict is Verdict.REDEEMED
+        if revoked:
+            _note(EventName.TOKEN_REVOKED, token, claims, api_token_id=api_token.id)
+        return revoked
 
     async def _read_token_for(self, api_token: ApiToken, token: str) -> Claims:
         """The claims of a token that is good as far as keys and clock can tell. Asks no database."""
@@ -281,10 +343,10 @@ class Service:
             or api_token.revoked_at is not None
             or (api_token.expires_at is not None and api_token.expires_at <= now)
         ):
-            raise NotAuthenticated
+            raise _refused(NotAuthenticated(), api_token)
         # A platform API token signs nobody in, whatever its row says.
         if scope not in api_token.scopes or (scope is Scope.WRITE_SSO and api_token.account_id is None):
-            raise InsufficientScope(scope)
+            raise _refused(InsufficientScope(scope), api_token)
         self._check_rate(api_token)
         self._note_use(api_token, now - now % 3600)
         return api_token
@@ -292,7 +354,7 @@ class Service:
     def _check_rate(self, api_token: ApiToken) -> None:
         if self._rate is not None and not self._limiter.hit(self._rate, str(api_token.id)):
             room_at = self._limiter.get_window_stats(self._rate, str(api_token.id)).reset_time
-            raise RateLimited(max(1, math.ceil(room_at - time.time())))
+            raise _refused(RateLimited(max(1, math.ceil(room_at - time.time()))), api_token)
 
     def _note_use(self, api_token: ApiToken, hour: int) -> None:
         """Has the hour of use written, once an hour, and lets nobody wait for it."""
@@ -358,6 +420,17 @@ class Service:
         Raises what `read_token` raises, except `ExpiredToken`; `TokenExpired`, `TokenConsumed`, `NoAccess`,
         `Unavailable`, `OutcomeUnknown`.
         """
+        with _noting_refusal("browser", token):
+            outcome = await self._sign_in(token, path, current, confirmed)
+        if isinstance(outcome, Question):
+            metrics.LOGINS.labels("browser", "asked").inc()
+        elif outcome is current:
+            metrics.LOGINS.labels("browser", "already_signed_in").inc()
+        return outcome
+
+    async def _sign_in(
+        self, token: str, path: StudioPath, current: Session | None, confirmed: int | None
+    ) -> Session | Question:
         claims, expired = await self._read_genuine(token)
         if path.account_id not in {None, claims.account_id}:
             await self._refuse(NoAccess, claims)
@@ -378,6 +451,7 @@ class Service:
         redeemed = await self._redeem(claims, Place(claims.user_id, claims.account_id, path.team_id))
         match redeemed.verdict:
             case Verdict.REDEEMED:
+                _note(EventName.LOGIN, token, claims, way="browser")
                 # Not before `sessions_from`, which may be a second ahead: "sign out everywhere" ended what was before.
                 return Session(claims.user_id, claims.account_id, max(self.now(), redeemed.sessions_from))
             case Verdict.NO_ACCESS | Verdict.NO_TEAM:
@@ -481,6 +555,7 @@ class Service:
         """Ends all sessions of whoever is signed in. Raises `Unavailable` or `OutcomeUnknown`."""
         user_id = signed_in.session.user_id
         await self.change(partial(members.sign_out_user, user_id=user_id, database=self.database))
+        audit.record(Event(event=EventName.SIGNED_OUT_EVERYWHERE, user_id=user_id))
 
     async def read(self, work: Callable[[Connection], T]) -> T:
         """What `work` reads. Raises what it raises, or `Unavailable`."""
@@ -497,11 +572,12 @@ class Service:
 
     # --- for operators ---
 
-    async def problems(self) -> dict[str, str]:
-        """What keeps this service from doing its work now: subject and words; empty if nothing."""
+    async def condition(self) -> Condition:
+        """How this node is doing now."""
         problems: dict[str, str] = {}
+        key_age = difference = None
         try:
-            self._signing_key(self.now())
+            key_age = self.now() - self._signing_key(self.now()).signs_from
         except Unavailable as error:
             problems["keys"] = str(error)
         try:
@@ -513,7 +589,7 @@ class Service:
                 problems["database"] = health.problem
             if abs(difference := self._clock() - health.now) > CLOCK_TOLERANCE:
                 problems["clock"] = f"this node's clock and the database's differ by {difference:.0f} s"
-        return problems
+        return Condition(problems, key_age, difference)
 
     async def run_in_background(self) -> None:
         """Keeps keys up to date and the ledger small, until cancelled."""
@@ -585,6 +661,57 @@ class Service:
             return self.keys.ring.signing_key(now)
         except NoSigningKey as error:
             raise Unavailable(str(error)) from error
+
+
+def _note(
+    event: EventName,
+    token: str,
+    claims: Claims | None,
+    *,
+    way: str | None = None,
+    reason: str | None = None,
+    api_token_id: int | None = None,
+    user_created: bool = False,
+) -> None:
+    """Counts and writes down what became of a token. `claims` only if its signature held."""
+    noted = Event(
+        event=event,
+        user_id=claims.user_id if claims else None,
+        account_id=claims.account_id if claims else None,
+        ref=tokens.ref(token),
+        way=way,
+        reason=reason,
+        api_token_id=api_token_id,
+        user_created=user_created,
+    )
+    metrics.count(noted)
+    audit.record(noted)
+
+
+@contextmanager
+def _noting_refusal(way: str, token: str) -> Iterator[None]:
+    """Notes why somebody was not signed in."""
+    try:
+        yield
+    except (BadData, LoginRefused, Unavailable, OutcomeUnknown) as error:
+        genuine = isinstance(error, LoginRefused | OutcomeUnknown)
+        claims = tokens.unsafe_read_claims(token) if genuine else None
+        _note(EventName.LOGIN_REFUSED, token, claims, way=way, reason=reason_of(error))
+        raise
+
+
+def _refused(error: Refusal, api_token: ApiToken | None, user_id: int | None = None) -> Refusal:
+    """`error`, to be raised, after it was noted."""
+    refusal = Event(
+        event=EventName.API_REFUSED,
+        reason=reason_of(error),
+        api_token_id=api_token.id if api_token else None,
+        account_id=api_token.account_id if api_token else None,
+        user_id=user_id,
+    )
+    metrics.count(refusal)
+    audit.record(refusal)
+    return error
 
 
 def _check_may_see(signed_in: SignedIn, path: StudioPath) -> None:

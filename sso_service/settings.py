@@ -13,6 +13,8 @@ from msgspec import Meta
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from sso_service.logs import LogFormat
+
 
 class SettingsError(Exception):
     """A variable has a value that it cannot have; the message names the variable and never repeats the value."""
@@ -45,6 +47,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Requests that a worker may have begun and not answered. More are turned away."""
     require_sync_standby: bool = False
     """Consume tokens only while PostgreSQL waits for a synchronous standby."""
+    metrics_token: str = ""
+    """What `/metrics` and the details of `/readyz` are told for, as a Bearer token; to everybody if empty."""
+    log_format: LogFormat = "text"
+    access_log: bool = False
+    """Write a line for each request, without its `sso`."""
+    tracing: bool = False
+    """Send traces to an OpenTelemetry collector; needs the extra `tracing`."""
     trusted_proxies: str = "127.0.0.1"
     """Addresses or networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -42,11 +42,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response: status, headers in lower case, body."""
+    """A response: status, headers in lower case, body. Its id is no header here, since it is another each time."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
+    request_id: str = field(default="", compare=False)
 
     def header(self, name: str) -> str | None:
         """The only occurrence of a header, or None."""
@@ -133,10 +134,12 @@ class Client:
 
         await self.app(scope, receive, send)
         start = outgoing[0]
+        received = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]]
         answer = Answer(
             start["status"],
-            [(name.decode("latin-1"), value.decode("latin-1")) for name, value in start["headers"]],
+            [(name, value) for name, value in received if name != "x-request-id"],
             b"".join(message.get("body", b"") for message in outgoing[1:]),
+            "".join(value for name, value in received if name == "x-request-id"),
         )
         self._keep_cookies(answer)
         return answer

@@ -39,7 +39,8 @@ from sso_service.settings import read_settings
 from sso_service.tokens import MalformedToken
 from sso_service.web import errors, login, requests
 from sso_service.web.api import decode_person, decode_token
-from sso_service.web.app import ShortWay, create_app
+from sso_service.web.app import create_app
+from sso_service.web.observed import Observed
 from sso_service.web.openapi import document, page
 from tests.schemathesis_hooks import ADDRESSES
 from tests.support import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that, serving
@@ -121,7 +122,7 @@ def test_every_part_of_the_document_is_used_and_every_link_leads_somewhere() -> 
 
 @on_sqlite
 def test_every_route_is_in_the_document_and_nothing_else(client: Client) -> None:
-    assert isinstance(client.app, ShortWay)
+    assert isinstance(client.app, Observed)
     # HEAD goes wherever GET does; the document says so once.
     routes = {(method, route.path) for route in client.app.routes for method in (route.methods or set()) - {"HEAD"}}
     links = {(method, LOGIN) for method in login._METHODS.split(", ")}
@@ -327,9 +328,10 @@ async def test_every_answer_that_is_documented_is_given(
     secret = make_api_token(database, *Scope)
     witness = Witness()
     await operations_are_answered(witness, client)
-    limited = Service(read_settings({"SSO_RATE_LIMIT": "1/hour"}), database, KeyDirectory(keys_dir), clock=clock)
-    once = Client(create_app(limited))
+    strict = {"SSO_RATE_LIMIT": "1/hour", "SSO_METRICS_TOKEN": "hunter2"}
+    once = Client(create_app(Service(read_settings(strict), database, KeyDirectory(keys_dir), clock=clock)))
     await once.post_json(ISSUE, JANE, token=secret)
+    witness.see(401, "GET /metrics", await once.get("/metrics"), "missing_token")
     await calls_are_answered(witness, client, once, database, secret, clock)
     await browsers_are_answered(witness, client, secret)
     with a_database_that("refuses to connect", tmp_path) as url:
@@ -346,7 +348,7 @@ async def test_every_answer_that_is_documented_is_given(
 
 
 async def operations_are_answered(witness: Witness, client: Client) -> None:
-    for path in ("/healthz", "/readyz", "/openapi.json", "/docs"):
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
         witness.see(200, f"GET {path}", await client.get(path))
         witness.see(405, f"GET {path}", await client.request("PUT", path), "method_not_allowed")
 

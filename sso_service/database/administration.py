@@ -176,44 +176,52 @@ def list_memberships(connection: Connection, user_id: int) -> list[Membership]:
     return [Membership(account_id, name, Role(role)) for account_id, name, role in rows]
 
 
-def set_role(connection: Connection, email: str, account_id: int, role: Role) -> None:
-    """Gives a member another role. Raises `NotFound`."""
-    _change_membership(connection, email, account_id, lambda where: update(memberships).where(*where).values(role=role))
-
-
-def remove_member(connection: Connection, email: str, account_id: int) -> None:
-    """Takes the user out of the account; the user stays. Raises `NotFound`."""
-    _change_membership(connection, email, account_id, lambda where: delete(memberships).where(*where))
-
-
-def _change_membership(connection: Connection, email: str, account_id: int, statement: Any) -> None:
-    check_account(connection, account_id)
-    user_id = find_user(connection, email).id
-    where = (memberships.c.user_id == user_id, memberships.c.account_id == account_id)
-    if connection.execute(statement(where)).rowcount == 0:
-        raise NotFound(f"{email} is not a member of account {account_id}")
-
-
-def disable_user(connection: Connection, email: str, *, now: int) -> None:
-    """Nothing is good any more that this person holds or gets. Raises `NotFound`."""
-    user_id = find_user(connection, email).id
-    connection.execute(
-        update(users).where(users.c.id == user_id, users.c.disabled_at.is_(None)).values(disabled_at=now)
+def set_role(connection: Connection, email: str, account_id: int, role: Role) -> int:
+    """Gives a member another role, and returns the user's id. Raises `NotFound`."""
+    return _change_membership(
+        connection, email, account_id, lambda where: update(memberships).where(*where).values(role=role)
     )
 
 
-def enable_user(connection: Connection, email: str) -> None:
-    """Undoes `disable_user`. Raises `NotFound`."""
-    connection.execute(update(users).where(users.c.id == find_user(connection, email).id).values(disabled_at=None))
+def remove_member(connection: Connection, email: str, account_id: int) -> int:
+    """Takes the user out of the account, and returns their id; the user stays. Raises `NotFound`."""
+    return _change_membership(connection, email, account_id, lambda where: delete(memberships).where(*where))
 
 
-def sign_out_user(connection: Connection, email: str, *, now: int) -> None:
-    """Ends every session of this person that began up to now. Raises `NotFound`.
+def _change_membership(connection: Connection, email: str, account_id: int, statement: Any) -> int:
+    check_account(connection, account_id)
+    user_id: int = find_user(connection, email).id
+    where = (memberships.c.user_id == user_id, memberships.c.account_id == account_id)
+    if connection.execute(statement(where)).rowcount == 0:
+        raise NotFound(f"{email} is not a member of account {account_id}")
+    return user_id
+
+
+def disable_user(connection: Connection, email: str, *, now: int) -> int:
+    """Nothing is good any more that this person holds or gets. Returns the user's id. Raises `NotFound`."""
+    user_id: int = find_user(connection, email).id
+    connection.execute(
+        update(users).where(users.c.id == user_id, users.c.disabled_at.is_(None)).values(disabled_at=now)
+    )
+    return user_id
+
+
+def enable_user(connection: Connection, email: str) -> int:
+    """Undoes `disable_user`, and returns the user's id. Raises `NotFound`."""
+    user_id: int = find_user(connection, email).id
+    connection.execute(update(users).where(users.c.id == user_id).values(disabled_at=None))
+    return user_id
+
+
+def sign_out_user(connection: Connection, email: str, *, now: int) -> int:
+    """Ends every session of this person that began up to now, and returns the user's id. Raises `NotFound`.
 
     Sessions know their beginning to the second, so those of this second end too; one that begins within it later is
     dated to the next, and if they sign out again within the second, to the one after that.
     """
-    sign_out(connection, find_user(connection, email).id, now=now)
+    user_id: int = find_user(connection, email).id
+    sign_out(connection, user_id, now=now)
+    return user_id
 
 
 def sign_out(connection: Connection, user_id: int, *, now: int) -> None:

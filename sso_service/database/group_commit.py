@@ -68,7 +68,7 @@ class GroupCommit(Generic[Op, Result]):
     `work` gets a connection in a transaction that `transaction` opened and closes, and the batch; it returns a result
     for each operation, in their order. It is called in a thread of `executor`, and may be called again with the same
     operations if the transaction came to nothing. `late` makes the exception for an operation that is in flight when
-    `deadline` (seconds) is over.
+    `deadline` (seconds) is over. `observe` is told the size of each committed batch, and the seconds that it took.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class GroupCommit(Generic[Op, Result]):
         late: Callable[[str], Exception],
         deadline: float = DEADLINE,
         max_waiting: int = MAX_WAITING,
+        observe: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
         self._database = database
         self._work = work
@@ -89,6 +90,7 @@ class GroupCommit(Generic[Op, Result]):
         self._late = late
         self._deadline = deadline
         self._max_waiting = max_waiting
+        self._observe = observe
         self._waiting: deque[_Waiting[Op, Result]] = deque()
         # Guards the moment when an operation goes from waiting to in flight: exactly one of the worker thread, which
         # takes it, and the loop, which gives it up, gets it.
@@ -223,8 +225,11 @@ class GroupCommit(Generic[Op, Result]):
         return failure
 
     def _attempt(self, connection: Connection, ops: Sequence[Op]) -> Sequence[Result]:
+        started = time.perf_counter()
         with self._transaction(connection):
-            return self._work(connection, ops)
+            results = self._work(connection, ops)
+        self._observe(len(ops), time.perf_counter() - started)
+        return results
 
 
 def _answer(waiting: _Waiting[Op, Result], result: Result | Exception) -> None:

@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import msgspec
-from itsdangerous import BadSignature
+from itsdangerous import BadData
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from sso_service.people import FieldError, Person, read_person
 from sso_service.permissions import Scope as ApiScope
-from sso_service.service import Login, NoAccess, NotAuthenticated, Service, TokenConsumed, TokenExpired
-from sso_service.tokens import MalformedToken, ref
+from sso_service.service import Login, LoginRefused, NotAuthenticated, Service, reason_of
+from sso_service.tokens import ref
 from sso_service.web.errors import JSON_HEADERS, InvalidJSON
 from sso_service.web.requests import BodyTooLarge, BodyTooSlow, bearer, body
 from sso_service.web.session import describe
@@ -72,17 +72,8 @@ def verify_token(service: Service) -> ApiEndpoint[str]:
     async def answer(secret: str, token: str) -> dict[str, object]:
         try:
             return _describe(token, await service.verify(secret, token))
-        except MalformedToken:
-            reason = "malformed"
-        except BadSignature:
-            reason = "bad_signature"
-        except TokenExpired:
-            reason = "expired"
-        except TokenConsumed:
-            reason = "consumed"
-        except NoAccess:
-            reason = "no_access"
-        return {"active": False, "ref": ref(token), "reason": reason}
+        except (BadData, LoginRefused) as error:
+            return {"active": False, "ref": ref(token), "reason": reason_of(error)}
 
     return ApiEndpoint(service, ApiScope.VERIFY_SSO, decode_token, answer)
 

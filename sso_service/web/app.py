@@ -20,8 +20,9 @@ from sso_service.web.api import consume_token, create_token, revoke_token, verif
 from sso_service.web.auth import ForwardAuth
 from sso_service.web.errors import EXCEPTION_HANDLERS, handle, problem_of
 from sso_service.web.login import Confirm, Login
+from sso_service.web.observed import Observed
 from sso_service.web.openapi import openapi_endpoints
-from sso_service.web.operations import Readyz, healthz
+from sso_service.web.operations import Metrics, Readyz, healthz
 from sso_service.web.session import Logout, SessionEndpoint
 from sso_service.web.studio import studio
 
@@ -76,6 +77,7 @@ def create_app(service: Service | None = None) -> ASGIApp:
             Route("/sso/confirm", Confirm(service), methods=["POST"]),
             Route("/healthz", healthz, methods=["GET"]),
             Route("/readyz", Readyz(service).get, methods=["GET"]),
+            Route("/metrics", Metrics(service).get, methods=["GET"]),
             Route("/openapi.json", openapi, methods=["GET"]),
             Route("/docs", docs, methods=["GET"]),
         ],
@@ -91,9 +93,16 @@ def create_app(service: Service | None = None) -> ASGIApp:
         ("GET", "/auth"): auth,
         ("GET", "/session"): session,
     }
-    whole = ShortWay(app, short, login, max_in_flight=service.settings.max_in_flight)
-    origins = service.settings.origins_of("cors_origins")
-    return ApiForOrigins(whole, origins) if origins else whole
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    whole: ASGIApp = ShortWay(app, short, login, routes, max_in_flight=service.settings.max_in_flight)
+    if origins := service.settings.origins_of("cors_origins"):
+        whole = ApiForOrigins(whole, origins)
+    observed = Observed(whole, routes, access_log=service.settings.access_log)
+    if service.settings.tracing:
+        from sso_service.web.tracing import Traced  # noqa: PLC0415 - an extra, which need not be there
+
+        return Traced(observed)
+    return observed
 
 
 class ApiForOrigins:
@@ -125,6 +134,7 @@ class ShortWay:
         app: Starlette,
         endpoints: Mapping[tuple[str, str], ASGIApp],
         login: Login,
+        routes: Sequence[Route],
         *,
         max_in_flight: int,
     ) -> None:
@@ -133,8 +143,7 @@ class ShortWay:
         self._login = login
         self._max_in_flight = max_in_flight
         self._in_flight = 0
-        self.routes = [route for route in app.routes if isinstance(route, Route)]
-        self._own_paths = {route.path for route in self.routes}
+        self._own_paths = {route.path for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == "/healthz":

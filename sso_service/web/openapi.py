@@ -224,7 +224,8 @@ _SCHEMAS: dict[str, Json] = {
             "description": "What is wrong, by subject: `keys`, `database` or `clock`.",
             "examples": [{"database": "connection refused"}],
         },
-    ),
+    )
+    | {"required": ["status"]},  # what is wrong is not for everybody
     "Error": _object(
         error={
             "type": "object",
@@ -438,6 +439,7 @@ _SAME_ORIGIN = _parameter(
     enum=["same-origin"],
 )
 _SESSION: list[Json] = [{"studio_session": []}]
+_METRICS_TOKEN: list[Json] = [{}, {"metrics_token": []}]
 _REDIRECT = _answer(
     "Signed in: on to the same path and query without `sso`.",
     headers=_headers(Location="Location", Set_Cookie="SessionCookie"),
@@ -701,12 +703,30 @@ _OPERATIONS: dict[str, dict[str, Json]] = {
             "Operators",
             "Whether this node should get requests",
             "Looks at signing keys, database, its schema, and clocks.",
+            security=_METRICS_TOKEN,
             answers={
                 200: _answer("It should.", "Ready"),
                 503: _answer("It should not.", "NotReady", headers=_headers(Retry_After="Retry-After")),
             },
             errors={},
             sample=f"-s {_HOST}/readyz",
+        )
+    },
+    "/metrics": {
+        "get": _operation(
+            "metrics",
+            "Operators",
+            "Metrics for Prometheus",
+            "Of all workers of this node.",
+            security=_METRICS_TOKEN,
+            answers={
+                200: {
+                    "description": "In Prometheus' text format.",
+                    "content": {"text/plain": {"schema": {"type": "string"}}},
+                }
+            },
+            errors={401: ("missing_token",)},
+            sample=f"-s {_HOST}/metrics",
         )
     },
     "/openapi.json": {
@@ -759,6 +779,11 @@ def document() -> Json:
                     "description": "An API token, made on the command line. `write:sso` issues login tokens and takes "
                     "them back, `verify:sso` verifies and consumes them. Whoever has one with `write:sso` can sign in "
                     "as anybody up to its `max_role`.",
+                },
+                "metrics_token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "`SSO_METRICS_TOKEN`, if one is set. Without it `/readyz` only says whether.",
                 },
                 "studio_session": {
                     "type": "apiKey",

@@ -1,28 +1,36 @@
 """How uvicorn serves the application."""
 
-import copy
+import os
+import tempfile
+from importlib.util import find_spec
 
 import uvicorn
-from uvicorn.config import LOGGING_CONFIG
 
-from sso_service.settings import Settings
+from sso_service import logs
+from sso_service.settings import Settings, SettingsError
 
 
 def run(settings: Settings, *, workers: int = 1, app: str = "sso_service.web.app:create_app") -> None:
-    """Serves until told to stop. `app` names what makes the application, in each worker anew, from the environment."""
-    # uvicorn's access log writes the whole query, and with it tokens; it stays off.
-    logging_config = copy.deepcopy(LOGGING_CONFIG)
-    logging_config["loggers"]["sso_service"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
-    uvicorn.run(
-        app,
-        factory=True,
-        host=settings.host,
-        port=settings.port,
-        workers=workers,
-        access_log=False,
-        log_config=logging_config,
-        server_header=False,
-        ws="none",
-        forwarded_allow_ips=settings.trusted_proxies,
-        timeout_graceful_shutdown=10,
-    )
+    """Serves until told to stop. `app` names what makes the application, in each worker anew, from the environment.
+
+    Raises `SettingsError` if something is not installed.
+    """
+    if settings.tracing and not (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
+        raise SettingsError("SSO_TRACING needs OpenTelemetry: pip install 'sso-service[tracing]'")
+    with tempfile.TemporaryDirectory(prefix="sso-metrics-", ignore_cleanup_errors=True) as metrics:
+        # Where all workers count. It is read when `prometheus_client` is imported, which the application does.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+        uvicorn.run(
+            app,
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=workers,
+            access_log=False,  # it writes the whole query, and with it tokens; ours does not
+            log_config=logs.config(settings.log_format),
+            server_header=False,
+            ws="none",
+            forwarded_allow_ips=settings.trusted_proxies,
+            timeout_graceful_shutdown=10,
+        )
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]

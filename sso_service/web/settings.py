@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 from starlette.endpoints import HTTPEndpoint
@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from sso_service import audit
+from sso_service.audit import Event, EventName
 from sso_service.database import administration, members
 from sso_service.database.administration import NotFound
 from sso_service.database.members import LastAdmin, Members, NotAnAdmin
@@ -78,13 +80,14 @@ class ApiTokens(HTTPEndpoint):
         )
         if wanted.problem:
             return await _api_tokens_page(visit, wanted, status=422)
-        secret = await _change(visit, partial(_create, visit=visit, wanted=wanted))
+        token_id, secret = await _change(visit, partial(_create, visit=visit, wanted=wanted))
+        _record(visit, EventName.API_TOKEN_CREATED, api_token_id=token_id)
         return await _api_tokens_page(visit, NewApiToken(), secret=secret)
 
 
-def _create(connection: Connection, *, visit: Visit, wanted: NewApiToken) -> str:
+def _create(connection: Connection, *, visit: Visit, wanted: NewApiToken) -> tuple[int, str]:
     now = visit.service.now()
-    _, secret = administration.create_api_token(
+    return administration.create_api_token(
         connection,
         account_id=visit.account_id,
         name=wanted.name,
@@ -93,7 +96,6 @@ def _create(connection: Connection, *, visit: Visit, wanted: NewApiToken) -> str
         expires_at=now + int(wanted.expires_in) * 86400 if wanted.expires_in else None,
         now=now,
     )
-    return secret
 
 
 async def _api_tokens_page(
@@ -135,6 +137,7 @@ class RevokeApiToken(HTTPEndpoint):
             administration.revoke_api_token(connection, token.id, now=visit.service.now())
 
         await _change(visit, revoke)
+        _record(visit, EventName.API_TOKEN_REVOKED, api_token_id=token_id)
         return _back(visit, "settings/api-tokens", notice="revoked")
 
 
@@ -202,6 +205,7 @@ class MemberRole(HTTPEndpoint):
             await _change(visit, work)
         except LastAdmin:
             return await _team_page(visit, search, page, problem="last_admin")
+        _record(visit, EventName.ROLE_CHANGED, user_id=_id(request), role=role)
         return _back(visit, "settings/team", search=search, page=page, notice="role")
 
 
@@ -222,6 +226,7 @@ class RemoveMember(HTTPEndpoint):
             await _change(visit, work)
         except LastAdmin:
             return await _team_page(visit, "", "1", problem="last_admin")
+        _record(visit, EventName.MEMBER_REMOVED, user_id=_id(request))
         return _back(visit, "settings/team", notice="removed")
 
 
@@ -238,6 +243,7 @@ class SignOutMember(HTTPEndpoint):
             database=visit.service.database,
         )
         await _change(visit, work)
+        _record(visit, EventName.SIGNED_OUT_EVERYWHERE, user_id=_id(request))
         search, page = (fields.get(name, [""])[0] for name in ("search", "page"))
         return _back(visit, "settings/team", search=search, page=page, notice="signed_out")
 
@@ -265,6 +271,10 @@ async def _change(visit: Visit, work: Callable[[Connection], T]) -> T:
         raise HTTPException(404) from None
     except NotAnAdmin:
         raise NotAllowed from None
+
+
+def _record(visit: Visit, event: EventName, **fields: Any) -> None:
+    audit.record(Event(event=event, account_id=visit.account_id, by_user_id=visit.user.id, **fields))
 
 
 async def _found(visit: Visit, find: Callable[[Connection], T]) -> T:

@@ -1,0 +1,65 @@
+"""What is written down about each issue, login, refusal and change: who, where, and which token, by its `ref`.
+
+The events are a closed list. None has a field that could hold a token, an API token or a key.
+"""
+
+import logging
+from enum import StrEnum
+
+import msgspec
+
+log = logging.getLogger(__name__)
+
+
+class EventName(StrEnum):
+    """All that is written down."""
+
+    TOKEN_ISSUED = "token_issued"  # noqa: S105 - the name of an event, as are the others
+    API_REFUSED = "api_refused"
+    LOGIN = "login"
+    LOGIN_REFUSED = "login_refused"
+    TOKEN_REVOKED = "token_revoked"  # noqa: S105
+    SIGNED_OUT_EVERYWHERE = "signed_out_everywhere"
+    ROLE_CHANGED = "role_changed"
+    MEMBER_REMOVED = "member_removed"
+    USER_DISABLED = "user_disabled"
+    USER_ENABLED = "user_enabled"
+    ACCOUNT_ADDED = "account_added"
+    TEAM_ADDED = "team_added"
+    API_TOKEN_CREATED = "api_token_created"  # noqa: S105
+    API_TOKEN_REVOKED = "api_token_revoked"  # noqa: S105
+    KEY_CREATED = "key_created"
+    KEY_REVOKED = "key_revoked"
+    KEY_DELETED = "key_deleted"
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened. What is not known, or does not apply, is left out."""
+
+    event: EventName
+    user_id: int | None = None
+    """Whom it is about."""
+    account_id: int | None = None
+    by_user_id: int | None = None
+    """The admin who did it."""
+    operator: str | None = None
+    """Who did it on the command line: their name on the machine."""
+    api_token_id: int | None = None
+    ref: str | None = None
+    """The login token: see `tokens.ref`."""
+    way: str | None = None
+    """How a token was redeemed: `browser` or `api`."""
+    reason: str | None = None
+    """Why it was refused."""
+    user_created: bool = False
+    role: str | None = None
+    key_id: str | None = None
+
+    def __str__(self) -> str:
+        fields = msgspec.to_builtins(self)
+        return " ".join([fields.pop("event"), *(f"{name}={value}" for name, value in fields.items())])
+
+
+def record(event: Event) -> None:
+    """Writes the event down, as a line of the log."""
+    log.info(event)  # a struct, of which each format makes what it needs

@@ -1,0 +1,89 @@
+"""How the log looks: a line for each event, as text or as JSON, with the request that it belongs to."""
+
+import logging
+import logging.config
+import time
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+LogFormat = Literal["text", "json"]
+
+
+class RequestContext(msgspec.Struct, frozen=True):
+    """The request that is being answered: its id, and the address that it came from."""
+
+    request_id: str
+    client: str
+
+
+current_request: ContextVar[RequestContext | None] = ContextVar("current_request", default=None)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line. A message that is a struct, such as an audit event, gives its fields."""
+
+    _encode = msgspec.json.Encoder().encode
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        fields: dict[str, object] = {"time": _time(record), "level": record.levelname.lower()}
+        if isinstance(record.msg, msgspec.Struct):
+            fields |= msgspec.to_builtins(record.msg)
+        else:
+            fields |= {"logger": record.name, "message": record.getMessage()}
+        if request := current_request.get():
+            fields |= msgspec.structs.asdict(request)
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return self._encode(fields).decode()
+
+
+class SystemLogLines(JsonLines):
+    """The same, named as the system log wants it (RFC 3164 section 4.1.3)."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, behind the name of the program."""
+        return f"sso-service: {super().format(record)}"
+
+
+class TextLines(logging.Formatter):
+    """Time, level, message, and the id of the request."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end; an exception's traceback follows in lines of its own."""
+        line = f"{_time(record)} {record.levelname:<7} {record.getMessage()}"
+        if request := current_request.get():
+            line += f" request_id={request.request_id} client={request.client}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def _time(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z"
+
+
+def config(log_format: LogFormat) -> dict[str, object]:
+    """What `logging.config.dictConfig` is told: everything to stderr, in `log_format`."""
+    formatter = JsonLines if log_format == "json" else TextLines
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"lines": {"()": formatter}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+        "root": {"handlers": ["stderr"], "level": "INFO"},
+    }
+
+
+def config_of_commands(system_log: str = "/dev/log") -> dict[str, object]:
+    """Likewise for commands, which talk to a person: only audit events, as JSON, to the system log if there is one."""
+    there = Path(system_log).is_socket()
+    handler = {"class": "logging.handlers.SysLogHandler", "address": system_log, "formatter": "lines"}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"lines": {"()": SystemLogLines}},
+        "handlers": {"audit": handler if there else {"class": "logging.NullHandler"}},
+        "loggers": {"sso_service.audit": {"handlers": ["audit"], "level": "INFO", "propagate": False}},
+    }
