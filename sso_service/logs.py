@@ -73,6 +73,8 @@ def config(log_format: LogFormat) -> dict[str, object]:
         "formatters": {"lines": {"()": formatter}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "INFO"},
+        # What a command had set up, which `serve` is as well.
+        "loggers": {"sso_service.audit": {"handlers": [], "level": "INFO", "propagate": True}},
     }
 
 
