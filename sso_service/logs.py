@@ -4,6 +4,7 @@ import logging
 import logging.config
 import time
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -29,16 +30,17 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        fields: dict[str, object] = {"time": _time(record), "level": record.levelname.lower()}
+        parts: list[object] = [{"time": _time(record), "level": record.levelname.lower()}]
         if isinstance(record.msg, msgspec.Struct):
-            fields |= msgspec.to_builtins(record.msg)
+            parts.append(record.msg)
         else:
-            fields |= {"logger": record.name, "message": record.getMessage()}
+            parts.append({"logger": record.name, "message": record.getMessage()})
         if request := current_request.get():
-            fields |= msgspec.structs.asdict(request)
+            parts.append(request)
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return self._encode(fields).decode()
+            parts.append({"exception": self.formatException(record.exc_info)})
+        # One object of all their fields. To encode each by itself is faster than to make one dictionary of them.
+        return f"{{{b','.join(self._encode(part)[1:-1] for part in parts).decode()}}}"
 
 
 class SystemLogLines(JsonLines):
@@ -61,7 +63,12 @@ class TextLines(logging.Formatter):
 
 
 def _time(record: logging.LogRecord) -> str:
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def config(log_format: LogFormat) -> dict[str, object]:

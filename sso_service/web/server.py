@@ -17,7 +17,9 @@ def run(settings: Settings, *, workers: int = 1, app: str = "sso_service.web.app
     """
     if settings.tracing and not (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
         raise SettingsError("SSO_TRACING needs OpenTelemetry: pip install 'sso-service[tracing]'")
-    with tempfile.TemporaryDirectory(prefix="sso-metrics-", ignore_cleanup_errors=True) as metrics:
+    # In memory where that is possible: so counting never waits for a disk, and nobody clears it away as old.
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a directory of ours is made there
+    with tempfile.TemporaryDirectory(prefix="sso-metrics-", dir=memory, ignore_cleanup_errors=True) as metrics:
         # Where all workers count. It is read when `prometheus_client` is imported, which the application does.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
         uvicorn.run(
