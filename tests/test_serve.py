@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import psycopg
 import pytest
 
@@ -263,3 +264,14 @@ def test_a_service_without_a_key_does_not_start(env: dict[str, str], tmp_path: P
     for path in (tmp_path / "keys").iterdir():
         path.unlink()
     assert "sso-service keys rotate --lead 0" in refused("serve", env=env)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_service_that_is_told_to_end_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, workers: int) -> None:
+    with serving(env, tmp_path / "log", workers=workers) as running:
+        process = psutil.Process(running.process.pid)
+        opened = [file.path for each in (process, *process.children()) for file in each.open_files()]
+        (metrics,) = {Path(path).parent for path in opened if "sso-metrics-" in path}
+    assert running.process.returncode == 0
+    assert not metrics.exists()

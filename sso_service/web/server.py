@@ -1,6 +1,7 @@
 """How uvicorn serves the application."""
 
 import os
+import signal
 import tempfile
 from importlib.util import find_spec
 
@@ -17,6 +18,9 @@ def run(settings: Settings, *, workers: int = 1, app: str = "sso_service.web.app
     """
     if settings.tracing and not (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
         raise SettingsError("SSO_TRACING needs OpenTelemetry: pip install 'sso-service[tracing]'")
+    # A single process would, when all is answered, end by SIGTERM itself, and leave behind what it made. So it ends as
+    # after Ctrl-C, which uvicorn takes for a good end.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # In memory where that is possible: so counting never waits for a disk, and nobody clears it away as old.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a directory of ours is made there
     with tempfile.TemporaryDirectory(prefix="sso-metrics-", dir=memory, ignore_cleanup_errors=True) as metrics:
