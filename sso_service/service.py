@@ -165,6 +165,7 @@ class Service:
         self._rate = settings.rate
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._background: set[asyncio.Task[Any]] = set()
+        self._leaving = False
 
     def _group_commit(
         self,
@@ -500,6 +501,8 @@ class Service:
     async def problems(self) -> dict[str, str]:
         """What keeps this service from doing its work now: subject and words; empty if nothing."""
         problems: dict[str, str] = {}
+        if self._leaving:
+            problems["node"] = "it was told to stop"
         try:
             self._signing_key(self.now())
         except Unavailable as error:
@@ -514,6 +517,10 @@ class Service:
             if abs(difference := self._clock() - health.now) > CLOCK_TOLERANCE:
                 problems["clock"] = f"this node's clock and the database's differ by {difference:.0f} s"
         return problems
+
+    def leave(self) -> None:
+        """From now on this node is not ready, so that balancers send nobody; it still does its work."""
+        self._leaving = True
 
     async def run_in_background(self) -> None:
         """Keeps keys up to date and the ledger small, until cancelled."""

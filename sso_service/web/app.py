@@ -22,6 +22,7 @@ from sso_service.web.errors import EXCEPTION_HANDLERS, handle, problem_of
 from sso_service.web.login import Confirm, Login
 from sso_service.web.openapi import openapi_endpoints
 from sso_service.web.operations import Readyz, healthz
+from sso_service.web.server import drain_first
 from sso_service.web.session import Logout, SessionEndpoint
 from sso_service.web.studio import studio
 
@@ -47,6 +48,7 @@ def create_app(service: Service | None = None) -> ASGIApp:
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         background = asyncio.create_task(service.run_in_background())
+        drain_first(service.settings.drain, service.leave)
         try:
             yield
         finally:
