@@ -5,7 +5,6 @@ import json
 import logging.config
 import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -116,10 +115,14 @@ def init(demo: bool) -> None:
 
 @main.command()
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes.")
-def serve(workers: int) -> None:
-    """Run the service."""
-    from sso_service.web import server  # noqa: PLC0415 - the other commands do not need it, and it takes a while
+@click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead of a port.")
+@click.option("--fd", type=click.IntRange(0), help="Listen on this open file descriptor instead.")
+def serve(workers: int, uds: Path | None, fd: int | None) -> None:
+    """Run the service, on SSO_HOST and SSO_PORT or, if systemd passes any, on its sockets."""
+    from sso_service.web import listening, server  # noqa: PLC0415 - other commands do not need it, and it takes a while
 
+    if uds is not None and fd is not None:
+        raise click.ClickException("give either --uds PATH or --fd N")
     settings = _settings()
     for name in unknown_settings(os.environ):
         click.echo(f"Warning: {name} is not a setting of this service.", err=True)
@@ -131,9 +134,11 @@ def serve(workers: int) -> None:
         if problem := health_all(database, connection, [None])[0].problem:
             raise click.ClickException(f"the database {database}: {problem}")
     _ring(settings).signing_key(_now())
-    _check_address(settings)
-
-    server.run(settings, workers=workers)
+    try:
+        listeners = listening.listen(settings, uds=uds, fd=fd, environ=os.environ)
+    except listening.CannotListen as error:
+        raise click.ClickException(str(error)) from error
+    server.run(settings, listeners, workers=workers)
 
 
 # --- accounts, teams, API tokens -------------------------------------------------------------------------------------
@@ -671,18 +676,6 @@ def _reading(settings: Settings | None = None) -> Iterator[Connection]:
 def _changing(settings: Settings | None = None) -> Iterator[Connection]:
     with _opened(settings or _settings()) as (database, connection), database.writing(connection):
         yield connection
-
-
-def _check_address(settings: Settings) -> None:
-    # Only for the one clear line: uvicorn takes the address by itself.
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise click.ClickException(
-                f"cannot listen on {settings.host} port {settings.port}: {error.strerror}"
-            ) from error
 
 
 def _make_directory(path: Path) -> None:

@@ -217,6 +217,7 @@ class Service:
         self._background: set[asyncio.Task[Any]] = set()
         self.consumed_rows: int | None = None
         """Rows in the ledger when it was last looked at."""
+        self._leaving = False
 
     def _group_commit(
         self,
@@ -576,6 +577,8 @@ class Service:
         """How this node is doing now."""
         problems: dict[str, str] = {}
         key_age = difference = None
+        if self._leaving:
+            problems["node"] = "it was told to stop"
         try:
             key_age = self.now() - self._signing_key(self.now()).signs_from
         except Unavailable as error:
@@ -590,6 +593,10 @@ class Service:
             if abs(difference := self._clock() - health.now) > CLOCK_TOLERANCE:
                 problems["clock"] = f"this node's clock and the database's differ by {difference:.0f} s"
         return Condition(problems, key_age, difference)
+
+    def leave(self) -> None:
+        """From now on this node is not ready, so that balancers send nobody; it still does its work."""
+        self._leaving = True
 
     async def run_in_background(self) -> None:
         """Keeps keys up to date and the ledger small, until cancelled."""

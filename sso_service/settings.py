@@ -45,6 +45,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Requests that an API token may make, such as `100/minute`, in each worker; any number if empty."""
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
     """Requests that a worker may have begun and not answered. More are turned away."""
+    drain: Annotated[int, Meta(ge=0, le=300)] = 0
+    """Seconds for which a node that is told to stop goes on and says by `/readyz` that nobody shall be sent to it."""
     require_sync_standby: bool = False
     """Consume tokens only while PostgreSQL waits for a synchronous standby."""
     metrics_token: str = ""

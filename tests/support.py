@@ -272,13 +272,24 @@ def _stop(process: "subprocess.Popen[str]") -> None:
 
 
 @contextmanager
-def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[Running]:
-    """`sso-service serve` on a free port until the end of the block; its output goes to `log`."""
-    port = free_port()
+def serving(
+    env: Mapping[str, str],
+    log: Path,
+    *arguments: str,
+    workers: int = 1,
+    port: int | None = None,
+    pass_fds: Sequence[int] = (),
+) -> Iterator[Running]:
+    """`sso-service serve` until the end of the block; its output goes to `log`.
+
+    On a free port, unless `port` or `arguments` say where.
+    """
+    port = port or free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sso_service", "serve", "--workers", str(workers)],
+            [sys.executable, "-m", "sso_service", "serve", "--workers", str(workers), *arguments],
             env={**os.environ, **env, "SSO_PORT": str(port)},
+            pass_fds=pass_fds,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -296,7 +307,8 @@ def serving(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[
                 raise AssertionError(f"the service did not start: {log.read_text()}")
             with subprocess.Popen(["cat"], stdin=process.stdout, stdout=output):
                 try:
-                    wait_for_port(port)
+                    if not arguments:
+                        wait_for_port(port)
                     yield Running(f"http://127.0.0.1:{port}", process, log)
                 finally:
                     _stop(process)

@@ -197,14 +197,16 @@ def test_sigterm_answers_who_was_already_asking_and_ends_everything(
 
 
 @ON_SQLITE
-def test_sigterm_does_not_wait_for_connections_that_ask_nothing(env: dict[str, str], tmp_path: Path) -> None:
+def test_sigterm_waits_for_connections_that_ask_nothing_no_longer_than_they_may_be_idle(
+    env: dict[str, str], tmp_path: Path
+) -> None:
     with accepting(env, tmp_path / "log") as running, connect(running) as silent, connect(running) as idle:
         idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: studio.example\r\n\r\n")
         assert received(idle, until=b'{"status":"ok"}').startswith(b"HTTP/1.1 200 ")
         started = time.monotonic()
         running.process.send_signal(signal.SIGTERM)
         running.process.wait(10)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 8
         assert received(silent) == received(idle) == b""
 
 

@@ -18,6 +18,7 @@ from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.web.api import consume_token, create_token, revoke_token, verify_token
 from sso_service.web.auth import ForwardAuth
+from sso_service.web.draining import drain_first
 from sso_service.web.errors import EXCEPTION_HANDLERS, handle, problem_of
 from sso_service.web.login import Confirm, Login
 from sso_service.web.observed import Observed
@@ -48,6 +49,7 @@ def create_app(service: Service | None = None) -> ASGIApp:
         gc.freeze()
         gc.set_threshold(20_000, 20, 20)
         background = asyncio.create_task(service.run_in_background())
+        drain_first(service.settings.drain, service.leave)
         try:
             yield
         finally:

@@ -219,9 +219,9 @@ _SCHEMAS: dict[str, Json] = {
         problems={
             "type": "object",
             "minProperties": 1,
-            "propertyNames": {"enum": ["keys", "database", "clock"]},
+            "propertyNames": {"enum": ["node", "keys", "database", "clock"]},
             "additionalProperties": {"type": "string"},
-            "description": "What is wrong, by subject: `keys`, `database` or `clock`.",
+            "description": "What is wrong, by subject: `keys`, `database` or `clock`; `node` if it was told to stop.",
             "examples": [{"database": "connection refused"}],
         },
     )

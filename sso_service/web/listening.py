@@ -1,0 +1,85 @@
+"""Where the service listens: on a port, on a unix socket, or on what whoever starts it has opened already."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from sso_service.settings import Settings
+
+_FIRST_PASSED = 3
+"""The number of the first socket that systemd passes: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+UNIX = "unix"
+"""How we name whoever comes through a unix socket, and so has no address."""
+_UDS_MODE = 0o660
+"""Who can write to a unix socket is believed as a proxy is, so not everybody can: our user, and the file's group."""
+
+
+class CannotListen(Exception):
+    """The address is taken or not ours, or what was passed is no socket that listens."""
+
+
+def listen(
+    settings: Settings, *, uds: Path | None = None, fd: int | None = None, environ: Mapping[str, str]
+) -> list[socket.socket]:
+    """The sockets to serve on, bound: the unix socket `uds`, or the descriptor `fd`, or what systemd passes by
+    `environ` (LISTEN_FDS), or host and port of the settings. Raises `CannotListen`."""
+    if uds is not None:
+        return [_unix(uds)]
+    if fd is not None:
+        return [_passed(fd)]
+    if environ.get("LISTEN_PID") == str(os.getpid()):  # else they were meant for a process that started us
+        return [_passed(_FIRST_PASSED + number) for number in range(int(environ["LISTEN_FDS"]))]
+    return [_port(settings.host, settings.port)]
+
+
+def name_of(listener: socket.socket) -> str:
+    """Where a socket listens, for people."""
+    address = listener.getsockname()
+    if not isinstance(address, tuple):
+        return f"unix:{address}"
+    return f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
+
+
+def _port(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return listener
+
+
+def _unix(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()  # of a service that was killed
+        listener.bind(str(path))
+        path.chmod(_UDS_MODE)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {path}: {error.strerror or error}") from error
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+    return True
+
+
+def _passed(fd: int) -> socket.socket:
+    try:
+        listener = socket.socket(fileno=fd)  # which finds out its family by itself
+        listens = listener.type == socket.SOCK_STREAM and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError as error:
+        raise CannotListen(f"file descriptor {fd}: {error.strerror}") from error
+    if not listens:
+        raise CannotListen(f"file descriptor {fd} is not a socket that listens")  # `Accept=yes` in the .socket unit?
+    return listener
