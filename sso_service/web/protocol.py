@@ -8,11 +8,12 @@ import asyncio
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from sso_service.web.errors import Problem, json_error
 from sso_service.web.listening import UNIX
+from sso_service.web.strict import StrictProtocol
 
 MAX_HEAD = 32 * 1024
 """Bytes of a request line with its headers: as many as nginx takes."""
@@ -24,7 +25,7 @@ LAST_CHANCE = 1.0
 """Seconds that a new connection has for a request when the server stops."""
 
 
-class Protocol(HttpToolsProtocol):
+class Protocol(StrictProtocol):
     """uvicorn's protocol on httptools, which it is as fast as: all it does for an ordinary request is to count."""
 
     def __init__(
@@ -68,9 +69,6 @@ class Protocol(HttpToolsProtocol):
         self._in_head = False
         self._size = 0
         super().on_headers_complete()
-        # uvicorn would add trailers to the headers that the application has. Nobody checked those, and RFC 9110
-        # section 6.5.1 forbids it.
-        self.headers = []
 
     def on_message_complete(self) -> None:
         self._in_head = True
