@@ -165,6 +165,7 @@ class Service:
         self._rate = settings.rate
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._background: set[asyncio.Task[Any]] = set()
+        self.ledger_rows: int | None = None  # how many there were at the last purge round, about
 
     def _group_commit(
         self,
@@ -541,6 +542,7 @@ class Service:
             except Exception:
                 log.exception("purge: failed; the next round tries again")
             else:
+                self.ledger_rows = done.rows
                 if done.skipped:
                     log.warning("purge: skipped, since %s", done.skipped)
 

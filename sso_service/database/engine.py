@@ -47,6 +47,7 @@ BUSY_TIMEOUT = 2.0
 
 _POOL_SIZE = 8
 _POLL = 0.002  # seconds between two attempts to become SQLite's writer
+_PURGE_LOCK = 0x55_0C_0D1  # any number, the same in every process
 
 _CONNECT_ARGUMENTS = {
     "application_name": "sso-service",
@@ -161,6 +162,25 @@ class Database:
         finally:
             self._one_writer.release()
 
+    @contextmanager
+    def purging(self, connection: Connection) -> Iterator[bool]:
+        """A durable transaction that is True for one at a time. Whoever gets False has nothing to do in it.
+
+        Nothing rests on this but that no work is done twice. It ends with the transaction, so PgBouncer may be between.
+        That ends with the process, and if it is paused, PostgreSQL ends it after five seconds. (With SQLite all writers
+        have to wait for one that is paused in a transaction.) Raises as `writing`.
+        """
+        if not self.is_sqlite:
+            with self.writing(connection):
+                yield connection.execute(select(func.pg_try_advisory_xact_lock(_PURGE_LOCK))).scalar_one()
+            return
+        with _locked(f"{self.url.database}-purge") as alone:
+            if not alone:
+                yield False
+                return
+            with self.writing(connection):
+                yield True
+
     def insert(self, table: Table) -> "postgresql.Insert | sqlite.Insert":
         """An `INSERT` that knows `ON CONFLICT DO NOTHING`."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
@@ -189,6 +209,12 @@ class Database:
         if self.is_sqlite:
             return func.json_group_array(func.json_array(position, number), type_=String())
         return cast(func.json_agg(func.json_build_array(position, number)), String)
+
+    def size(self, table: Table) -> ColumnElement[int]:
+        """The number of rows: PostgreSQL's own running estimate, or counted."""
+        if self.is_sqlite:
+            return select(func.count()).select_from(table).scalar_subquery()
+        return func.pg_stat_get_live_tuples(cast(table.name, postgresql.REGCLASS), type_=BigInteger())
 
     def now(self) -> ColumnElement[int]:
         """The database's clock, in Unix seconds."""
@@ -245,6 +271,20 @@ def _transaction(connection: Connection, begin: str | Callable[[], None], commit
 def _has_failed(connection: Connection) -> bool:
     raw = connection.connection.dbapi_connection
     return isinstance(raw, psycopg.Connection) and raw.info.transaction_status is TransactionStatus.INERROR
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[bool]:
+    """Whether the file at `path` is ours until the end of the block: one at a time has it. It stays empty."""
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as lock:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            yield False
+        else:
+            yield True
 
 
 def _begin_immediately(connection: Connection, deadline: float) -> None:
