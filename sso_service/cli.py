@@ -540,7 +540,7 @@ def purge() -> None:
         done = purger.run()
     if done.skipped:
         raise click.ClickException(f"nothing purged, since {done.skipped}")
-    click.echo(f"{done.deleted} deleted.")
+    click.echo(f"{done.deleted} deleted." + (" Another purge is at work and does the rest." if done.elsewhere else ""))
 
 
 @main.command()

@@ -216,7 +216,7 @@ class Service:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._background: set[asyncio.Task[Any]] = set()
         self.consumed_rows: int | None = None
-        """Rows in the ledger when it was last looked at."""
+        """Rows in the ledger at the last purge round, about."""
         self._leaving = False
 
     def _group_commit(
@@ -624,6 +624,7 @@ class Service:
             except Exception:
                 log.exception("purge: failed; the next round tries again")
             else:
+                self.consumed_rows = done.rows
                 if done.skipped:
                     log.warning("purge: skipped, since %s", done.skipped)
 

@@ -10,7 +10,7 @@ import stat
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -1211,6 +1211,22 @@ def test_purge_deletes_what_expired_over_an_hour_ago_after_waiting_a_minute(
 def test_purge_of_nothing_is_no_error(env: dict[str, str], slept: list[float]) -> None:
     outcome = run("purge", env=env)
     assert (outcome.code, outcome.out[:2]) == (0, "0 ")
+
+
+def test_purge_leaves_to_another_one_what_that_is_at(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, slept: list[float]
+) -> None:
+    stage.consume(stage.claims(expires_at=stage.now - 7200))
+    other = Database(stage.database.url)
+    with ExitStack() as stack:
+
+        def begin(_: float) -> None:
+            stack.enter_context(other.purging(stack.enter_context(other.connect())))
+
+        monkeypatch.setattr("sso_service.cli.time.sleep", begin)
+        outcome = run("purge", env=stage.env)
+    assert (outcome.code, outcome.out) == (0, "0 deleted. Another purge is at work and does the rest.\n")
+    other.close()
 
 
 def test_purge_does_nothing_while_clocks_disagree(

@@ -1,9 +1,14 @@
 """The ledger: a token is consumed once, nothing is consumed without need, and purging gives no token a second life."""
 
+import asyncio
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -522,6 +527,106 @@ def test_many_rows_are_deleted_in_pieces(world: World) -> None:
     assert max(pieces) <= 5000
     assert [piece for piece in pieces if piece] == [5000, 5000, 2001]
     assert pieces.index(0) == 1  # each in a transaction of its own
+
+
+def test_one_purger_at_a_time_deletes_and_the_next_one_makes_up_for_it(world: World) -> None:
+    database, other = world.database, Database(world.database.url)
+    purgers = [world.purger(), world.purger()]
+    put(database, claims(NOW - 9 * HOUR))
+    for purger in purgers:
+        purger.run()
+    world.wait(61)
+    with other.connect() as connection, other.purging(connection) as alone:
+        assert alone
+        assert purgers[0].run() == Round(elsewhere=True)
+    assert len(rows(database)) == 1
+    assert purgers[1].run() == Round(deleted=1)
+    other.close()
+
+
+@pytest.mark.parametrize(
+    ("database_url", "end"),
+    [("sqlite", signal.SIGKILL), ("postgresql", signal.SIGKILL), ("postgresql", signal.SIGSTOP)],
+    indirect=["database_url"],
+)
+def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_from_it(
+    world: World, database_url: str, end: signal.Signals
+) -> None:
+    database, purger = world.database, world.purger()
+    put(database, claims(NOW - 9 * HOUR))
+    purger.run()
+    world.wait(61)
+    victim = subprocess.Popen(
+        [sys.executable, "-c", _DELETES_FOR_EVER, database_url], stdout=subprocess.PIPE, text=True
+    )
+    with victim:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "True\n"
+        assert purger.run() == Round(elsewhere=True)
+        world.wait(61)
+        try:
+            victim.send_signal(end)
+            deadline = time.monotonic() + 10
+            while (done := purger.run()).elsewhere:
+                assert time.monotonic() < deadline
+                world.wait(61)
+                time.sleep(0.05)
+        finally:
+            victim.kill()
+    assert done == Round(deleted=1)
+
+
+_DELETES_FOR_EVER = """
+import sys, time
+from sso_service.database.engine import Database
+from sso_service.settings import read_settings
+database = Database(read_settings({"SSO_DATABASE_URL": sys.argv[1]}).database)
+with database.connect() as connection, database.purging(connection) as alone:
+    print(alone, flush=True)
+    while True:
+        time.sleep(1)
+"""
+
+
+def test_each_round_tells_about_how_many_rows_there_are_whatever_else_it_does(world: World) -> None:
+    database, purger = world.database, world.purger()
+    put(database, *(claims(NOW - 9 * HOUR, nonce) for nonce in range(3)), *(claims(NOW, nonce) for nonce in range(4)))
+    if not database.is_sqlite:  # it keeps the number itself, and tells a little later
+        with database.connect() as connection:
+            connection.exec_driver_sql("ANALYZE consumed_nonces")
+    assert purger.run().rows == 7
+    assert purger.run().rows == 7  # too early
+    world.wait(61)
+    with database.connect() as connection, database.purging(connection):
+        assert purger.run() == Round(elsewhere=True)
+        world.wait(61)
+    done = purger.run()
+    assert (done.deleted, done.rows) == (3, 4)
+    world.node.advance(HOUR)
+    skipped = purger.run()
+    assert skipped.skipped
+    assert skipped.rows in {4, 7}  # an estimate
+
+
+@pytest.mark.anyio
+async def test_every_worker_learns_how_many_rows_there_are_also_while_another_one_purges(
+    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sso_service.service.PURGE_INTERVAL", 0.01)
+    monkeypatch.setattr("sso_service.service.secrets.randbelow", lambda _: 0)
+    put(database, *(claims(NOW, nonce) for nonce in range(3)))
+    if not database.is_sqlite:
+        with database.connect() as connection:
+            connection.exec_driver_sql("ANALYZE consumed_nonces")
+    assert service.consumed_rows is None
+    with database.connect() as connection, database.purging(connection):
+        background = asyncio.create_task(service.run_in_background())
+        while service.consumed_rows != 3:
+            assert not background.done()
+            await asyncio.sleep(0.01)
+    background.cancel()
+    with suppress(asyncio.CancelledError):
+        await background
 
 
 def test_a_round_that_fails_is_made_up_for_by_the_next(world: World) -> None:

@@ -23,7 +23,9 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Dialect,
     Engine,
+    ExceptionContext,
     Executable,
     FromClause,
     Integer,
@@ -47,6 +49,9 @@ BUSY_TIMEOUT = 2.0
 
 _POOL_SIZE = 8
 _POLL = 0.002  # seconds between two attempts to become SQLite's writer
+_PREPARE_AFTER = 5  # executions on one connection
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two attempts to connect to a server that is away
+_PURGE_LOCK = 0x55_0C_0D1  # any number, the same in every process
 
 _CONNECT_ARGUMENTS = {
     "application_name": "sso-service",
@@ -55,6 +60,7 @@ _CONNECT_ARGUMENTS = {
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
+    "prepare_threshold": None,  # nothing is prepared until `_prepare_if_direct` says so
 }
 _SETTINGS = (
     "SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '2s'; "
@@ -161,6 +167,25 @@ class Database:
         finally:
             self._one_writer.release()
 
+    @contextmanager
+    def purging(self, connection: Connection) -> Iterator[bool]:
+        """A durable transaction that is True for one at a time. Whoever gets False has nothing to do in it.
+
+        Nothing rests on this but that no work is done twice. It ends with the transaction, so PgBouncer may be between.
+        That ends with the process, and if it is paused, PostgreSQL ends it after five seconds. (With SQLite all writers
+        have to wait for one that is paused in a transaction.) Raises as `writing`.
+        """
+        if not self.is_sqlite:
+            with self.writing(connection):
+                yield connection.execute(select(func.pg_try_advisory_xact_lock(_PURGE_LOCK))).scalar_one()
+            return
+        with _locked(f"{self.url.database}-purge") as alone:
+            if not alone:
+                yield False
+                return
+            with self.writing(connection):
+                yield True
+
     def insert(self, table: Table) -> "postgresql.Insert | sqlite.Insert":
         """An `INSERT` that knows `ON CONFLICT DO NOTHING`."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
@@ -189,6 +214,12 @@ class Database:
         if self.is_sqlite:
             return func.json_group_array(func.json_array(position, number), type_=String())
         return cast(func.json_agg(func.json_build_array(position, number)), String)
+
+    def size(self, table: Table) -> ColumnElement[int]:
+        """The number of rows: PostgreSQL's own running estimate, or counted."""
+        if self.is_sqlite:
+            return select(func.count()).select_from(table).scalar_subquery()
+        return func.pg_stat_get_live_tuples(cast(table.name, postgresql.REGCLASS), type_=BigInteger())
 
     def now(self) -> ColumnElement[int]:
         """The database's clock, in Unix seconds."""
@@ -227,6 +258,7 @@ def _transaction(connection: Connection, begin: str | Callable[[], None], commit
     except DBAPIError as error:
         raise Unavailable(reason(error), begun=False) from error
     try:
+        _prepare_if_direct(connection)
         yield
     except BaseException as error:
         _roll_back(connection)
@@ -245,6 +277,34 @@ def _transaction(connection: Connection, begin: str | Callable[[], None], commit
 def _has_failed(connection: Connection) -> bool:
     raw = connection.connection.dbapi_connection
     return isinstance(raw, psycopg.Connection) and raw.info.transaction_status is TransactionStatus.INERROR
+
+
+def _prepare_if_direct(connection: Connection) -> None:
+    """Has psycopg prepare what it executes often, which halves the time of a batch, unless there is a pooler between.
+
+    PgBouncer gives each transaction another of the server's processes, which knows nothing of what was prepared in the
+    last one. It hands out process numbers of its own, so the server's answer differs from what we were told when we
+    connected. Asked within the first transaction, where a server that does not answer is not waited for.
+    """
+    raw = connection.connection.dbapi_connection
+    if isinstance(raw, psycopg.Connection) and "direct" not in connection.info:
+        direct = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one() == raw.info.backend_pid
+        connection.info["direct"] = direct
+        raw.prepare_threshold = _PREPARE_AFTER if direct else None
+
+
+@contextmanager
+def _locked(path: str) -> Iterator[bool]:
+    """Whether the file at `path` is ours until the end of the block: one at a time has it. It stays empty."""
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as lock:
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            yield False
+        else:
+            yield True
 
 
 def _begin_immediately(connection: Connection, deadline: float) -> None:
@@ -338,6 +398,58 @@ def _sqlite_engine(url: URL) -> Engine:
     return engine
 
 
+class _Reconnecting:
+    """Makes connections, and while the server cannot be reached, tries with pauses that grow to a second.
+
+    Else each batch that is turned away would be one more attempt, and a server that has a hard time would have a harder
+    one. Whoever comes during a pause is told at once what was wrong the last time. Connections that are there go on.
+    A new one is good when it was used and came back whole: PgBouncer accepts connections also without a server.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._lock = threading.Lock()
+        self._pause = 0.0  # 0: all is well
+        self._not_before = 0.0
+        self._failure = ""
+        event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "handle_error", self._note_loss)
+        event.listen(engine, "checkin", self._note_return)
+
+    def _connect(self, dialect: Dialect, record: Any, arguments: tuple[Any, ...], parameters: dict[str, Any]) -> Any:
+        with self._lock:
+            if self._pause:
+                if time.monotonic() < self._not_before:
+                    raise psycopg.OperationalError(self._failure)
+                # This attempt is for all: before the next pause is over, nobody makes another.
+                self._pause_until_next(min(2 * self._pause, _LONGEST_PAUSE))
+        try:
+            connection = dialect.connect(*arguments, **parameters)
+        except psycopg.Error as error:
+            self._note_failure(error)
+            raise
+        record.info["untried"] = True
+        return connection
+
+    def _note_loss(self, context: ExceptionContext) -> None:
+        connection = context.connection
+        if context.is_disconnect and connection and not connection.invalidated and "untried" in connection.info:
+            self._note_failure(context.original_exception)
+
+    def _note_return(self, connection: psycopg.Connection[Any] | None, record: Any) -> None:
+        if connection is not None and record.info.pop("untried", False):
+            self._pause = 0.0
+
+    def _note_failure(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = str(error)
+            if not self._pause:
+                self._pause_until_next(_FIRST_PAUSE)
+
+    def _pause_until_next(self, pause: float) -> None:
+        self._pause = pause
+        self._not_before = time.monotonic() + pause
+
+
 def _postgresql_engine(url: URL) -> Engine:
     engine = create_engine(
         url,
@@ -348,6 +460,7 @@ def _postgresql_engine(url: URL) -> Engine:
         pool_reset_on_return=None,
         connect_args={name: value for name, value in _CONNECT_ARGUMENTS.items() if name not in url.query},
     )
+    _Reconnecting(engine)
 
     @event.listens_for(engine, "connect")
     def configure(connection: psycopg.Connection[Any], record: Any) -> None:

@@ -14,7 +14,7 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache
 from typing import Any
@@ -218,17 +218,23 @@ def _execute(connection: Connection, statement: Any, claims: set[bytes]) -> set[
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a purge round did: rows deleted, and why it did nothing, if so."""
+    """What a purge round did: rows deleted, and why it did nothing, if so.
+
+    `elsewhere`: it left off since another purger was deleting. `rows` is about how many the ledger has now.
+    """
 
     deleted: int = 0
     skipped: str = ""
+    elsewhere: bool = False
+    rows: int = field(default=0, compare=False)
 
 
 class Purger:
     """Purges in rounds. Each deletes below the floor that an earlier one saw in force, then raises the floor.
 
     That a floor is old enough is measured from when this object first saw it committed, on the monotonic clock: not by
-    any clock that can be set, and anew after a restart. Any number of purgers may be at work at once.
+    any clock that can be set, and anew after a restart. Any number of purgers may be at work: one at a time deletes, so
+    that none does what another does already, and if it should be several, no harm is done.
     """
 
     def __init__(
@@ -248,25 +254,25 @@ class Purger:
         """One round. Raises `Unavailable` or `OutcomeUnknown`; either may be followed by another round."""
         with self._database.connect() as connection:
             with self._database.reading(connection):
-                database_now, floor, lowest = connection.execute(_state_statement(self._database)).one()
+                database_now, floor, lowest, size = connection.execute(_state_statement(self._database)).one()
             if skipped := self._clocks_disagree(database_now):
-                return Round(skipped=skipped)
-            deleted = 0
+                return Round(skipped=skipped, rows=size)
+            deleted, elsewhere = 0, False
             if self._seen is not None and floor >= self._seen[0]:  # lower: an older database was put in its place
                 proven, since = self._seen
                 if self._monotonic() - since < FLOOR_AGE:
-                    return Round()
-                deleted = self._delete_below(connection, proven)
+                    return Round(rows=size)
+                deleted, elsewhere = self._delete_below(connection, proven)
             target = floor_at(database_now - RETENTION)
             # Only where there is something to purge, so that a service that nobody uses writes nothing.
-            if floor < target and lowest is not None and lowest < target:
+            if not elsewhere and floor < target and lowest is not None and lowest < target:
                 with self._database.writing(connection):
                     connection.execute(
                         update(consumed_floor).where(consumed_floor.c.claims < target).values(claims=target)
                     )
                 floor = target
             self._seen = (floor, self._monotonic())
-            return Round(deleted)
+            return Round(deleted, elsewhere=elsewhere, rows=max(0, size - deleted))
 
     def _clocks_disagree(self, database_now: int) -> str:
         if abs(difference := self._clock() - database_now) > CLOCK_TOLERANCE:
@@ -275,27 +281,34 @@ class Purger:
             return f"this node's clock was set by {drift:.0f} s since the start"
         return ""
 
-    def _delete_below(self, connection: Connection, floor: bytes) -> int:
-        # In small pieces, so that logins never wait long for it.
-        piece = (
-            select(consumed_nonces.c.claims)
-            .where(consumed_nonces.c.claims < floor)
-            .order_by(consumed_nonces.c.claims)
-            .limit(_DELETE_AT_ONCE)
-        )
+    def _delete_below(self, connection: Connection, floor: bytes) -> tuple[int, bool]:
+        """How many were deleted, and whether another purger came between."""
         deleted = 0
         while True:
-            with self._database.writing(connection):
-                count = connection.execute(delete(consumed_nonces).where(consumed_nonces.c.claims.in_(piece))).rowcount
+            with self._database.purging(connection) as alone:
+                count = connection.execute(_DELETE, {"floor": floor}).rowcount if alone else 0
             deleted += count
             if count < _DELETE_AT_ONCE:
-                return deleted
+                return deleted, not alone
+
+
+# A piece from the left edge, so that logins never wait long for it: up to the first row that is to stay for now.
+_NEXT_PIECE = (
+    select(consumed_nonces.c.claims)
+    .where(consumed_nonces.c.claims < bindparam("floor", type_=LargeBinary()))
+    .order_by(consumed_nonces.c.claims)
+    .offset(_DELETE_AT_ONCE)
+    .limit(1)
+)
+_DELETE = delete(consumed_nonces).where(
+    consumed_nonces.c.claims < func.coalesce(_NEXT_PIECE.scalar_subquery(), bindparam("floor", type_=LargeBinary()))
+)
 
 
 @cache
 def _state_statement(database: Database) -> Select[Any]:
     lowest = select(func.min(consumed_nonces.c.claims, type_=LargeBinary())).scalar_subquery()
-    return select(database.now(), _FLOOR.scalar_subquery(), lowest)
+    return select(database.now(), _FLOOR.scalar_subquery(), lowest, database.size(consumed_nonces))
 
 
 def floor_at(expires_at: int) -> bytes:
