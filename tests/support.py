@@ -247,14 +247,19 @@ def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedPro
 
 def wait_for_port(port: int) -> None:
     """Returns when somebody listens on `port`: uvicorn says that it has started a moment before."""
+    _wait_for(socket.AF_INET, ("127.0.0.1", port))
+
+
+def _wait_for(family: socket.AddressFamily, address: tuple[str, int] | str) -> None:
     deadline = time.monotonic() + 10
     while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        with socket.socket(family) as probe:
+            try:
+                probe.connect(address)
+                return
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
@@ -275,21 +280,21 @@ def _stop(process: "subprocess.Popen[str]") -> None:
 def serving(
     env: Mapping[str, str],
     log: Path,
-    *arguments: str,
     workers: int = 1,
     port: int | None = None,
-    pass_fds: Sequence[int] = (),
+    uds: Path | None = None,
+    fd: int | None = None,
 ) -> Iterator[Running]:
-    """`sso-service serve` until the end of the block; its output goes to `log`.
-
-    On a free port, unless `port` or `arguments` say where.
-    """
+    """`sso-service serve` until the end of the block, on a free port if nothing else is said; output goes to `log`."""
     port = port or free_port()
+    arguments = ["--workers", str(workers)]
+    arguments += [] if uds is None else ["--uds", str(uds)]
+    arguments += [] if fd is None else ["--fd", str(fd)]
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sso_service", "serve", "--workers", str(workers), *arguments],
+            [sys.executable, "-m", "sso_service", "serve", *arguments],
             env={**os.environ, **env, "SSO_PORT": str(port)},
-            pass_fds=pass_fds,
+            pass_fds=[] if fd is None else [fd],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -307,7 +312,9 @@ def serving(
                 raise AssertionError(f"the service did not start: {log.read_text()}")
             with subprocess.Popen(["cat"], stdin=process.stdout, stdout=output):
                 try:
-                    if not arguments:
+                    if uds is not None:
+                        _wait_for(socket.AF_UNIX, str(uds))
+                    elif fd is None:
                         wait_for_port(port)
                     yield Running(f"http://127.0.0.1:{port}", process, log)
                 finally:

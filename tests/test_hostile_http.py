@@ -480,7 +480,7 @@ def test_no_offer_to_change_the_protocol_reaches_the_service(kind: str, tmp_path
     with (
         application() as service,
         application() as studio,
-        proxying(kind, service.port, studio.port, tmp_path / "p") as proxy,
+        proxying(kind, [f"127.0.0.1:{service.port}"], studio.port, tmp_path / "p") as proxy,
     ):
         for offer in ("websocket", "h2c", "WebSocket", "x"):
             for target in (f"{PAGE}?sso=x", "/v1/sso_tokens", "/session", PAGE):

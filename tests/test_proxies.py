@@ -221,11 +221,13 @@ http {
 
 
 @contextmanager
-def nginx(ports: dict[str, int], directory: Path, certificate: Path, key: Path) -> Iterator[None]:
+def nginx(
+    services: Sequence[str], ports: dict[str, int], directory: Path, certificate: Path, key: Path
+) -> Iterator[None]:
     """nginx with `scripts/deploy/nginx.conf`, in which nothing but addresses and paths is replaced."""
     site = (DEPLOY / "nginx.conf").read_text()
     for written, times, here in [
-        (r"127\.0\.0\.1:8000", 1, f"127.0.0.1:{ports['service']}"),
+        (r"    server 127\.0\.0\.1:8000;", 1, "".join(f"    server {each} fail_timeout=1s;\n" for each in services)),
         (r"127\.0\.0\.1:3000", 1, f"127.0.0.1:{ports['studio']}"),
         (r"listen \[::\]:.*", 3, ""),
         (r"listen 443 ", 2, f"listen 127.0.0.1:{ports['https']} "),
@@ -244,8 +246,15 @@ def nginx(ports: dict[str, int], directory: Path, certificate: Path, key: Path) 
 
 
 @contextmanager
-def caddy(ports: dict[str, int], directory: Path, certificate: Path, key: Path) -> Iterator[None]:
-    """Caddy with `scripts/deploy/Caddyfile` as it is."""
+def caddy(
+    services: Sequence[str], ports: dict[str, int], directory: Path, certificate: Path, key: Path
+) -> Iterator[None]:
+    """Caddy with `scripts/deploy/Caddyfile` as it is, but for what it says of several nodes."""
+    config = DEPLOY / "Caddyfile"
+    if len(services) > 1:
+        config, site = directory / "Caddyfile", config.read_text()
+        assert site.count("\t#health_") == 3
+        config.write_text(site.replace("\t#health_", "\thealth_"))
     env = {
         "HOME": str(directory),
         "XDG_DATA_HOME": str(directory),
@@ -255,10 +264,10 @@ def caddy(ports: dict[str, int], directory: Path, certificate: Path, key: Path) 
         "STUDIO_HTTP_PORT": str(ports["http"]),
         "STUDIO_HTTPS_PORT": str(ports["https"]),
         "STUDIO_TLS": f"{certificate} {key}",
-        "STUDIO_SERVICE": f"127.0.0.1:{ports['service']}",
+        "STUDIO_SERVICE": " ".join(services),
         "STUDIO_UPSTREAM": f"127.0.0.1:{ports['studio']}",
     }
-    arguments = [program("caddy"), "run", "--adapter", "caddyfile", "--config", str(DEPLOY / "Caddyfile")]
+    arguments = [program("caddy"), "run", "--adapter", "caddyfile", "--config", str(config)]
     with started(arguments, ports["https"], directory, env):
         yield
 
@@ -267,8 +276,8 @@ PROXIES = {"nginx": nginx, "caddy": caddy}
 
 
 @contextmanager
-def proxying(kind: str, service: int, studio: int, directory: Path) -> Iterator[Proxy]:
-    """A proxy of this kind in front of what listens on these two ports."""
+def proxying(kind: str, services: Sequence[str], studio: int, directory: Path) -> Iterator[Proxy]:
+    """A proxy of this kind in front of these nodes of the service, and of what listens on the port `studio`."""
     directory.mkdir()
     authority = trustme.CA()
     issued = authority.issue_cert(HOST)
@@ -278,8 +287,8 @@ def proxying(kind: str, service: int, studio: int, directory: Path) -> Iterator[
     issued.private_key_pem.write_to_path(key)
     tls = ssl.create_default_context()
     authority.configure_trust(tls)
-    ports = {"service": service, "studio": studio, "https": free_port(), "http": free_port()}
-    with PROXIES[kind](ports, directory, certificate, key):
+    ports = {"studio": studio, "https": free_port(), "http": free_port()}
+    with PROXIES[kind](services, ports, directory, certificate, key):
         yield Proxy(ports["https"], ports["http"], directory, tls)
 
 
@@ -351,7 +360,7 @@ def house_with(kind: str, template: Path, directory: Path) -> Iterator[tuple[Hou
             running.process.terminate()
             running.process.wait(20)
 
-        with proxying(kind, port, studio.port, directory / "proxy") as proxy:
+        with proxying(kind, [f"127.0.0.1:{port}"], studio.port, directory / "proxy") as proxy:
             yield House(proxy, studio, env, secret), stop
 
 
@@ -765,7 +774,7 @@ def test_the_service_is_asked_about_exactly_what_the_studio_gets(kind: str, tmp_
     with (
         application() as service,
         application() as studio,
-        proxying(kind, service.port, studio.port, tmp_path / "proxy") as proxy,
+        proxying(kind, [f"127.0.0.1:{service.port}"], studio.port, tmp_path / "proxy") as proxy,
     ):
         # It allows whatever it is asked for, even what ours would refuse.
         service.status, service.headers = "204 No Content", [(name, "of the service") for name in IDENTITY]
@@ -794,7 +803,7 @@ def test_an_answer_that_is_not_yes_lets_nobody_through(kind: str, tmp_path: Path
     with (
         application() as service,
         application() as studio,
-        proxying(kind, service.port, studio.port, tmp_path / "proxy") as proxy,
+        proxying(kind, [f"127.0.0.1:{service.port}"], studio.port, tmp_path / "proxy") as proxy,
     ):
         for status in ("500 No", "503 No", "404 No", "302 No", "400 No", "401 No", "403 No", "429 No"):
             service.status, service.headers = status, [("Location", "/"), ("X-Studio-Role", "admin")]
