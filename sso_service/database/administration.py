@@ -13,7 +13,7 @@ from sso_service.database.schema import accounts, api_tokens, memberships, teams
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import CLOCK_ALLOWANCE
 
-TOKEN_PREFIX = "wf_live_"  # noqa: S105 - a prefix that secret scanners can look for, not a secret
+TOKEN_PREFIX = "wf_live_"  # nosec B105 # noqa: S105 - a prefix for secret scanners to look for
 _HINT_SIZE = 4
 
 
