@@ -284,7 +284,7 @@ def _wait(state: RetryCallState) -> float:
     seconds = error.retry_after if isinstance(error, SSOError) else None
     if seconds is None:
         seconds = min(_SHORTEST_WAIT * 2 ** (state.attempt_number - 1), _LONGEST_WAIT)
-    return max(seconds, _SHORTEST_WAIT) * random.uniform(1, 1.5)  # noqa: S311 - nothing that anyone must not guess
+    return max(seconds, _SHORTEST_WAIT) * random.uniform(1, 1.5)  # nosec B311 # noqa: S311 - nothing that anyone must not guess
 
 
 def _split_studio_url(url: str) -> tuple[str, str]:

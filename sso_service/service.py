@@ -259,7 +259,7 @@ class Service:
             email = normal
             found = await self._lookups.submit(Lookup(digest(secret), email))
         account_id = api_token.account_id
-        assert account_id is not None  # noqa: S101 - `_admit` lets no platform API token write
+        assert account_id is not None  # nosec B101 # noqa: S101 - `_admit` lets no platform API token write
         user_id, role, created = found.user_id, found.role, False
         if found.disabled:
             raise _refused(UserDisabled(), api_token, user_id)

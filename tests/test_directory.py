@@ -7,7 +7,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, event, select, text
+from sqlalchemy import Connection, delete, event, select, text, update
 
 from sso_service.database import administration
 from sso_service.database.directory import (
@@ -88,7 +88,6 @@ def test_each_lookup_gets_its_own_answer_whatever_it_misses(database: Database, 
                 (None, frozenset({Scope.VERIFY_SSO}), None, None),
             )
         ]
-        administration.revoke_api_token(connection, made[1][0], now=NOW + 1)
     secrets = {name: secret for name, (_, secret) in zip(("one", "other", "platform"), made, strict=True)}
     ids = {name: token_id for name, (token_id, _) in zip(("one", "other", "platform"), made, strict=True)}
     expected = {  # (API token, address) -> (id of the API token, user, disabled, role)
@@ -127,7 +126,7 @@ def test_a_lookup_tells_all_that_is_stored_of_an_api_token(database: Database) -
             max_role=Role.PUBLISHER,
             expires_at=NOW + 5,
         )
-        administration.revoke_api_token(connection, token_id, now=NOW + 1)
+        connection.execute(update(api_tokens).values(revoked_at=NOW + 1))  # as an older version of this service did
         touch_all(database, connection, [(token_id, NOW - NOW % 3600)])
     [found] = look_up(database, Lookup(digest(secret), ""))
     token = found.api_token
@@ -149,6 +148,25 @@ def test_the_secret_of_an_api_token_is_nowhere_in_the_database(database: Databas
     assert secret not in repr(row)
     assert row.digest == digest(secret)
     assert secret[8:-4] not in repr(row)
+
+
+def test_a_revoked_api_token_is_found_no_more_than_one_that_never_was(database: Database) -> None:
+    made = []
+    with changing(database) as connection:
+        for name in ("one", "two", "three"):
+            made.append(
+                administration.create_api_token(connection, account_id=ACCOUNT, name=name, scopes=frozenset(), now=NOW)
+            )
+        administration.revoke_api_token(connection, made[0][0], now=NOW)
+        administration.revoke_api_token(connection, made[0][0], now=NOW + 1)
+        administration.revoke_api_tokens_named(connection, ACCOUNT, "two", now=NOW)
+    found = look_up(database, *(Lookup(digest(secret), "") for _, secret in made))
+    assert [each.api_token and each.api_token.id for each in found] == [None, None, made[2][0]]
+    # Who finds one somewhere can still tell which it was.
+    with database.connect() as connection:
+        rows = connection.execute(select(api_tokens).order_by(api_tokens.c.id)).all()
+    assert [row.revoked_at for row in rows] == [NOW, NOW, None]
+    assert [row.digest[1:] for row in rows] == [digest(secret)[1:] for _, secret in made]
 
 
 def test_no_text_in_an_address_or_a_digest_reaches_the_statement(database: Database, people: dict[str, int]) -> None:

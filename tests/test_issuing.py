@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, delete, make_url, select
+from sqlalchemy import Connection, delete, make_url, select, update
 
 from sso_service import keyring
 from sso_service.database import administration
@@ -336,6 +336,13 @@ async def test_a_revoked_api_token_is_refused_from_the_next_request_on(
         administration.revoke_api_token(connection, token_id, now=int(clock()) + 1000)
     assert refusal(await post(client, encoded(), secret)) == MISSING_TOKEN
     issued(await post(client, encoded(), api_token))
+
+
+async def test_an_api_token_that_an_older_version_revoked_is_refused(client: Client, database: Database) -> None:
+    token_id, secret = make_api_token(database)
+    with changing(database) as connection:  # it left the digest as it was
+        connection.execute(update(api_tokens).where(api_tokens.c.id == token_id).values(revoked_at=1))
+    assert refusal(await post(client, encoded(), secret)) == MISSING_TOKEN
 
 
 async def test_an_api_token_needs_the_scope(client: Client, database: Database) -> None:

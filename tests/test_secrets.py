@@ -302,7 +302,7 @@ def test_a_whole_journey_leaves_no_secret_behind(env: dict[str, str], home: Path
     everything = b"".join(databases.values())
     assert (not is_sqlite) or "var/sso.db-wal" in databases
     for secret in journey.api_tokens.values():
-        assert hashlib.sha256(secret.encode()).hexdigest().encode() in everything
+        assert hashlib.sha256(secret.encode()).hexdigest()[1:].encode() in everything  # revoked, the first is a "-"
     assert urlsafe_b64decode(journey.tokens["used"] + "=")[:16] in everything
     assert b"unavailable" in written.lower()
 

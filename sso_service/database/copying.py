@@ -56,7 +56,7 @@ def _go_on_after_the_last(table: Table, writer: Connection) -> None:
     Rows of tables with numbers of their own are never deleted, so the greatest number is the last one.
     """
     column = table.autoincrement_column
-    assert column is not None  # noqa: S101 - its caller asked
+    assert column is not None  # nosec B101 # noqa: S101 - its caller asked
     last = select(func.max(column)).scalar_subquery()
     sequence = func.pg_get_serial_sequence(table.name, column.name)
     writer.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))

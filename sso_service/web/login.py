@@ -150,7 +150,7 @@ def refusal(service: Service, scope: Scope, error: Exception) -> Response:
             problem = Problem(403, "form_invalid", "The form is not valid any more.")
         case Unavailable() | OutcomeUnknown() | CrossOrigin():
             known = problem_of(error)
-            assert known is not None  # noqa: S101 - all three are in its table
+            assert known is not None  # nosec B101 # noqa: S101 - all three are in its table
             problem = known
         case NotANavigation():
             problem = Problem(403, "not_a_navigation", "Login links work only when a person opens them.")
