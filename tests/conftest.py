@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psycopg
 import pytest
 from sqlalchemy import make_url
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 # What is set for a service that runs here is not for those that are tested.
 for _name in [name for name in os.environ if name.startswith("SSO_")]:
     del os.environ[_name]
+
+# How long an example takes says more about what else this machine does than about us.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import stat
 import sys
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sso_service.keyring import (
@@ -328,6 +329,36 @@ def test_a_broken_file_is_named_and_skipped_and_the_others_are_read(tmp_path: Pa
     assert entries == {"z": key("z", 2000)}
     assert broken.keys() == {"a"}
     assert "AAAA" not in broken["a"]
+
+
+def test_no_beginning_of_a_key_file_is_a_key(tmp_path: Path) -> None:
+    """A copy that was cut off, or has not arrived yet."""
+    made = rotate(tmp_path, now=NOW)
+    whole = (tmp_path / f"{made.id}.json").read_bytes()
+    for length in range(len(whole.rstrip())):
+        (tmp_path / f"{made.id}.json").write_bytes(whole[:length])
+        entries, broken = load(tmp_path)
+        assert not entries
+        assert broken.keys() == {made.id}
+
+
+@given(name=st.binary(min_size=1, max_size=100).filter(lambda name: not set(name) & {0, ord("/")}))
+@example(name=b"20300317T174640Z-5f0c9a3be21d")
+def test_a_file_of_any_name_is_a_key_broken_or_left_alone(name: bytes) -> None:
+    with TemporaryDirectory() as directory:
+        put(Path(directory), key("good", 1000))
+        file_name = os.fsdecode(name) + ".json"
+        key_id = file_name.removesuffix(".json")
+        made = SigningKey(key_id, bytes(32), created_at=1900, signs_from=2000)
+        (Path(directory) / file_name).write_text(written(made))
+        keys = opened(Path(directory))
+        entries, broken = load(Path(directory))
+        assert keys.ring.entries == KeyRing(entries.values()).entries
+        assert entries.pop("good") == (made if key_id == "good" else key("good", 1000))
+        fit = re.fullmatch("[A-Za-z0-9_-]+", key_id, re.ASCII)
+        assert entries == ({key_id: made} if fit and key_id != "good" else {})
+        assert broken.keys() <= {key_id}
+        assert (key_id in entries | broken) == (key_id != "good" and not file_name.startswith("."))
 
 
 def test_a_file_that_cannot_be_read_is_broken_too(tmp_path: Path) -> None:
