@@ -18,11 +18,15 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag=
 
 
 class Run(Record):
-    """What was tried: the first line of every history."""
+    """What was tried: the first line of every history. The order of the others means nothing.
+
+    `retention` is the number of seconds by which the purge floor stays behind the database's clock.
+    """
 
     seed: int
     database: Literal["sqlite", "postgresql"]
     token_ttl: int
+    retention: int = 3600
 
 
 class Issue(Record):
@@ -60,7 +64,8 @@ class Redeem(Record):
 class Decision(Record):
     """A node found a token to be good, and went to the database with it. Written by the node, before it went.
 
-    `now` is the node's own clock (Unix seconds), `key_id` the key that explained the signature.
+    `at` is when the signature was checked, `now` what the node's own clock said before it went (Unix seconds), `key_id`
+    the key that explained the signature.
     """
 
     at: float
