@@ -1,7 +1,7 @@
 """What is written down while the service is tried: one record a line, in JSON.
 
-Times called `start`, `end` and `at` are seconds on this machine's monotonic clock, which no fault moves. A request whose
-answer was lost has no `status`. Whoever judges a history needs this file, and nothing of the service.
+Times called `start`, `end` and `at` are seconds on this machine's monotonic clock, which no fault moves. A request
+whose answer was lost has no `status`. Whoever judges a history needs this file, and nothing of the service.
 """
 
 from collections.abc import Iterator
@@ -11,25 +11,26 @@ from typing import Literal
 import msgspec
 
 Way = Literal["browser", "consume", "revoke"]
+Kind = Literal["sqlite", "postgresql"]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag=str.lower):
     """Something that happened."""
 
 
-class Run(Record):
+class Run(Record, frozen=True):
     """What was tried: the first line of every history. The order of the others means nothing.
 
     `retention` is the number of seconds by which the purge floor stays behind the database's clock.
     """
 
     seed: int
-    database: Literal["sqlite", "postgresql"]
+    database: Kind
     token_ttl: int
     retention: int = 3600
 
 
-class Issue(Record):
+class Issue(Record, frozen=True):
     """A token was asked for. `code` is that of an error, `email` is in the spelling that the database keeps."""
 
     start: float
@@ -43,7 +44,7 @@ class Issue(Record):
     user_created: bool = False
 
 
-class Redeem(Record):
+class Redeem(Record, frozen=True):
     """A token, genuine or not, was presented. `success` if the answer signs in, hands over the person, or takes back.
 
     `user_id` and `account_id` are whom the answer signs in, as the answer says it; 0 in the way of `revoke`.
@@ -61,7 +62,7 @@ class Redeem(Record):
     account_id: int = 0
 
 
-class Decision(Record):
+class Decision(Record, frozen=True):
     """A node found a token to be good, and went to the database with it. Written by the node, before it went.
 
     `at` is when the signature was checked, `now` what the node's own clock said before it went (Unix seconds), `key_id`
@@ -76,7 +77,7 @@ class Decision(Record):
     key_id: str
 
 
-class Fault(Record):
+class Fault(Record, frozen=True):
     """Something was broken, and mended at `end`. `pid` where it was one process."""
 
     start: float
@@ -86,7 +87,7 @@ class Fault(Record):
     pid: int = 0
 
 
-class Pause(Record):
+class Pause(Record, frozen=True):
     """A process did not run at all."""
 
     start: float
@@ -95,7 +96,7 @@ class Pause(Record):
     pid: int
 
 
-class Revocation(Record):
+class Revocation(Record, frozen=True):
     """A key was revoked in the directory that `nodes` read."""
 
     at: float
@@ -103,7 +104,7 @@ class Revocation(Record):
     nodes: tuple[str, ...]
 
 
-class Separation(Record):
+class Separation(Record, frozen=True):
     """`node` read a directory of its own, which revocations in the common one did not reach."""
 
     start: float
@@ -118,7 +119,7 @@ class Person(msgspec.Struct, frozen=True):
     email: str
 
 
-class Database(Record):
+class Database(Record, frozen=True):
     """What the database held at the end: claims (16 bytes, in hex) that were consumed, the purge floor, the people."""
 
     consumed: tuple[str, ...]
