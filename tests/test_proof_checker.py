@@ -217,8 +217,10 @@ def row_gone(issued: Issue) -> Edit:
     return change_database(consumed=lambda rows: tuple(there for there in rows if there != row(issued.token)))
 
 
-def floor_at(now: int) -> Edit:
-    return change_database(floor=lambda _: struct.pack(">IIII", now, 0, 0, 0).hex())
+def floor_at(place: int | Issue) -> Edit:
+    """The floor is at this time, or just at this token."""
+    floor = row(place.token) if isinstance(place, Issue) else struct.pack(">IIII", place, 0, 0, 0).hex()
+    return change_database(floor=lambda _: floor)
 
 
 def refused(issued: Issue, code: str, *, way: Way = "browser", node: str = "a") -> Redeem:
@@ -231,13 +233,19 @@ def clock_fault(issued: Issue, node: str) -> Fault:
     return Fault(start=issued.start + 9.9, end=issued.start + 10.5, kind="clock ahead", node=node)
 
 
+def shift(fault: Fault, seconds: float) -> Fault:
+    return replace(fault, start=fault.start + seconds, end=fault.end + seconds)
+
+
 PLANTS: list[tuple[str, str, list[Edit]]] = [
     ("well_formed", "there is no run", [lambda records: records[1:]]),
+    ("well_formed", "there are two runs", [add(RUN)]),
     ("well_formed", "something comes before the run", [lambda records: [KILL, *records]]),
     ("well_formed", "the database was never read", [lambda records: records[:-1]]),
     ("well_formed", "a fault ends before it starts", [change(KILL, end=KILL.start - 1)]),
     ("well_formed", "an answer comes before its request", [change(UNUSED, end=UNUSED.start - 1)]),
     ("well_formed", "a success has no answer", [change(CALM_LOGIN, status=None)]),
+    ("well_formed", "a success never ends", [change(CALM_LOGIN, end=None)]),
     ("known_answers", "a failure has no name", [add(redeem(20, UNUSED, "browser", status=500))]),
     ("distinct", "two requests get one token", [add(replace(UNUSED, node="b"))]),
     ("issued", "a forgery signs in", [change(FORGERY, status=303, success=True)]),
@@ -273,9 +281,14 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
     ("right_person", "another account is entered", [change(REJOINED_LOGIN, account_id=BEN)]),
     ("right_person", "a token names another account than issued it", [change(UNUSED, account_id=BEN)]),
     ("right_person", "a token is not a token", [change(UNUSED, token="token")]),
-    ("kept", "the row of a login is gone", [row_gone(FIRST)]),
+    ("kept", "the row of a login is gone", [row_gone(CALM)]),
     ("kept", "the row of a token taken back is gone", [row_gone(TAKEN_BACK)]),
     ("kept", "a token that was said to be used has no row", [row_gone(LOST)]),
+    (
+        "kept",
+        "the row is gone whose token is the floor",
+        [row_gone(FIRST), floor_at(FIRST), add(clock_fault(UNUSED, "b"))],
+    ),
     (
         "used_by_somebody",
         "an unused token is refused as used",
@@ -285,6 +298,11 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
         "used_by_somebody",
         "an unused token cannot be taken back",
         [add(replace(redeem(20, UNUSED, "revoke", status=200), success=False)), row_added(UNUSED)],
+    ),
+    (
+        "used_by_somebody",
+        "it cannot be taken back before it is good",
+        [add(replace(redeem(11.7, PATIENT, "revoke", status=200), success=False))],
     ),
     (
         "used_by_somebody",
@@ -322,6 +340,20 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
     ("revoked", "only another process was stopped", [change(PAUSE, pid=1)]),
     (
         "revoked",
+        "two pauses of one time count once",
+        [
+            add(replace(PAUSE, start=START + 412, end=START + 430)),
+            change(RESUMED_DECISION, at=START + 435.1),
+            change(RESUMED_LOGIN, end=START + 436),
+        ],
+    ),
+    (
+        "revoked",
+        "a node is separated after it should have learnt of it",
+        [change(CALM_DECISION, key_id="old"), add(Separation(start=START + 700, end=START + 800, node="b"))],
+    ),
+    (
+        "revoked",
         "a node that came back learns of it too late",
         [change(REJOINED_DECISION, at=START + 445.1), change(REJOINED_LOGIN, end=START + 446)],
     ),
@@ -335,7 +367,57 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
         "another node's clock was wrong",
         [add(refused(UNUSED, "token_expired"), clock_fault(UNUSED, "b"))],
     ),
+    (
+        "not_expired_early",
+        "a clock was wrong before and after",
+        [add(refused(UNUSED, "token_expired"), *(shift(clock_fault(UNUSED, "a"), by) for by in (-5, 5)))],
+    ),
+    (
+        "not_expired_early",
+        "something else was broken",
+        [add(refused(UNUSED, "token_expired"), replace(clock_fault(UNUSED, "a"), kind="kill -9"))],
+    ),
+    (
+        "not_expired_early",
+        "a token is expired in its last seconds",
+        [add(redeem(13 + TTL - 2.3, UNUSED, "browser", code="token_expired"))],
+    ),
+    (
+        "not_expired_early",
+        "the token is the floor",
+        [add(refused(UNUSED, "token_expired"), clock_fault(UNUSED, "b")), floor_at(UNUSED)],
+    ),
     ("not_taken_for_forged", "a genuine token is refused as forged", [add(refused(CALM_UNUSED, "token_invalid"))]),
+    (
+        "not_taken_for_forged",
+        "another node was separated",
+        [add(refused(CALM_UNUSED, "token_invalid"), Separation(start=START + 600, end=START + 700, node="c"))],
+    ),
+    (
+        "not_taken_for_forged",
+        "it was separated before and after",
+        [
+            add(
+                refused(CALM_UNUSED, "token_invalid"),
+                *(Separation(start=START + at, end=START + at + 1, node="a") for at in (590, 623)),
+            )
+        ],
+    ),
+    (
+        "not_taken_for_forged",
+        "another node was stopped",
+        [add(refused(CALM_UNUSED, "token_invalid"), Pause(start=START + 600, end=START + 602, node="b", pid=1))],
+    ),
+    (
+        "not_taken_for_forged",
+        "it was stopped before and after",
+        [
+            add(
+                refused(CALM_UNUSED, "token_invalid"),
+                *(Pause(start=START + at, end=START + at + 1, node="a", pid=1) for at in (590, 603)),
+            )
+        ],
+    ),
     ("created_once", "a person is created twice", [change(LATE, user_created=True)]),
     (
         "created_once",
@@ -360,13 +442,39 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
         "a number is twice in the database",
         [change_database(people=lambda people: (*people, Person(1, "eve@intranet.test")))],
     ),
-    ("low_floor", "the floor is too high", [floor_at(WALL + END - 3000)]),
+    ("low_floor", "the floor is too high", [floor_at(WALL + END - 3598)]),
 ]
 
 EXCUSES: list[tuple[str, list[Edit]]] = [
     (
         "a row is purged when its token is below the floor",
         [row_gone(FIRST), floor_at(WALL + 301), add(clock_fault(UNUSED, "b"))],
+    ),
+    ("what happens at once takes no time", [change(KILL, end=KILL.start), change(UNUSED, end=UNUSED.start)]),
+    ("the database's clock ticks once more", [floor_at(WALL + END - 3599)]),
+    ("of two lost attempts one need have begun and been decided", [add(redeem(6, LOST, "consume", "c", status=None))]),
+    ("a lost attempt beside a success may never have arrived", [add(redeem(0.5, FIRST, "browser", "c", status=None))]),
+    (
+        "a key is revoked for exactly 5 s",
+        [change(RESUMED_DECISION, at=START + 435), change(RESUMED_LOGIN, end=START + 436)],
+    ),
+    (
+        "a node that was separated before is not concerned for that",
+        [add(decision(700, CALM_UNUSED, "d"), Separation(start=START + 300, end=START + 310, node="d"))],
+    ),
+    ("seconds are rounded", [add(redeem(13 + TTL - 2.1, UNUSED, "browser", code="token_expired"))]),
+    (
+        "a token was issued by a clock that is behind",
+        [add(refused(UNUSED, "token_expired", node="b"), shift(clock_fault(UNUSED, "a"), -10))],
+    ),
+    (
+        "of two revocations one is near",
+        [
+            add(
+                refused(BEFORE_REVOCATION, "token_invalid", node="b"),
+                Revocation(at=START + 800, key_id="other", nodes=("a",)),
+            )
+        ],
     ),
     ("a run may forget sooner", [floor_at(WALL + END - 3000), change(RUN, retention=3000)]),
     ("a moved clock may have raised the floor", [floor_at(WALL + END), add(clock_fault(UNUSED, "b"))]),
@@ -473,6 +581,13 @@ def test_the_report_says_what_the_history_is_made_of() -> None:
         "outcome_unknown": 1,
         "200 without a code": 1,
     }
+
+
+def test_of_many_violations_of_a_rule_ten_are_shown() -> None:
+    failures = [redeem(at, UNUSED, "browser", status=500) for at in range(20, 50)]
+    report = str(check([*HISTORY, *failures]))
+    assert "violations    30 known_answers" in report
+    assert report.count("answered 500") == 10
 
 
 # --- from a file -----------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class Life:
     @property
     def unknown(self) -> list[Redeem]:
         """The attempts that may have consumed the token without our knowing. All other refusals consume nothing."""
-        return [a for a in self.attempts if not a.success and (a.status is None or a.code == "outcome_unknown")]
+        return [a for a in self.attempts if a.status is None or a.code == "outcome_unknown"]
 
 
 @dataclass(slots=True)
@@ -490,9 +490,8 @@ def _end(request: Issue | Redeem) -> float:
 
 
 def _says_used(attempt: Redeem) -> bool:
-    if attempt.success or attempt.status is None:
-        return False
-    return attempt.code == "token_consumed" or (attempt.way == "revoke" and attempt.status == 200)
+    taken_back_before = attempt.way == "revoke" and attempt.status == 200 and not attempt.success
+    return attempt.code == "token_consumed" or taken_back_before
 
 
 def _decided(life: Life, attempt: Redeem, end: float) -> bool:
