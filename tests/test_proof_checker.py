@@ -329,6 +329,22 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
     ("decided", "another node has looked", [change(FIRST_DECISION, node="b")]),
     ("decided", "the look came before the request", [change(FIRST_DECISION, at=FIRST_LOGIN.start - 0.01)]),
     ("decided", "a row is there without a look", [drop(LOST_DECISION)]),
+    (
+        "within_its_life",
+        "a clock was moved well before and after",
+        [
+            change(CALM_DECISION, now=WALL + 600 + TTL + 1),
+            add(Fault(start=START + 590, end=START + 610, kind="clock", node="b")),
+        ],
+    ),
+    (
+        "within_its_life",
+        "another clock was moved",
+        [
+            change(CALM_DECISION, now=WALL + 600 - 61),
+            add(Fault(start=START + 601, end=START + 601, kind="clock", node="a")),
+        ],
+    ),
     ("within_its_life", "a token is good a second after it expired", [change(CALM_DECISION, now=WALL + 600 + TTL + 1)]),
     ("within_its_life", "a token of the far future is good", [change(CALM_DECISION, now=WALL + 600 - 61)]),
     ("revoked", "a revoked key is good after 5 s", [change(CALM_DECISION, key_id="old")]),
@@ -351,6 +367,16 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
         "revoked",
         "a node is separated after it should have learnt of it",
         [change(CALM_DECISION, key_id="old"), add(Separation(start=START + 700, end=START + 800, node="b"))],
+    ),
+    (
+        "revoked",
+        "a separated node has revoked it itself",
+        [
+            add(
+                Separation(start=START + 590, end=START + 700, node="b"),
+                Revocation(at=START + 595, key_id="new", nodes=("b",)),
+            )
+        ],
     ),
     (
         "revoked",
@@ -449,6 +475,51 @@ EXCUSES: list[tuple[str, list[Edit]]] = [
     (
         "a row is purged when its token is below the floor",
         [row_gone(FIRST), floor_at(WALL + 301), add(clock_fault(UNUSED, "b"))],
+    ),
+    (
+        "a clock is moved during the request",
+        [change(CALM_DECISION, now=WALL), add(Fault(start=START + 500, end=START + 603, kind="clock", node="b"))],
+    ),
+    (
+        "a clock is moved just before the request",
+        [change(CALM_DECISION, now=WALL), add(Fault(start=START + 600.5, end=START + 700, kind="clock", node=""))],
+    ),
+    (
+        "a clock is moved while the request stands still",
+        [
+            change(CALM_DECISION, now=WALL),
+            add(
+                Fault(start=START + 500, end=START + 630, kind="clock", node="b"),
+                replace(PAUSE, start=START + 602, end=START + 640),
+            ),
+        ],
+    ),
+    (
+        "what a separated node revokes is not revoked for others",
+        [
+            add(
+                Separation(start=START + 590, end=START + 605, node="a"),
+                Separation(start=START + 590, end=START + 700, node="b"),
+                Revocation(at=START + 595, key_id="new", nodes=("b",)),
+                decision(620, CALM_UNUSED, key_id="new"),
+                decision(620, CALM_UNUSED, "c", "new"),
+            ),
+            drop(CALM_DECISION, CALM_LOGIN),
+            row_gone(CALM),
+        ],
+    ),
+    (
+        "a node is separated before it should have learnt of it",
+        [change(CALM_DECISION, key_id="old"), add(Separation(start=START + 414, end=START + 700, node="b"))],
+    ),
+    (
+        "only some answers say that a token was used",
+        [
+            add(
+                replace(redeem(11.7, PATIENT, "browser", status=200), success=False),
+                redeem(11.7, PATIENT, "revoke", status=503, code="unavailable"),
+            )
+        ],
     ),
     ("what happens at once takes no time", [change(KILL, end=KILL.start), change(UNUSED, end=UNUSED.start)]),
     ("the database's clock ticks once more", [floor_at(WALL + END - 3599)]),
