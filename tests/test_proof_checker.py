@@ -339,6 +339,14 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
     ),
     (
         "within_its_life",
+        "something else was broken then",
+        [
+            change(CALM_DECISION, now=WALL + 600 - 61),
+            add(Fault(start=START + 601, end=START + 601, kind="kill -9", node="b")),
+        ],
+    ),
+    (
+        "within_its_life",
         "another clock was moved",
         [
             change(CALM_DECISION, now=WALL + 600 - 61),
@@ -367,6 +375,15 @@ PLANTS: list[tuple[str, str, list[Edit]]] = [
         "revoked",
         "a node is separated after it should have learnt of it",
         [change(CALM_DECISION, key_id="old"), add(Separation(start=START + 700, end=START + 800, node="b"))],
+    ),
+    (
+        "revoked",
+        "a node was separated and back before the revocation",
+        [
+            change(REJOINED_DECISION, at=START + 445.1),
+            change(REJOINED_LOGIN, end=START + 446),
+            add(Separation(start=START + 300, end=START + 310, node="a")),
+        ],
     ),
     (
         "revoked",
@@ -506,6 +523,14 @@ EXCUSES: list[tuple[str, list[Edit]]] = [
             ),
             drop(CALM_DECISION, CALM_LOGIN),
             row_gone(CALM),
+        ],
+    ),
+    (
+        "a node is separated twice",
+        [
+            change(REJOINED_DECISION, at=START + 446),
+            change(REJOINED_LOGIN, end=START + 447),
+            add(Separation(start=START + 443, end=START + 460, node="c")),
         ],
     ),
     (
