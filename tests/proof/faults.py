@@ -13,7 +13,7 @@ import psutil
 from sso_service import keyring
 from sso_service.keyring import SigningKey
 from tests.proof.history import AnyRecord, Fault, Pause, Revocation, Separation
-from tests.proof.node import FAKETIME, Node
+from tests.proof.node import Node
 from tests.proof.proxy import Proxy
 from tests.proof.store import Store
 
@@ -83,8 +83,6 @@ class Faults:
             return "SQLite has no server"
         if (kind == "disk-full" or (kind == "read-only" and on_sqlite)) and self._store.volume is None:
             return self._store.no_volume
-        if kind == "clock" and FAKETIME is None:
-            return "libfaketime is not installed"
         return ""
 
     # --- when ---

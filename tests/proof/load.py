@@ -102,9 +102,9 @@ class Load:
         self._lines: list[bytes] = []
         self._file = os.open(plan.history, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._end = time.monotonic() + plan.seconds
-        # Tokens that may be asked for, a second and now. What is asked for now is presented for a long time, so a rate
-        # that is too high shows late; it is sought slowly.
-        self._rate, self._allowed = 120.0, 0.0
+        self._each = max(1, round(plan.redemptions / plan.tokens))
+        # Tokens that may be asked for, a second and now; and how many a second were presented to the end lately.
+        self._rate, self._allowed, self._capacity, self._done = 120.0, 0.0, 120.0, 0
         self.progress = Progress()
 
     async def run(self) -> None:
@@ -132,8 +132,14 @@ class Load:
         print(msgspec.json.encode(self.progress).decode(), flush=True)
 
     def _adapt(self) -> None:
+        """Seeks the rate at which tokens can be issued so that they are presented when they are due."""
         late = time.monotonic() - self._due[0][0] if self._due else 0.0
-        self._rate *= 1.012 if late < 0.1 else 0.9 if late > 0.5 else 1
+        done, self._done = self._done, self.progress.redemptions
+        self._capacity += ((self._done - done) / self._each / _TURN - self._capacity) * _TURN / 5
+        if late < 0.1:
+            self._rate *= 1.02
+        elif late > 0.5:
+            self._rate = max(20.0, min(self._rate, self._capacity))
         self._allowed = min(self._rate, self._allowed + self._rate * _TURN)
 
     # --- what is done when ---
@@ -157,12 +163,11 @@ class Load:
     def _schedule(self, token: str, account_id: int) -> None:
         """Plans what becomes of a token."""
         draw, plan, now = self._random, self._plan, time.monotonic()
-        rest = max(1, round(plan.redemptions / plan.tokens))
         # Most are used at once, some at the last moment: by several at the same time.
         first = draw.uniform(0, 2) if draw.random() < 0.8 else plan.ttl + draw.uniform(-1.5, 0.5)
-        together = draw.randint(1, max(1, rest * 2 // 3))
+        together = draw.randint(1, max(1, self._each * 2 // 3))
         self._put(now + first, Presentation(token, account_id, tuple(self._way() for _ in range(together))))
-        for _ in range(rest - together):
+        for _ in range(self._each - together):
             match draw.random():
                 case r if r < 0.5:
                     wait = draw.uniform(0, plan.ttl)

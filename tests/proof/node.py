@@ -11,43 +11,31 @@ from pathlib import Path
 
 import psutil
 
+from tests.proof.proven import OFFSET
 from tests.support import free_port
 
 ROOT = Path(__file__).parents[2]
-
-FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-"""The library that makes a node's clock wrong, if it is installed."""
 
 
 class Node:
     """A node: a supervisor and its workers, in a process group of their own, with a key directory and a clock."""
 
-    def __init__(self, name: str, directory: Path, env: Mapping[str, str], *, workers: int, clock: bool) -> None:
+    def __init__(self, name: str, directory: Path, env: Mapping[str, str], *, workers: int) -> None:
         self.name = name
         self.port = free_port()
         self.log = directory / f"node-{name}.log"
         self.keys = directory / f"keys-{name}"  # a link, to be led elsewhere
         self._clock = directory / f"clock-{name}"
-        self.set_clock(0)
+        self.set_clock(0.0)
         self._env = {
             **os.environ,
             **env,
             "SSO_PORT": str(self.port),
             "SSO_KEYS_DIR": str(self.keys),
             "PROOF_NODE": name,
+            "PROOF_CLOCK": str(self._clock),
             "PROOF_WORKERS": str(workers),
         }
-        if clock and FAKETIME:
-            self._env |= {
-                "LD_PRELOAD": str(FAKETIME),
-                "FAKETIME_TIMESTAMP_FILE": str(self._clock),
-                "FAKETIME_NO_CACHE": "1",  # the file is read each time, so that the clock can be set while it runs
-                # No clock that only counts is ever set, nor is what a file system says.
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-                "DONT_FAKE_MONOTONIC": "1",
-                "NO_FAKE_STAT": "1",
-                "FAKETIME_DISABLE_SHM": "1",  # it would stay behind when a process is killed
-            }
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -110,11 +98,11 @@ class Node:
         link.symlink_to(directory)
         link.replace(self.keys)
 
-    def set_clock(self, offset: int) -> None:
-        """Sets its clock `offset` seconds ahead of ours."""
-        new = self._clock.with_suffix(".new")
-        new.write_text(f"{offset:+d}\n")
-        new.replace(self._clock)
+    def set_clock(self, offset: float) -> None:
+        """Sets its clock `offset` seconds ahead of ours, at once and in all its processes."""
+        file = os.open(self._clock, os.O_WRONLY | os.O_CREAT, 0o600)
+        os.write(file, OFFSET.pack(offset))
+        os.close(file)
 
     def wait_until_it_listens(self, seconds: float = 30) -> None:
         """Returns when its workers serve. Raises `AssertionError` with what it said if that does not come."""

@@ -3,28 +3,31 @@
     python -m tests.proof.proven
 
 Beside the settings of the service it reads PROOF_NODE (its name), PROOF_DECISIONS (the directory for what it writes),
-PROOF_WORKERS, PROOF_RETENTION (seconds), and PROOF_BROKEN, which names a promise that is to be broken: the proof of the
-proof.
+PROOF_CLOCK (a file that says how wrong its clock is), PROOF_WORKERS, PROOF_RETENTION (seconds), and PROOF_BROKEN, which
+names a promise that is to be broken: the proof of the proof.
 """
 
+import mmap
 import os
+import struct
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import delete
+from sqlalchemy import delete, event
 from starlette.types import ASGIApp
 
 from sso_service import service, tokens
 from sso_service.database import engine, ledger
 from sso_service.database.directory import Place
+from sso_service.database.engine import Database
 from sso_service.database.ledger import Purger, Redeemed, Round, Verdict
 from sso_service.database.schema import consumed_nonces
 from sso_service.keyring import KeyDirectory, KeyRing
 from sso_service.service import Service
-from sso_service.settings import read_settings
+from sso_service.settings import Settings, read_settings
 from sso_service.tokens import Claims
 from sso_service.web import app, server
 from tests.proof.history import Decision, write_line
@@ -38,6 +41,36 @@ PURGE_INTERVAL = 1.0
 
 BROKEN = ("single-use", "floor", "durability", "revocation")
 """The promises that can be broken. That of durability only on PostgreSQL."""
+
+OFFSET = struct.Struct("d")
+"""What is in the file of PROOF_CLOCK: seconds by which the clock is ahead."""
+
+
+class _Clock:
+    """The node's clock, which can be set while it runs.
+
+    Only the one that can be set outside as well: what counts seconds, and with it all waiting, goes on as it did. (A
+    library between us and the system, as libfaketime is, also changes waiting, and makes `time.sleep` fail.)
+    """
+
+    def __init__(self, path: str) -> None:
+        with open(path, "rb") as file:
+            self._offset = mmap.mmap(file.fileno(), OFFSET.size, access=mmap.ACCESS_READ)
+        self._machine = time.time
+
+    def __call__(self) -> float:
+        return self._machine() + float(OFFSET.unpack_from(self._offset)[0])
+
+    def rule(self, database: Database) -> None:
+        """Makes it the clock of this process; also of SQLite, which runs in it."""
+        time.time = self
+        if database.is_sqlite:
+            # "%s" and "now", which is how the service asks for it.
+            event.listen(
+                database.engine,
+                "connect",
+                lambda connection, _: connection.create_function("strftime", 2, lambda *_: str(int(self()))),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +89,10 @@ _found: ContextVar[_Found] = ContextVar("_found")
 class ProvenService(Service):
     """The service, with a line in a file before it goes to the database with a token."""
 
-    def __init__(self, *arguments: Any, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
+    def __init__(self, settings: Settings, database: Database, keys: KeyDirectory) -> None:
+        clock = _Clock(os.environ["PROOF_CLOCK"])
+        clock.rule(database)
+        super().__init__(settings, database, keys, clock=clock)
         self._node = os.environ["PROOF_NODE"]
         path = Path(os.environ["PROOF_DECISIONS"], f"{self._node}-{os.getpid()}.jsonl")
         self._decisions = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -81,8 +116,8 @@ class ProvenService(Service):
 
 def create_app() -> ASGIApp:
     """The application of a worker."""
-    # As much shorter than an hour as tokens' lives and clocks' errors are here, so that what was used is forgotten within
-    # the trial, and a clock that is set back further than this finds it forgotten.
+    # As much shorter than an hour as tokens' lives and clocks' errors are here, so that what was used is forgotten
+    # within the trial, and a clock that is set back further than this finds it forgotten.
     ledger.RETENTION = int(os.environ["PROOF_RETENTION"])
     ledger.FLOOR_AGE = FLOOR_AGE
     service.PURGE_INTERVAL = PURGE_INTERVAL
@@ -121,7 +156,7 @@ def _break(promise: str) -> None:
 
 
 def _purge_by_the_clock(purger: Purger) -> Round:
-    lowest = ledger.floor_at(int(time.time()) - ledger.RETENTION)
+    lowest = ledger.floor_at(int(purger._clock()) - ledger.RETENTION)
     database = purger._database
     with database.connect() as connection, database.writing(connection):
         deleted = connection.execute(delete(consumed_nonces).where(consumed_nonces.c.claims < lowest)).rowcount

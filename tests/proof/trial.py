@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -86,7 +87,7 @@ async def run_trial(options: Options, history: Path) -> Outcome:
             if made.server:
                 network = Proxy(made.server.socket)
                 env["SSO_DATABASE_URL"] = made.url_at(await stack.enter_async_context(_listening(network)))
-            node = Node(name, directory, env, workers=WORKERS, clock="clock" in options.faults)
+            node = Node(name, directory, env, workers=WORKERS)
             stack.callback(node.kill)
             nodes.append(node)
             if network:
@@ -121,6 +122,8 @@ async def run_trial(options: Options, history: Path) -> Outcome:
             await asyncio.to_thread(node.stop)
         write(made.read())
         _gather(directory, history)
+        for node in nodes:
+            shutil.copy(node.log, history.with_suffix(f".{node.name}.log"))
     seconds = time.monotonic() - begin
     return Outcome(seconds=seconds, load_seconds=load_seconds, kills=faults.kills, left_out=faults.left_out)
 
