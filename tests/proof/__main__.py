@@ -40,6 +40,8 @@ def _prove(options: Options, history: Path, *, kept: bool) -> bool:
     rate = report.counts.redemptions / outcome.load_seconds
     print(f"time          {outcome.load_seconds:.0f} s under load, {rate:.0f} redemptions a second")
     print(f"kill -9       {outcome.kills}")
+    used = report.counts.successes.total()
+    print(f"ledger        {outcome.rows} rows at the end, of {used} tokens that are known to be used")
     print(describe(recoveries(read_history(history))))
     for kind, why in outcome.left_out.items():
         print(f"left out      {kind}: {why}")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import psutil
@@ -104,9 +105,17 @@ class Node:
         os.write(file, OFFSET.pack(offset))
         os.close(file)
 
-    def wait_until_it_listens(self, seconds: float = 30) -> None:
-        """Returns when its workers serve. Raises `AssertionError` with what it said if that does not come."""
+    def wait_until_it_answers(self, seconds: float = 30) -> None:
+        """Returns when one of its workers serves. Raises `AssertionError` with what it said if that does not come."""
         deadline = time.monotonic() + seconds
-        while self.log.read_bytes().count(b"Application startup complete") < int(self._env["PROOF_WORKERS"]):
-            assert self.runs and time.monotonic() < deadline, self.log.read_text()  # noqa: PT018 - one reason for both
-            time.sleep(0.05)
+        while True:
+            connection = HTTPConnection("127.0.0.1", self.port, timeout=5)
+            try:
+                connection.request("GET", "/healthz")
+                if connection.getresponse().status == 200:
+                    return
+            except (OSError, HTTPException):
+                assert time.monotonic() < deadline, self.log.read_text()
+                time.sleep(0.05)
+            finally:
+                connection.close()

