@@ -535,7 +535,7 @@ EXCUSES: list[tuple[str, list[Edit]]] = [
     ),
     (
         "a node is separated before it should have learnt of it",
-        [change(CALM_DECISION, key_id="old"), add(Separation(start=START + 414, end=START + 700, node="b"))],
+        [change(CALM_DECISION, key_id="old"), add(Separation(start=START + 410, end=START + 700, node="b"))],
     ),
     (
         "only some answers say that a token was used",
