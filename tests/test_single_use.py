@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -169,6 +170,19 @@ def read_only(database: Database) -> Iterator[None]:
 
 
 @contextmanager
+def read_only_file(database: Database) -> Iterator[None]:
+    """As on a file system that was mounted anew to be read only, and connections that were opened then."""
+    path = str(database.url.database)
+    if os.geteuid() or subprocess.run(["chattr", "+i", path], check=False).returncode:
+        pytest.skip("only root, and only on some file systems, can keep everybody from writing to a file")
+    try:
+        database.close()
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", path], check=True)
+
+
+@contextmanager
 def damaged_table(database: Database) -> Iterator[None]:
     path = Path(str(database.url.database))
     with database.connect() as connection:
@@ -189,7 +203,13 @@ def _run(database: Database, statement: str) -> None:
 
 @pytest.mark.parametrize(
     ("database_url", "fault"),
-    [("sqlite", lost_table), ("sqlite", damaged_table), ("postgresql", lost_table), ("postgresql", read_only)],
+    [
+        ("sqlite", lost_table),
+        ("sqlite", damaged_table),
+        ("sqlite", read_only_file),
+        ("postgresql", lost_table),
+        ("postgresql", read_only),
+    ],
     indirect=["database_url"],
 )
 async def test_while_the_ledger_cannot_be_written_the_answer_is_503_and_the_token_is_good_afterwards(

@@ -394,8 +394,27 @@ def _sqlite_engine(url: URL) -> Engine:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise connection.OperationalError(f"the file system of the database does not allow WAL mode (it is {mode})")
+        _refuse_to_only_read(connection)
 
     return engine
+
+
+def _refuse_to_only_read(connection: sqlite3.Connection) -> None:
+    """Raises `sqlite3.OperationalError` if the connection may only read.
+
+    SQLite opens what it cannot write for reading, and says so when something is to be written. The connection stays
+    like that when the file can be written again, and with it all others of this process, which share the log's index.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    connection.execute("BEGIN")
+    try:
+        connection.execute("PRAGMA user_version = 0")  # what it is already, and not for long
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # somebody else writes, so it can be written
+            raise
+    finally:
+        connection.execute("ROLLBACK")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT * 1000:.0f}")
 
 
 class _Reconnecting:

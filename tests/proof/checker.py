@@ -520,7 +520,7 @@ def _reached(history: History, revocation: Revocation, decision: Decision) -> fl
     """
     here = [s for s in history.separations if s.node == decision.node and s.start <= decision.at]
     if decision.node in revocation.nodes:
-        return max((revocation.at, *(s.end for s in here if s.start > revocation.at)))
+        return max((revocation.at, *(s.end for s in here if s.start >= revocation.at)))
     private = any(s.node in revocation.nodes and s.start <= revocation.at < s.end for s in history.separations)
     if private or not any(s.start <= revocation.at < s.end for s in here):
         return inf
