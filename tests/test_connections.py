@@ -125,6 +125,13 @@ def test_requests_in_one_piece_are_counted_one_by_one(running: Running) -> None:
         assert rest(connection).count(b"HTTP/1.1 200 ") == number + 1
 
 
+def test_a_body_is_not_counted_as_part_of_the_head_that_comes_after_it(running: Running) -> None:
+    start = b"POST /healthz HTTP/1.1\r\nHost: studio.example\r\nContent-Length: 30000\r\n\r\n"
+    after = get("/healthz", "Cookie: " + "a" * (MAX_HEAD - 1000))
+    answer = answer_to(running, start, b"a" * 30_000, after[:20_000], after[20_000:])
+    assert answer.count(b"HTTP/1.1 405 ") == answer.count(b"HTTP/1.1 200 ") == 1
+
+
 def test_trailers_are_not_collected_without_end(running: Running) -> None:
     few = CHUNKED + b"2\r\n{}\r\n0\r\nX-Trailer: a\r\n\r\n"
     assert answer_to(running, few + get("/healthz")).count(b"HTTP/1.1 ") == 2

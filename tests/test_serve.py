@@ -178,7 +178,8 @@ def test_sigterm_answers_who_was_already_asking_and_ends_everything(
 
             started = time.monotonic()
             running.process.send_signal(signal.SIGTERM)
-            until(lambda: running.log.read_text().count("Shutting down") >= 1)
+            until(lambda: running.log.read_text().count("Shutting down") == workers)
+            until(lambda: not accepts(running))  # or a proxy would wait here instead of asking another node
             connection.sendall(body)
 
             answer = received(connection)

@@ -11,13 +11,9 @@ def drain_first(seconds: float, begin: Callable[[], None]) -> None:
     if not seconds or not callable(stop):
         return
     loop = asyncio.get_running_loop()
-    leaving = False
 
     def leave() -> None:
-        nonlocal leaving
-        if not leaving:  # a service manager may tell every process, and so may the one that started us
-            leaving = True
-            begin()
-            loop.call_later(seconds, stop, signal.SIGTERM, None)
+        begin()
+        loop.call_later(seconds, stop, signal.SIGTERM, None)
 
     loop.add_signal_handler(signal.SIGTERM, leave)
