@@ -6,7 +6,7 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG
 
 from sso_service.settings import Settings
-from sso_service.web.protocol import Protocol
+from sso_service.web.framing import StrictProtocol
 
 
 def run(settings: Settings, *, workers: int = 1, app: str = "sso_service.web.app:create_app") -> None:
@@ -23,7 +23,7 @@ def run(settings: Settings, *, workers: int = 1, app: str = "sso_service.web.app
         access_log=False,
         log_config=logging_config,
         server_header=False,
-        http=Protocol,
+        http=StrictProtocol,
         ws="none",
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=10,
