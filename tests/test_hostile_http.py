@@ -176,7 +176,6 @@ REFUSED = {
     "an unknown method": message(b"STEAL /session HTTP/1.1", HOST),
     "HTTP/0.9": b"GET /session\r\n\r\n",
     "HTTP/1.2": message(b"GET /session HTTP/1.2", HOST),
-    "HTTP/2.0": message(b"GET /session HTTP/2.0", HOST),
     "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
     "http/1.1": message(b"GET /session http/1.1", HOST),
     "another protocol": message(b"GET /session ICE/1.0", HOST),
@@ -286,11 +285,11 @@ def test_a_request_that_is_answered_before_its_body_is_the_last_one_on_its_conne
 
 
 def test_an_answer_before_the_body_reaches_a_client_that_goes_on_sending(wire: Wire) -> None:
-    head = message(b"POST /v1/sso_tokens HTTP/1.1", HOST, b"Content-Length: 5000000")
+    head = message(b"POST /v1/sso_tokens HTTP/1.1", HOST, b"Content-Length: 500000")
     with closing(wire.connect()) as connection:
         connection.sendall(head)
         for _ in range(50):
-            connection.sendall(b"a" * 100_000)
+            connection.sendall(b"a" * 10_000)
         [answer] = parsed(b"".join(iter(lambda: connection.recv(65536), b"")))
     assert (answer.status, answer.error) == (401, "missing_token")
 

@@ -4,7 +4,7 @@ import asyncio
 from typing import cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 LINGER = 2.0
 """Seconds for which the rest of a body is still taken after its request was answered."""
@@ -27,10 +27,11 @@ class StrictProtocol(HttpToolsProtocol):
     - A request that is answered before its body is complete is the last one on its connection, and the answer says so
       (section 10.1.1; RFC 9112 section 9.3). Whoever was told not to send the body could take the connection for free,
       and the next request would be read as that body.
-    - There is one `Host` in HTTP/1.1 (RFC 9112 section 3.2), and no version but 1.0 and 1.1 is one that we speak.
+    - There is one `Host`, and only in HTTP/1.0 may be none (RFC 9112 section 3.2).
     """
 
     _head_without_offer = b""
+    _incomplete: RequestResponseCycle | None = None
     _keep_alive = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
@@ -58,33 +59,47 @@ class StrictProtocol(HttpToolsProtocol):
         except HttpParserError:
             self.logger.warning(_REFUSAL)
             self.send_400_response(_REFUSAL)
+            return
+        if self._incomplete is not None or (self.cycle is not None and self.cycle.more_body):
+            self._keep_what_is_complete()
 
     def on_headers_complete(self) -> None:
         """Begins the request. Raises `InvalidHead`."""
-        version = self.parser.get_http_version()
-        hosts = [name for name, _ in self.headers if name == b"host"]
-        if version not in {"1.0", "1.1"} or (len(hosts) != 1 and (hosts or version == "1.1")):
-            raise InvalidHead
-        if self.parser.get_method() == b"CONNECT":
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             raise InvalidHead
         if self.parser.should_upgrade():
-            lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version.encode())]
-            lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
-            self._head_without_offer = b"\r\n".join([*lines, b"", b""])
-            return
+            self._head_without_offer = self._without_offer()
         super().on_headers_complete()
         self.headers = []  # for the trailers; the request keeps its own
-        # Until the request is complete. Without a body it is so before anything else happens.
-        self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
-        self.cycle.transport = cast(asyncio.Transport, self._lingering)
 
-    def on_message_complete(self) -> None:
-        """Ends the body, if the parser has not just left it out."""
-        if self.parser.should_upgrade():
-            return
-        self.cycle.keep_alive = self._keep_alive
-        self.cycle.transport = self.transport
-        super().on_message_complete()
+    def shutdown(self) -> None:
+        """Ends the connection as soon as nothing is under way on it."""
+        self._keep_alive = False
+        super().shutdown()
+
+    def _should_upgrade(self) -> bool:
+        # Asked by uvicorn when there is an offer: what is left of such a request is not for the application.
+        return True
+
+    def _without_offer(self) -> bytes:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise InvalidHead
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
+
+    def _keep_what_is_complete(self) -> None:
+        """Lets the connection outlive a request only when that has come to its end. Before the application goes on."""
+        if self._incomplete is not None and not self._incomplete.more_body:
+            self._incomplete.keep_alive = self._keep_alive
+            self._incomplete.transport = self.transport
+            self._incomplete = None
+        if self._incomplete is None and self.cycle.more_body:
+            self._incomplete = self.cycle
+            self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
+            self.cycle.transport = cast(asyncio.Transport, self._lingering)
 
 
 class _Lingering:
