@@ -12,8 +12,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from sso_service.web.errors import Problem, json_error
+from sso_service.web.framing import StrictProtocol
 from sso_service.web.listening import UNIX
-from sso_service.web.strict import StrictProtocol
 
 MAX_HEAD = 32 * 1024
 """Bytes of a request line with its headers: as many as nginx takes."""
