@@ -734,6 +734,56 @@ async def test_a_server_that_accepts_connections_and_never_answers_costs_no_more
     database.close()
 
 
+async def test_a_server_that_is_away_is_tried_a_few_times_a_second_however_many_ask() -> None:
+    attempts: list[float] = []
+
+    def hang_up(listener: socket.socket) -> None:
+        with suppress(OSError):  # it is shut down
+            while True:
+                listener.accept()[0].close()
+                attempts.append(time.monotonic())
+
+    async def ask(lane: Lane) -> None:
+        while time.monotonic() < end:
+            asked = time.monotonic()
+            with pytest.raises(Unavailable, match="cannot connect"):
+                await lane.submit(1)
+            assert time.monotonic() - asked < 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
+        threads.submit(hang_up, listener)
+        port = listener.getsockname()[1]
+        database = Database(make_url(f"postgresql+psycopg://nobody@127.0.0.1:{port}/none?sslmode=disable"))
+        lanes = [Lane(database) for _ in range(4)]
+        end = time.monotonic() + 3
+        await asyncio.gather(*map(ask, lanes))
+        listener.shutdown(socket.SHUT_RDWR)
+    # One of each lane, and then after 0.05, 0.1, 0.2 and each 0.25 s.
+    assert 5 <= len(attempts) <= 20
+    for lane in lanes:
+        lane.threads.shutdown()
+    database.close()
+
+
+@ON_POSTGRESQL
+async def test_when_no_more_connections_can_be_made_those_that_are_there_go_on(lane: Lane, postgresql: str) -> None:
+    name = lane.database.url.database
+    with psycopg.connect(postgresql, autocommit=True) as connection:
+        with lane.database.connect():
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+            for _ in range(3):
+                with pytest.raises(Unavailable, match="not currently accepting connections"), lane.database.connect():
+                    pass
+        assert await lane.submit(1) == 10
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
+    back = time.monotonic()
+    with lane.database.connect():  # the one that was there
+        while isinstance((await lane.submit_all([2]))[0], Unavailable):
+            assert time.monotonic() < back + 2
+            await asyncio.sleep(0.01)
+    assert notes(lane.database) == [1, 2]
+
+
 async def test_an_error_of_the_operating_system_while_connecting_is_reported_at_once_and_not_tried_on_and_on(
     lane: Lane,
 ) -> None:

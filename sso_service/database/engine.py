@@ -23,7 +23,9 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Dialect,
     Engine,
+    ExceptionContext,
     Executable,
     FromClause,
     Integer,
@@ -47,6 +49,7 @@ BUSY_TIMEOUT = 2.0
 
 _POOL_SIZE = 8
 _POLL = 0.002  # seconds between two attempts to become SQLite's writer
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.25  # seconds between two attempts to connect to a server that is away
 _PURGE_LOCK = 0x55_0C_0D1  # any number, the same in every process
 
 _CONNECT_ARGUMENTS = {
@@ -378,6 +381,61 @@ def _sqlite_engine(url: URL) -> Engine:
     return engine
 
 
+class _Reconnecting:
+    """Makes connections, and while the server cannot be reached, one by one and with growing pauses.
+
+    Else each batch that is turned away would be one more attempt, and a server that has a hard time would have a harder
+    one. Whoever comes during a pause waits for its end, and if somebody else tries then, gets what was wrong the last
+    time. Connections that are there go on. A new one is good when it was used and came back whole: PgBouncer accepts
+    connections also without a server.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._lock = threading.Lock()
+        self._pause = 0.0  # 0: all is well
+        self._not_before = 0.0
+        self._failure = ""
+        event.listen(engine, "do_connect", self._connect)
+        event.listen(engine, "handle_error", self._note_loss)
+        event.listen(engine, "checkin", self._note_return)
+
+    def _connect(self, dialect: Dialect, record: Any, arguments: tuple[Any, ...], parameters: dict[str, Any]) -> Any:
+        if self._pause:
+            time.sleep(max(0.0, self._not_before - time.monotonic()))
+        with self._lock:
+            if self._pause:
+                if time.monotonic() < self._not_before:
+                    raise psycopg.OperationalError(self._failure)
+                # This attempt is for all: before the next pause is over, nobody makes another.
+                self._pause_until_next(min(2 * self._pause, _LONGEST_PAUSE))
+        try:
+            connection = dialect.connect(*arguments, **parameters)
+        except psycopg.Error as error:
+            self._note_failure(error)
+            raise
+        record.info["untried"] = True
+        return connection
+
+    def _note_loss(self, context: ExceptionContext) -> None:
+        connection = context.connection
+        if context.is_disconnect and connection and not connection.invalidated and "untried" in connection.info:
+            self._note_failure(context.original_exception)
+
+    def _note_return(self, connection: psycopg.Connection[Any] | None, record: Any) -> None:
+        if connection is not None and record.info.pop("untried", False):
+            self._pause = 0.0
+
+    def _note_failure(self, error: BaseException) -> None:
+        with self._lock:
+            self._failure = str(error)
+            if not self._pause:
+                self._pause_until_next(_FIRST_PAUSE)
+
+    def _pause_until_next(self, pause: float) -> None:
+        self._pause = pause
+        self._not_before = time.monotonic() + pause
+
+
 def _postgresql_engine(url: URL) -> Engine:
     engine = create_engine(
         url,
@@ -388,6 +446,7 @@ def _postgresql_engine(url: URL) -> Engine:
         pool_reset_on_return=None,
         connect_args={name: value for name, value in _CONNECT_ARGUMENTS.items() if name not in url.query},
     )
+    _Reconnecting(engine)
 
     @event.listens_for(engine, "connect")
     def configure(connection: psycopg.Connection[Any], record: Any) -> None:
