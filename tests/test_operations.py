@@ -1,5 +1,6 @@
 """What operators and clients meet beside the use cases: health, readiness, wrong methods, paths that lead nowhere."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from sso_service.settings import read_settings
 from sso_service.web.app import create_app
 from sso_service.web.errors import EXCEPTION_HANDLERS, problem_of
 from sso_service.web.requests import BodyTooLarge
-from tests.support import PAGE, Answer, Client, Clock, a_database_that, renamed
+from tests.support import JANE, PAGE, Answer, Client, Clock, a_database_that, renamed
+from tests.test_survival import until
 
 pytestmark = pytest.mark.anyio
 
@@ -260,3 +262,29 @@ def test_every_error_that_is_handled_is_one_that_can_be_told() -> None:
     for kind in EXCEPTION_HANDLERS:
         error = kind() if kind not in kinds else next((e for e in told if type(e) is kind), None)
         assert error is None or problem_of(error) is not None, kind
+
+
+# --- the log ---------------------------------------------------------------------------------------------------------
+
+
+@on_sqlite
+async def test_the_log_tells_of_refusals_when_they_begin_now_and_then_how_many_more_and_when_they_are_over(
+    client: Client, database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sso_service.web.errors._TOLD_EVERY", 0.2)
+    caplog.set_level(logging.INFO, logger="sso_service.web.errors")
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "sso_service.web.errors"]
+
+    async def told_of(count: int) -> str:
+        await until(lambda: len(told()) == count)
+        return told()[-1]
+
+    execute(database, "ALTER TABLE api_tokens RENAME TO lost")
+    for _ in range(3):
+        assert (await client.post_json("/v1/sso_tokens", JANE, token="unknown")).status == 503
+    execute(database, "ALTER TABLE lost RENAME TO api_tokens")
+    assert told() == ["unavailable: no such table: api_tokens"]
+    assert await told_of(2) == "2 more requests were turned away in 0 s; unavailable: no such table: api_tokens"
+    assert (await told_of(3)).startswith("no request was turned away")

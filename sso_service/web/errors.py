@@ -1,5 +1,6 @@
 """Every error that an answer can be: its status, its code, and how it looks as JSON."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from sso_service.web.requests import BodyTooLarge, BodyTooSlow
 
 RETRY_AFTER = "2"
 """Seconds after which it makes sense to ask again."""
+
+_TOLD_EVERY = 5.0  # seconds between two lines in the log about what could not be answered
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +124,46 @@ def json_error(problem: Problem) -> Response:
     return json_response({"error": error}, problem.status, problem.headers)
 
 
+class Refusals:
+    """Tells the log of 503s without a line for each: the first, then now and then how many more, and the end."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None  # the one in which the next line is due, if one is
+        self._last = ""
+        self._more = 0
+
+    def note(self, code: str, error: Exception) -> None:
+        """A request was turned away because of `error`."""
+        self._last = f"{code}: {error}"
+        if self._loop is (loop := asyncio.get_running_loop()):
+            self._more += 1
+            return
+        self._loop, self._more = loop, 0
+        log.warning("%s", self._last)
+        loop.call_later(_TOLD_EVERY, self._tell)
+
+    def _tell(self) -> None:
+        if self._loop is not (loop := asyncio.get_running_loop()):
+            return
+        if self._more:
+            log.warning("%d more requests were turned away in %.0f s; %s", self._more, _TOLD_EVERY, self._last)
+            self._more = 0
+            loop.call_later(_TOLD_EVERY, self._tell)
+        else:
+            log.info("no request was turned away in the last %.0f s", _TOLD_EVERY)
+            self._loop = None
+
+
+refusals = Refusals()
+
+
 async def handle(request: Request, error: Exception) -> Response:
     """Starlette's exception handler: every error that nobody turned into a page is JSON."""
     problem = problem_of(error)
     if problem is None:  # a bug; Starlette raises it again behind us, and the server logs it
         return json_error(Problem(500, "internal_error", "Something went wrong here."))
     if problem.status == 503:
-        log.warning("%s: %s", problem.code, error)
+        refusals.note(problem.code, error)
     return json_error(problem)
 
 

@@ -1,6 +1,5 @@
 """`GET <any path>?sso=TOKEN` and `POST /sso/confirm`: a token becomes a session, the browser gets the clean URL."""
 
-import logging
 import re
 import secrets
 
@@ -15,7 +14,7 @@ from sso_service.paths import NotAStudioPath, NotCanonical, judge
 from sso_service.service import LoginRefused, NoAccess, Question, Service, TokenConsumed, TokenExpired
 from sso_service.sessions import FORM_LIFETIME, InvalidSession
 from sso_service.tokens import MalformedToken
-from sso_service.web.errors import CrossOrigin, Problem, json_error, problem_of
+from sso_service.web.errors import CrossOrigin, Problem, json_error, problem_of, refusals
 from sso_service.web.pages import message_page, question_page
 from sso_service.web.requests import (
     FORM_COOKIE,
@@ -40,8 +39,6 @@ _BROWSER = re.compile(r"[A-Za-z0-9_-]{22}", re.ASCII)
 
 # Headers that can tell that a GET is not a person's navigation.
 _TELLING = frozenset({b"sec-purpose", b"purpose", b"x-moz", b"sec-fetch-dest"})
-
-log = logging.getLogger(__name__)
 
 
 class NotANavigation(Exception):
@@ -160,7 +157,7 @@ def refusal(service: Service, scope: Scope, error: Exception) -> Response:
         case _:
             raise error
     if problem.status == 503:
-        log.warning("login: %s: %s", type(error).__name__, error)
+        refusals.note(problem.code, error)
     if prefers_json(scope):
         return json_error(problem)
     return message_page(
