@@ -225,5 +225,5 @@ async def test_without_one_of_the_two_every_answer_is_quick_and_true_and_all_wor
             "PostgreSQL": lambda: stopped(own_postgresql),
         }
         await assert_survives(outages[gone], 6, pgbouncer.url("postgres"), tmp_path)
-        # Some in the beginning, then one a second from each of two workers, though it lets anybody in without a server.
-        assert pgbouncer.logins < 80
+        # A few a second from each of two workers, not one for each request, though it lets in anybody without a server.
+        assert pgbouncer.logins < 150

@@ -50,7 +50,7 @@ BUSY_TIMEOUT = 2.0
 _POOL_SIZE = 8
 _POLL = 0.002  # seconds between two attempts to become SQLite's writer
 _PREPARE_AFTER = 5  # executions on one connection
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between two attempts to connect to a server that is away
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.25  # seconds between two attempts to connect to a server that is away
 _PURGE_LOCK = 0x55_0C_0D1  # any number, the same in every process
 
 _CONNECT_ARGUMENTS = {
@@ -418,11 +418,12 @@ def _refuse_to_only_read(connection: sqlite3.Connection) -> None:
 
 
 class _Reconnecting:
-    """Makes connections, and while the server cannot be reached, tries with pauses that grow to a second.
+    """Makes connections, and while the server cannot be reached, one by one and with growing pauses.
 
     Else each batch that is turned away would be one more attempt, and a server that has a hard time would have a harder
-    one. Whoever comes during a pause is told at once what was wrong the last time. Connections that are there go on.
-    A new one is good when it was used and came back whole: PgBouncer accepts connections also without a server.
+    one. Whoever comes during a pause waits for its end, and if somebody else tries then, gets what was wrong the last
+    time. Connections that are there go on. A new one is good when it was used and came back whole: PgBouncer accepts
+    connections also without a server.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -435,6 +436,8 @@ class _Reconnecting:
         event.listen(engine, "checkin", self._note_return)
 
     def _connect(self, dialect: Dialect, record: Any, arguments: tuple[Any, ...], parameters: dict[str, Any]) -> Any:
+        if self._pause:
+            time.sleep(max(0.0, self._not_before - time.monotonic()))
         with self._lock:
             if self._pause:
                 if time.monotonic() < self._not_before:
