@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from sso_service.settings import Settings
 
@@ -18,10 +19,14 @@ class CannotListen(Exception):
 
 
 def listen(
-    settings: Settings, *, uds: Path | None = None, fd: int | None = None, environ: Mapping[str, str]
+    settings: Settings,
+    *,
+    uds: Path | None = None,
+    fd: int | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> list[socket.socket]:
-    """The sockets to serve on, bound: the unix socket `uds`, or the descriptor `fd`, or what systemd passes by
-    `environ` (LISTEN_FDS), or host and port of the settings. Raises `CannotListen`."""
+    """The sockets to serve on, bound: the unix socket `uds`, or the descriptor `fd`, or what systemd passes by `environ`
+    (LISTEN_FDS of sd_listen_fds(3)), or host and port of the settings. Raises `CannotListen`."""
     if uds is not None:
         return [_unix(uds)]
     if fd is not None:

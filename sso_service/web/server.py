@@ -14,7 +14,7 @@ from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from sso_service.settings import Settings
-from sso_service.web.listening import name_of
+from sso_service.web.listening import listen, name_of
 from sso_service.web.protocol import UNIX, Protocol
 
 log = logging.getLogger(__name__)
@@ -22,13 +22,16 @@ log = logging.getLogger(__name__)
 
 def run(
     settings: Settings,
-    listeners: Sequence[socket.socket],
+    listeners: Sequence[socket.socket] | None = None,
     *,
     workers: int = 1,
     app: str = "sso_service.web.app:create_app",
 ) -> None:
-    """Serves on `listeners`, which are bound, until told to stop. `app` names what makes the application, in each
-    worker anew, from the environment."""
+    """Serves until told to stop, on `listeners`, which are bound, or else on host and port of the settings.
+
+    `app` names what makes the application, in each worker anew, from the environment. Raises `CannotListen`.
+    """
+    listeners = listeners or listen(settings)
     # uvicorn's access log writes the whole query, and with it tokens; it stays off.
     logging_config = copy.deepcopy(LOGGING_CONFIG)
     logging_config["loggers"]["sso_service"] = {"handlers": ["default"], "level": "INFO", "propagate": False}
