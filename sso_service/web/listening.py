@@ -25,14 +25,17 @@ def listen(
     fd: int | None = None,
     environ: Mapping[str, str] = MappingProxyType({}),
 ) -> list[socket.socket]:
-    """The sockets to serve on, bound: the unix socket `uds`, or the descriptor `fd`, or what systemd passes by `environ`
-    (LISTEN_FDS of sd_listen_fds(3)), or host and port of the settings. Raises `CannotListen`."""
+    """The sockets to serve on, bound.
+
+    They are the unix socket `uds`, or the descriptor `fd`, or those that systemd passes by LISTEN_FDS in `environ`
+    (sd_listen_fds(3)), or host and port of the settings. Raises `CannotListen`.
+    """
     if uds is not None:
         return [_unix(uds)]
     if fd is not None:
         return [_passed(fd)]
     if environ.get("LISTEN_PID") == str(os.getpid()):  # else they were meant for a process that started us
-        return [_passed(_FIRST_PASSED + number) for number in range(int(environ["LISTEN_FDS"]))]
+        return [_passed(_FIRST_PASSED + number) for number in range(int(environ.get("LISTEN_FDS", "1")))]
     return [_port(settings.host, settings.port)]
 
 
