@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import stat
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -21,7 +22,6 @@ import click
 import httpx
 import psycopg
 import pytest
-import uvicorn
 from click.testing import CliRunner
 from sqlalchemy import URL, Connection, Row, make_url, text
 
@@ -33,7 +33,9 @@ from sso_service.database.ledger import Redemption, Verdict, floor_at, redeem_al
 from sso_service.database.schema import SCHEMA_VERSION
 from sso_service.keyring import SigningKey
 from sso_service.service import Service
+from sso_service.settings import Settings
 from sso_service.tokens import Claims
+from sso_service.web import server
 from sso_service.web.app import create_app
 from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, PORTAL, TEAM, Client, Clock, command, free_port, serving
 
@@ -1282,7 +1284,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_server(*_: object, **__: object) -> None:
         raise AssertionError("the server was started")
 
-    monkeypatch.setattr(uvicorn, "run", run_server)
+    monkeypatch.setattr(server, "run", run_server)
 
 
 @pytest.mark.parametrize("arguments", WITH_DATABASE, ids=" ".join)
@@ -1405,16 +1407,21 @@ def test_serve_refuses_a_postgresql_whose_schema_is_not_up_to_date(
 def test_serve_warns_of_a_variable_that_is_no_setting_and_serves(
     sqlite_env: dict[str, str], keys_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    served: list[dict[str, Any]] = []
-    monkeypatch.setattr(uvicorn, "run", lambda *_, **options: served.append(options))
-    outcome = run("serve", "--workers", "3", env=sqlite_env | {"SSO_KEY_DIR": PASSWORD, "SSO_PORT": "8123"})
+    served: list[tuple[list[tuple[str, int]], int]] = []
+
+    def run_server(_: Settings, listeners: list[socket.socket], *, workers: int) -> None:
+        served.append(([listener.getsockname() for listener in listeners], workers))
+        for listener in listeners:
+            listener.close()
+
+    monkeypatch.setattr(server, "run", run_server)
+    port = free_port()
+    outcome = run("serve", "--workers", "3", env=sqlite_env | {"SSO_KEY_DIR": PASSWORD, "SSO_PORT": str(port)})
     assert (outcome.code, outcome.out) == (0, "")
     [line] = outcome.err.splitlines()
     assert "SSO_KEY_DIR" in line
     assert PASSWORD not in line
-    [options] = served
-    assert (options["workers"], options["host"], options["port"]) == (3, "127.0.0.1", 8123)
-    assert options["access_log"] is False
+    assert served == [([("127.0.0.1", port)], 3)]
 
 
 # --- help ------------------------------------------------------------------------------------------------------------

@@ -126,9 +126,10 @@ def test_requests_in_one_piece_are_counted_one_by_one(running: Running) -> None:
 
 
 def test_a_body_is_not_counted_as_part_of_the_head_that_comes_after_it(running: Running) -> None:
-    start = b"POST /healthz HTTP/1.1\r\nHost: studio.example\r\nContent-Length: 30000\r\n\r\n"
+    # In one piece: who is answered before the end of its body is the last on its connection.
+    whole = b"POST /healthz HTTP/1.1\r\nHost: studio.example\r\nContent-Length: 12000\r\n\r\n" + b"a" * 12_000
     after = get("/healthz", "Cookie: " + "a" * (MAX_HEAD - 1000))
-    answer = answer_to(running, start, b"a" * 30_000, after[:20_000], after[20_000:])
+    answer = answer_to(running, whole, after[:20_000], after[20_000:])
     assert answer.count(b"HTTP/1.1 405 ") == answer.count(b"HTTP/1.1 200 ") == 1
 
 
@@ -173,14 +174,11 @@ def test_a_client_that_drips_or_says_nothing_is_cut_off_in_time_and_others_are_s
     running: Running,
 ) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
-        new, used, early, silent, good = (stack.enter_context(closing(connect(running))) for _ in range(5))
+        new, used, silent, good = (stack.enter_context(closing(connect(running))) for _ in range(4))
         assert alive(used)
-        # It is answered before its body has come, which it does not.
-        assert ask(early, CHUNKED).startswith(b"HTTP/1.1 405 ")
         dripping = [
             pool.submit(drip, new, b"GET / HTTP/1.1\r\nX: "),
             pool.submit(drip, used, b"GET / HTTP/1.1\r\nX: "),
-            pool.submit(drip, early, b"ffff\r\n"),
         ]
         nothing = pool.submit(rest, silent)
         served = 0
@@ -189,10 +187,9 @@ def test_a_client_that_drips_or_says_nothing_is_cut_off_in_time_and_others_are_s
             served += 1
             time.sleep(0.05)
         assert served > 50
-        for each, status in zip(dripping, (b"HTTP/1.1 408 ", b"HTTP/1.1 408 ", b""), strict=True):
+        for each in dripping:
             answer, seconds = each.result()
-            assert answer.startswith(status)
-            assert bool(answer) == bool(status)
+            assert answer.startswith(b"HTTP/1.1 408 ")
             assert HEAD_TIMEOUT - 1 < seconds < HEAD_TIMEOUT + 2
         assert nothing.result() == b""
 

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from sso_service.settings import Settings
 
@@ -20,16 +21,23 @@ class CannotListen(Exception):
 
 
 def listen(
-    settings: Settings, *, uds: Path | None = None, fd: int | None = None, environ: Mapping[str, str]
+    settings: Settings,
+    *,
+    uds: Path | None = None,
+    fd: int | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> list[socket.socket]:
-    """The sockets to serve on, bound: the unix socket `uds`, or the descriptor `fd`, or what systemd passes by
-    `environ` (LISTEN_FDS), or host and port of the settings. Raises `CannotListen`."""
+    """The sockets to serve on, bound.
+
+    They are the unix socket `uds`, or the descriptor `fd`, or those that systemd passes by LISTEN_FDS in `environ`
+    (sd_listen_fds(3)), or host and port of the settings. Raises `CannotListen`.
+    """
     if uds is not None:
         return [_unix(uds)]
     if fd is not None:
         return [_passed(fd)]
     if environ.get("LISTEN_PID") == str(os.getpid()):  # else they were meant for a process that started us
-        return [_passed(_FIRST_PASSED + number) for number in range(int(environ["LISTEN_FDS"]))]
+        return [_passed(_FIRST_PASSED + number) for number in range(int(environ.get("LISTEN_FDS", "1")))]
     return [_port(settings.host, settings.port)]
 
 

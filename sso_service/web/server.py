@@ -16,25 +16,26 @@ from uvicorn.supervisors import Multiprocess
 
 from sso_service import logs
 from sso_service.settings import Settings, SettingsError
-from sso_service.web.listening import UNIX, name_of
+from sso_service.web.listening import UNIX, listen, name_of
 
 log = logging.getLogger(__name__)
 
 
 def run(
     settings: Settings,
-    listeners: Sequence[socket.socket],
+    listeners: Sequence[socket.socket] = (),
     *,
     workers: int = 1,
     app: str = "sso_service.web.app:create_app",
 ) -> None:
-    """Serves on `listeners`, which are bound, until told to stop.
+    """Serves until told to stop, on `listeners`, which are bound, or else on host and port of the settings.
 
     `app` names what makes the application, in each worker anew, from the environment. Raises `SettingsError` if
-    something is not installed.
+    something is not installed, or `CannotListen`.
     """
     if settings.tracing and not (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
         raise SettingsError("SSO_TRACING needs OpenTelemetry: pip install 'sso-service[tracing]'")
+    listeners = listeners or listen(settings)
     trusted = settings.trusted_proxies
     # In memory where that is possible: so counting never waits for a disk, and nobody clears it away as old.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a directory of ours is made there

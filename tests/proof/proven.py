@@ -29,7 +29,7 @@ from sso_service.keyring import KeyDirectory, KeyRing
 from sso_service.service import Service
 from sso_service.settings import Settings, read_settings
 from sso_service.tokens import Claims
-from sso_service.web import app, listening, server
+from sso_service.web import app, server
 from tests.proof.history import Decision, write_line
 
 FLOOR_AGE = 8.0
@@ -164,6 +164,4 @@ def _purge_by_the_clock(purger: Purger) -> Round:
 
 
 if __name__ == "__main__":
-    node = read_settings(os.environ)
-    listeners = listening.listen(node, environ={})
-    server.run(node, listeners, workers=int(os.environ["PROOF_WORKERS"]), app="tests.proof.proven:create_app")
+    server.run(read_settings(os.environ), workers=int(os.environ["PROOF_WORKERS"]), app="tests.proof.proven:create_app")
