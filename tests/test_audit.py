@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -232,7 +233,9 @@ def system_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Syst
 
 def test_what_an_operator_changes_goes_to_the_system_log(tmp_path: Path, system_log: SystemLog) -> None:
     def run(*arguments: str) -> str:
+        umask = os.umask(0)
         done = CliRunner().invoke(cli.main, arguments, env={"SSO_HOME": str(tmp_path)}, catch_exceptions=False)
+        os.umask(umask)  # a command sets its own
         assert done.exit_code == 0, done.output
         assert done.stderr == ""
         return done.stdout

@@ -51,6 +51,7 @@ default_pool_size = {POOL}
 query_wait_timeout = 2
 server_login_retry = 1
 """)
+        self._configuration.chmod(0o644)
         # As PostgreSQL's own user: it refuses to run as root, and the socket's directory is closed to others.
         self._user = os.stat(str(server.query["host"])).st_uid
         self._process: subprocess.Popen[bytes] | None = None

@@ -24,10 +24,12 @@ from tests.support import free_port
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: Mapping[str, list[str]] = PROJECT["optional-dependencies"]
+TESTS = [*PROJECT["dependencies"], *EXTRAS["client"], *EXTRAS["tracing"], *EXTRAS["test"]]
 LOCKED_FOR = {
     "requirements.lock": [*PROJECT["dependencies"], "hatchling", "editables"],
-    "requirements-test.lock": [*PROJECT["dependencies"], *EXTRAS["client"], *EXTRAS["test"]],
-    "requirements-bench.lock": [*PROJECT["dependencies"], *EXTRAS["client"], *EXTRAS["test"], *EXTRAS["bench"]],
+    "requirements-test.lock": TESTS,
+    "requirements-bench.lock": [*TESTS, *EXTRAS["bench"]],
+    "requirements-fuzz.lock": [*TESTS, *EXTRAS["fuzz"]],
 }
 
 
@@ -57,9 +59,9 @@ def test_a_lock_has_every_dependency_in_a_version_that_is_allowed_and_every_pack
 
 def test_every_lock_is_checked_and_all_agree_on_versions() -> None:
     assert {lock.name for lock in LOCKS} == LOCKED_FOR.keys()
-    service, test, bench = (locked(ROOT / "scripts" / name) for name in LOCKED_FOR)
+    service, test, *others = (locked(ROOT / "scripts" / name) for name in LOCKED_FOR)
     assert service.items() <= test.items()
-    assert test.items() <= bench.items()
+    assert all(test.items() <= each.items() for each in others)
 
 
 def test_a_package_with_another_content_than_was_locked_is_not_installed(tmp_path: Path) -> None:
