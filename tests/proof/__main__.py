@@ -68,7 +68,7 @@ def _read_arguments() -> tuple[list[Kind], Callable[[Kind], Options], Path | Non
     add("--seconds", type=float, default=_FOREVER, help="end after this time, if that is sooner")
     add("--faults", default="all", help="all, none, or kinds of them, separated by commas (see below)")
     add("--nodes", type=int, default=3, help="default: 3, of two workers each")
-    add("--clients", type=int, default=128, help="requests at the same time; default: 128")
+    add("--clients", type=int, default=512, help="requests at the same time; default: 512")
     add("--ttl", type=int, default=15, help="seconds for which a token lives; default: 15")
     add("--pace", type=float, default=1.0, help="stretches the time between faults; default: 1")
     add("--keep", type=Path, metavar="DIRECTORY", help="where the histories stay")

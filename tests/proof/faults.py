@@ -327,7 +327,7 @@ class Faults:
         """A key is rotated or revoked, in the directory of all or in that of a node that is separated."""
         directory = draw.choice([self._common, *self._separate.values()])
         now = int(time.time())
-        if draw.random() < 0.7:
+        if draw.random() < 0.8:
             lead = draw.choice((0, 0, 1, 3))
             keyring.rotate(directory, now=now, lead=lead)
             self._say("keys", self._readers(directory), f"rotated, to sign in {lead} s")

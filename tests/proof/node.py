@@ -1,7 +1,9 @@
 """How a node of the service is started, found, and ended."""
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +15,17 @@ from pathlib import Path
 import psutil
 
 from tests.proof.proven import OFFSET
-from tests.support import free_port
 
 ROOT = Path(__file__).parents[2]
+
+
+def _free_port() -> int:
+    """A port that nobody uses, below those that the system gives away: one of these may be gone while a node is."""
+    for port in random.sample(range(15_000, 32_000), 1000):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Node:
@@ -23,7 +33,7 @@ class Node:
 
     def __init__(self, name: str, directory: Path, env: Mapping[str, str], *, workers: int) -> None:
         self.name = name
-        self.port = free_port()
+        self.port = _free_port()
         self.log = directory / f"node-{name}.log"
         self.keys = directory / f"keys-{name}"  # a link, to be led elsewhere
         self._clock = directory / f"clock-{name}"
