@@ -4,7 +4,7 @@ The events are a closed list. None has a field that could hold a token, an API t
 """
 
 import logging
-from enum import StrEnum
+from enum import StrEnum, auto
 
 import msgspec
 
@@ -14,23 +14,23 @@ log = logging.getLogger(__name__)
 class EventName(StrEnum):
     """All that is written down."""
 
-    TOKEN_ISSUED = "token_issued"  # noqa: S105 - the name of an event, as are the others
-    API_REFUSED = "api_refused"
-    LOGIN = "login"
-    LOGIN_REFUSED = "login_refused"
-    TOKEN_REVOKED = "token_revoked"  # noqa: S105
-    SIGNED_OUT_EVERYWHERE = "signed_out_everywhere"
-    ROLE_CHANGED = "role_changed"
-    MEMBER_REMOVED = "member_removed"
-    USER_DISABLED = "user_disabled"
-    USER_ENABLED = "user_enabled"
-    ACCOUNT_ADDED = "account_added"
-    TEAM_ADDED = "team_added"
-    API_TOKEN_CREATED = "api_token_created"  # noqa: S105
-    API_TOKEN_REVOKED = "api_token_revoked"  # noqa: S105
-    KEY_CREATED = "key_created"
-    KEY_REVOKED = "key_revoked"
-    KEY_DELETED = "key_deleted"
+    TOKEN_ISSUED = auto()
+    API_REFUSED = auto()
+    LOGIN = auto()
+    LOGIN_REFUSED = auto()
+    TOKEN_REVOKED = auto()
+    SIGNED_OUT_EVERYWHERE = auto()
+    ROLE_CHANGED = auto()
+    MEMBER_REMOVED = auto()
+    USER_DISABLED = auto()
+    USER_ENABLED = auto()
+    ACCOUNT_ADDED = auto()
+    TEAM_ADDED = auto()
+    API_TOKEN_CREATED = auto()
+    API_TOKEN_REVOKED = auto()
+    KEY_CREATED = auto()
+    KEY_REVOKED = auto()
+    KEY_DELETED = auto()
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -38,7 +38,7 @@ def run(
     listeners = listeners or listen(settings)
     trusted = settings.trusted_proxies
     # In memory where that is possible: so counting never waits for a disk, and nobody clears it away as old.
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a directory of ours is made there
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # nosec B108 # noqa: S108 - we make our own there
     with tempfile.TemporaryDirectory(prefix="sso-metrics-", dir=memory, ignore_cleanup_errors=True) as metrics:
         # Where all workers count. It is read when `prometheus_client` is imported, so nothing that does is imported
         # here: uvicorn knows application and protocol by their names.
