@@ -424,9 +424,9 @@ class Service:
         with _noting_refusal("browser", token):
             outcome = await self._sign_in(token, path, current, confirmed)
         if isinstance(outcome, Question):
-            metrics.LOGINS.labels("browser", "asked").inc()
+            metrics.count_login("browser", "asked")
         elif outcome is current:
-            metrics.LOGINS.labels("browser", "already_signed_in").inc()
+            metrics.count_login("browser", "already_signed_in")
         return outcome
 
     async def _sign_in(

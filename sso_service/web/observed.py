@@ -71,9 +71,7 @@ class Observed:
             await self._app(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - started
-            route = self.route(scope)
-            metrics.REQUESTS.labels(route, status).inc()
-            metrics.REQUEST_SECONDS.labels(route).observe(seconds)
+            metrics.count_request(self.route(scope), status, seconds)
             if self._access_log:
                 log.info(Request("request", scope["method"], _without_token(scope), status, round(seconds * 1000, 1)))
 
