@@ -25,7 +25,7 @@ import uvloop
 from tests.proof.client import Answer, Door, Lost, NotSent
 from tests.proof.history import Issue, Redeem, Way, write_line
 
-TIMEOUT, PATIENT_TIMEOUT = 6.0, 45.0
+TIMEOUT, PATIENT_TIMEOUT = 6.0, 30.0
 """Seconds after which a client goes away; a few of them wait until a node that was paused goes on."""
 
 _TURN = 0.2
