@@ -1,12 +1,15 @@
 """How the log looks: a line for each event, as text or as JSON, with the request that it belongs to."""
 
+import asyncio
 import logging
 import logging.config
+import sys
 import time
+from contextlib import nullcontext
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import msgspec
 
@@ -30,17 +33,18 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
-        parts: list[object] = [{"time": _time(record), "level": record.levelname.lower()}]
-        if isinstance(record.msg, msgspec.Struct):
-            parts.append(record.msg)
-        else:
-            parts.append({"logger": record.name, "message": record.getMessage()})
-        if request := current_request.get():
-            parts.append(request)
-        if record.exc_info:
-            parts.append({"exception": self.formatException(record.exc_info)})
+        message: object = record.msg
+        if not isinstance(message, msgspec.Struct):
+            message = {"logger": record.name, "message": record.getMessage()}
+        parts = [{"exception": self.formatException(record.exc_info)}] if record.exc_info else []
+        return self.line(message, record.levelname, record.created, current_request.get(), *parts)
+
+    def line(self, message: object, level: str, at: float, request: RequestContext | None, *parts: object) -> str:
+        """The line of a message that is a struct or a dictionary, said `at` (Unix seconds)."""
+        head = {"time": _time(at), "level": level.lower()}
         # One object of all their fields. To encode each by itself is faster than to make one dictionary of them.
-        return f"{{{b','.join(self._encode(part)[1:-1] for part in parts).decode()}}}"
+        every = (head, message, request, *parts) if request else (head, message, *parts)
+        return f"{{{b','.join(self._encode(part)[1:-1] for part in every).decode()}}}"
 
 
 class SystemLogLines(JsonLines):
@@ -56,14 +60,73 @@ class TextLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end; an exception's traceback follows in lines of its own."""
-        line = f"{_time(record)} {record.levelname:<7} {record.getMessage()}"
-        if request := current_request.get():
-            line += f" request_id={request.request_id} client={request.client}"
+        line = self.line(record.getMessage(), record.levelname, record.created, current_request.get())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
+    def line(self, message: object, level: str, at: float, request: RequestContext | None) -> str:
+        """The line of a message, said `at` (Unix seconds)."""
+        line = f"{_time(at)} {level:<7} {message}"
+        return f"{line} request_id={request.request_id} client={request.client}" if request else line
 
-def _time(record: logging.LogRecord) -> str:
-    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+class Lines(logging.StreamHandler[TextIO]):
+    """Writes to stderr: what is said during one turn of the event loop in one go, anything else at once.
+
+    Each time that a thread writes it lets the others run, and here that would be once or twice for each request.
+    """
+
+    installed: "Lines | None" = None
+    """The one of this process, if it logs in this way."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self._said: list[str | tuple[msgspec.Struct, float, RequestContext | None]] = []
+        Lines.installed = self
+
+    def say(self, message: msgspec.Struct) -> None:
+        """Writes the message as if it were logged, only faster: what can be done later is."""
+        with self.lock or nullcontext():
+            self._said.append((message, time.time(), current_request.get()))
+            self._soon()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes the record."""
+        try:
+            self._said.append(self.format(record))
+        except Exception:
+            self.handleError(record)
+        else:
+            self._soon()
+
+    def flush(self) -> None:
+        """Writes what was said."""
+        with self.lock or nullcontext():
+            said, self._said = self._said, []
+            if said:
+                self.stream.write("\n".join([*map(self._line, said), ""]))
+            super().flush()
+
+    def _soon(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # in another thread, or at the end
+            self.flush()
+        else:
+            if len(self._said) == 1:
+                loop.call_soon(self.flush)
+
+    def _line(self, said: str | tuple[msgspec.Struct, float, RequestContext | None]) -> str:
+        if isinstance(said, str):
+            return said
+        message, at, request = said
+        formatter = self.formatter
+        assert isinstance(formatter, JsonLines | TextLines)  # nosec B101 # noqa: S101 - see `config`
+        return formatter.line(message, "INFO", at, request)
+
+
+def _time(at: float) -> str:
+    second, part = divmod(at, 1)
+    return f"{_second(int(second))}.{int(part * 1000):03}Z"
 
 
 @lru_cache(maxsize=1)
@@ -78,7 +141,7 @@ def config(log_format: LogFormat) -> dict[str, object]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
+        "handlers": {"stderr": {"()": Lines, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "INFO"},
         # What a command had set up, which `serve` is as well.
         "loggers": {"sso_service.audit": {"handlers": [], "level": "INFO", "propagate": True}},

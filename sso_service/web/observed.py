@@ -54,7 +54,7 @@ class Observed:
             return
         started = time.perf_counter()
         request_id = header(scope, b"x-request-id")
-        if not _REQUEST_ID.fullmatch(request_id):
+        if not request_id or not _REQUEST_ID.fullmatch(request_id):
             request_id = f"{self._prefix}-{next(self._numbers):x}"
         client = scope.get("client")
         current_request.set(RequestContext(request_id, client[0] if client else ""))
