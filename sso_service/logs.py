@@ -5,7 +5,7 @@ import logging
 import logging.config
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
@@ -70,7 +70,7 @@ class TextLines(logging.Formatter):
 
 
 class Lines(logging.StreamHandler[TextIO]):
-    """Writes to stderr: what is said during one turn of the event loop in one go, anything else at once.
+    """Writes to stderr: records at once, and what is said during one turn of the event loop in one go.
 
     Each time that a thread writes it lets the others run, and here that would be once or twice for each request.
     """
@@ -87,33 +87,30 @@ class Lines(logging.StreamHandler[TextIO]):
         """Writes the message as if it were logged, only faster: what can be done later is."""
         with self.lock or nullcontext():
             self._said.append((message, time.time(), current_request.get()))
-            self._soon()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+        else:
+            if len(self._said) == 1:
+                loop.call_soon(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record."""
+        """Writes the record, and what was said before: it may be the last words of this process."""
         try:
             self._said.append(self.format(record))
         except Exception:
             self.handleError(record)
         else:
-            self._soon()
+            self.flush()
 
     def flush(self) -> None:
-        """Writes what was said."""
-        with self.lock or nullcontext():
+        """Writes what was said. That the log's disk is full, or its reader gone, keeps nobody from signing in."""
+        with self.lock or nullcontext(), suppress(OSError):
             said, self._said = self._said, []
             if said:
                 self.stream.write("\n".join([*map(self._line, said), ""]))
             super().flush()
-
-    def _soon(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # in another thread, or at the end
-            self.flush()
-        else:
-            if len(self._said) == 1:
-                loop.call_soon(self.flush)
 
     def _line(self, said: str | tuple[msgspec.Struct, float, RequestContext | None]) -> str:
         if isinstance(said, str):

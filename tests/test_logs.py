@@ -1,7 +1,10 @@
 """The log of a running service: text or JSON, a request's id on every line of it, and no token on any."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import httpx
 import pytest
 
 from sso_service.tokens import ref
-from tests.support import JANE, PAGE, Client, command, serving
+from tests.support import JANE, PAGE, Client, command, free_port, serving, wait_for_port
 
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -99,3 +102,24 @@ def test_a_format_that_there_is_not_is_a_clear_error(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "SSO_LOG_FORMAT" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@on_sqlite
+def test_a_log_that_cannot_be_written_keeps_nobody_from_signing_in(
+    database_url: str, tmp_path: Path, keys_dir: Path, api_token: str
+) -> None:
+    env = environment(database_url, tmp_path, keys_dir, SSO_PORT=str(port := free_port()), SSO_ACCESS_LOG="1")
+    with Path("/dev/full").open("w") as full:
+        service = subprocess.Popen(
+            [sys.executable, "-m", "sso_service", "serve"], env={**os.environ, **env}, stderr=full
+        )
+    try:
+        wait_for_port(port)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            bearer = {"Authorization": f"Bearer {api_token}"}
+            for _ in range(3):
+                token = client.post("/v1/sso_tokens", json=JANE, headers=bearer).json()["token"]
+                assert client.get(f"{PAGE}?sso={token}").status_code == 303
+    finally:
+        service.terminate()
+        service.wait(20)
