@@ -80,7 +80,7 @@ class Lines(logging.StreamHandler[TextIO]):
 
     def __init__(self) -> None:
         super().__init__(sys.stderr)
-        self._said: list[str | tuple[msgspec.Struct, float, RequestContext | None]] = []
+        self._said: list[tuple[msgspec.Struct, float, RequestContext | None]] = []
         Lines.installed = self
 
     def say(self, message: msgspec.Struct) -> None:
@@ -96,26 +96,19 @@ class Lines(logging.StreamHandler[TextIO]):
                 loop.call_soon(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes the record, and what was said before: it may be the last words of this process."""
-        try:
-            self._said.append(self.format(record))
-        except Exception:
-            self.handleError(record)
-        else:
-            self.flush()
+        """Writes what was said before, and the record: it may be the last words of this process."""
+        self.flush()
+        super().emit(record)
 
     def flush(self) -> None:
         """Writes what was said. That the log's disk is full, or its reader gone, keeps nobody from signing in."""
         with self.lock or nullcontext(), suppress(OSError):
             said, self._said = self._said, []
             if said:
-                self.stream.write("\n".join([*map(self._line, said), ""]))
+                self.stream.write("\n".join([*(self._line(*each) for each in said), ""]))
             super().flush()
 
-    def _line(self, said: str | tuple[msgspec.Struct, float, RequestContext | None]) -> str:
-        if isinstance(said, str):
-            return said
-        message, at, request = said
+    def _line(self, message: msgspec.Struct, at: float, request: RequestContext | None) -> str:
         formatter = self.formatter
         assert isinstance(formatter, JsonLines | TextLines)  # nosec B101 # noqa: S101 - see `config`
         return formatter.line(message, "INFO", at, request)
