@@ -321,8 +321,8 @@ def user_remove(email: str, account_id: int) -> None:
 @click.argument("email")
 def user_disable(email: str) -> None:
     """Lock a user out of everything, from their next click on."""
-    with _changing() as connection:
-        user_id = administration.disable_user(connection, normalise_email(email), now=_now())
+    with _signing_out() as (connection, now):
+        user_id = administration.disable_user(connection, normalise_email(email), now=now)
     _record(EventName.USER_DISABLED, user_id=user_id)
     click.echo(f"{email} is disabled.")
 
@@ -341,9 +341,7 @@ def user_enable(email: str) -> None:
 @click.argument("email")
 def user_sign_out(email: str) -> None:
     """End all sessions of a user."""
-    with _opened(_settings()) as (database, connection), database.writing(connection):
-        # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
-        now = connection.execute(select(database.now())).scalar_one()
+    with _signing_out() as (connection, now):
         user_id = administration.sign_out_user(connection, normalise_email(email), now=now)
     _record(EventName.SIGNED_OUT_EVERYWHERE, user_id=user_id)
     click.echo(f"{email} is signed out everywhere.")
@@ -676,6 +674,14 @@ def _reading(settings: Settings | None = None) -> Iterator[Connection]:
 def _changing(settings: Settings | None = None) -> Iterator[Connection]:
     with _opened(settings or _settings()) as (database, connection), database.writing(connection):
         yield connection
+
+
+@contextmanager
+def _signing_out() -> Iterator[tuple[Connection, int]]:
+    """Likewise, with the time by which sessions end."""
+    with _opened(_settings()) as (database, connection), database.writing(connection):
+        # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
+        yield connection, connection.execute(select(database.now())).scalar_one()
 
 
 def _make_directory(path: Path) -> None:

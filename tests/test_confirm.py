@@ -167,6 +167,8 @@ async def test_whoever_is_not_signed_in_any_more_is_nobody_to_ask_about(
     assert not await asks(good), "disabled"
     with changing(database) as connection:
         administration.enable_user(connection, JANE["email"])
+    assert not await asks(good), "from before they were disabled"
+    good = service.session_cookie(Session(user_id, ACCOUNT, now + 1))
     assert await asks(good)
     with changing(database) as connection:
         administration.sign_out_user(connection, JANE["email"], now=now)

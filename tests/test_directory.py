@@ -180,7 +180,8 @@ def test_no_text_in_an_address_or_a_digest_reaches_the_statement(database: Datab
 
 def test_each_place_gets_its_own_standing_whatever_is_missing(database: Database, people: dict[str, int]) -> None:
     def user(name: str) -> User:
-        return User(people[name], f"{name.lower()}@example.com", name, "Doe", name == "Ben", 0)
+        disabled = name == "Ben"
+        return User(people[name], f"{name.lower()}@example.com", name, "Doe", disabled, NOW + 1 if disabled else 0)
 
     amy, ben, cleo, dan = people.values()
     expected = {

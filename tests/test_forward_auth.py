@@ -136,6 +136,7 @@ async def test_a_session_is_good_to_the_second_of_its_end(client: Client, api_to
 async def test_what_changes_for_a_person_counts_at_the_next_request(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
+    clock.advance(-10)
     await sign_in(client, api_token)
     john = client.another()
     await sign_in(john, api_token, JOHN)
@@ -148,11 +149,16 @@ async def test_what_changes_for_a_person_counts_at_the_next_request(
     assert await status(client, PAGE) == 401
     with changing(database) as connection:
         administration.enable_user(connection, EMAIL)
+    assert await status(client, PAGE) == 401
+    await sign_in(client, api_token)
     assert await status(client, PAGE) == 204
+    clock.advance(10)
     with changing(database) as connection:
         administration.remove_member(connection, EMAIL, ACCOUNT)
     assert await status(client, PAGE) == 401
-    await client.issue(api_token)  # makes them a member again, but an editor
+    token = await client.issue(api_token)  # makes them a member again, but an editor, and of no session from before
+    assert await status(client, PAGE) == 401
+    await client.get(f"{PAGE}?sso={token}")
     assert (await status(client, PAGE), await status(client, SETTINGS)) == (204, 403)
     sign_out_everywhere(database, clock())
     assert await status(client, PAGE) == 401

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 
 from sso_service import keyring
 from sso_service.database import administration, members
@@ -451,3 +451,70 @@ async def test_an_account_ends_sessions_in_itself_and_in_no_other(
     clock.advance(2)
     await there.get(f"/client/{OTHER_ACCOUNT}?sso={await client.issue(others)}")
     assert (await there.get("/session")).status == 200
+
+
+async def test_an_account_ends_a_session_that_is_dated_ahead_because_others_ended_before(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    # By the database's clock, as an admin's page does it, with a session that begins in the same second.
+    with database.connect() as connection, database.reading(connection):
+        clock.now = connection.execute(select(database.now())).scalar_one()
+    await sign_in(client, api_token)
+    user_id = (await client.get("/session")).json()["user"]["id"]
+    now = int(clock.now)
+    steps: list[bool] = []
+
+    def everywhere(connection: Connection) -> None:
+        administration.sign_out(connection, user_id, now=now)
+
+    def in_the_account(connection: Connection) -> None:
+        members.sign_out_member(connection, ACCOUNT, user_id, database=database)
+
+    for sign_out in (everywhere, in_the_account, in_the_account, everywhere, in_the_account):
+        cookie = await sign_in(client, api_token)
+        steps.append(await is_signed_in(client, cookie))
+        with changing(database) as connection:
+            sign_out(connection)
+        steps.append(await is_signed_in(client, cookie))
+    assert steps == [True, False] * 5
+
+
+async def test_what_an_account_does_leaves_room_to_sign_out_everywhere(
+    client: Client, api_token: str, database: Database
+) -> None:
+    await sign_in(client, api_token)
+    user_id = (await client.get("/session")).json()["user"]["id"]
+    with changing(database) as connection:
+        for _ in range(100):
+            members.sign_out_member(connection, ACCOUNT, user_id, database=database)
+    cookie = await sign_in(client, api_token)
+    assert await is_signed_in(client, cookie)
+    with changing(database) as connection:
+        members.sign_out_user(connection, user_id, database=database)
+    assert not await is_signed_in(client, cookie)
+    assert await is_signed_in(client, await sign_in(client, api_token))
+
+
+async def test_a_session_that_ended_does_not_come_back_with_its_user(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    cookie = await sign_in(client, api_token)
+    with changing(database) as connection:
+        administration.disable_user(connection, JANE["email"], now=int(clock()))
+    with changing(database) as connection:
+        administration.enable_user(connection, JANE["email"])
+    assert not await is_signed_in(client, cookie)
+    assert await is_signed_in(client, await sign_in(client, api_token))
+
+
+async def test_a_session_that_ended_does_not_come_back_with_its_membership(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    clock.advance(-10)
+    cookie = await sign_in(client, api_token)
+    clock.advance(10)
+    with changing(database) as connection:
+        administration.remove_member(connection, JANE["email"], ACCOUNT)
+    again = await sign_in(client, api_token)  # the intranet's next token makes them a member again
+    assert await is_signed_in(client, again)
+    assert not await is_signed_in(client, cookie)

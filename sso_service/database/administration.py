@@ -200,7 +200,7 @@ def _change_membership(connection: Connection, email: str, account_id: int, stat
 
 def disable_user(connection: Connection, email: str, *, now: int) -> int:
     """Nothing is good any more that this person holds or gets. Returns the user's id. Raises `NotFound`."""
-    user_id: int = find_user(connection, email).id
+    user_id = sign_out_user(connection, email, now=now)  # so that no session comes back when they are enabled again
     connection.execute(
         update(users).where(users.c.id == user_id, users.c.disabled_at.is_(None)).values(disabled_at=now)
     )
@@ -227,15 +227,21 @@ def sign_out_user(connection: Connection, email: str, *, now: int) -> int:
 
 def sign_out(connection: Connection, user_id: int, *, now: int) -> None:
     """Likewise, of the user with this id, who must exist."""
-    before = connection.execute(select(users.c.sessions_from).where(users.c.id == user_id)).scalar_one()
-    if (later := sessions_end(before, now)) is not None:
+    of_user = select(users.c.sessions_from).where(users.c.id == user_id)
+    of_memberships = select(memberships.c.sessions_from).where(memberships.c.user_id == user_id)
+    before = connection.scalars(of_user.union_all(of_memberships)).all()
+    if (later := sessions_end(*before, now=now, ahead=CLOCK_ALLOWANCE // 2)) is not None:
         connection.execute(update(users).where(users.c.id == user_id).values(sessions_from=later))
 
 
-def sessions_end(before: int, now: int) -> int | None:
-    """The next `sessions_from`, or None: it is so far ahead that no node would accept the next session."""
-    later = max(before, now) + 1
-    return later if later <= now + CLOCK_ALLOWANCE // 2 else None
+def sessions_end(*before: int, now: int, ahead: int) -> int | None:
+    """The next `sessions_from`: one that ends what began up to `now`, and what `before` had dated to later than that.
+
+    `before` is each `sessions_from` by which a session may be dated. None if the next would be more than `ahead`
+    seconds after `now`: no node would accept a session from too far in the future.
+    """
+    later = max(*before, now) + 1
+    return later if later <= now + ahead else None
 
 
 def _check_free(new_id: int) -> None:

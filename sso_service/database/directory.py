@@ -243,9 +243,13 @@ def _find_users_statement(database: Database) -> Select[Any]:
 
 @cache
 def _join_statement(database: Database) -> "ReturningInsert[Any]":
-    batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), role=String())
-    columns = ["user_id", "account_id", "role"]
-    source = select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.user_id, batch.c.account_id)
+    batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), role=String(), now=BigInteger())
+    # The database's clock bounds that of a node that is ahead: the others would accept no session until theirs had
+    # caught up.
+    now = case((batch.c.now < database.now(), batch.c.now), else_=database.now())
+    columns = ["user_id", "account_id", "role", "sessions_from"]
+    joining = select(batch.c.user_id, batch.c.account_id, batch.c.role, now).where(true())
+    source = joining.order_by(batch.c.user_id, batch.c.account_id)
     insert = database.insert(memberships).from_select(columns, source, include_defaults=False)
     return insert.on_conflict_do_nothing().returning(memberships.c.user_id, memberships.c.account_id)
 
@@ -277,10 +281,15 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
             if disabled_at is not None:
                 disabled.add(email)
 
-    places = {(ids[person.email], person.account_id) for person in people if person.email not in disabled}
+    # Whoever was removed and joins again has none of the sessions back that ended then. Who is new has had none.
+    places = {
+        (ids[person.email], person.account_id): 0 if person.email in created else person.now
+        for person in people
+        if person.email not in disabled
+    }
     roles: dict[tuple[int, int], Role] = {}
     if places:
-        joining = batch_parameter([*place, Role.EDITOR] for place in places)
+        joining = batch_parameter([*place, Role.EDITOR, now] for place, now in places.items())
         roles = dict.fromkeys(rows(connection, _join_statement(database), joining), Role.EDITOR)
     if members := [list(place) for place in places if place not in roles]:
         for user_id, account_id, role in rows(connection, _roles_statement(database), batch_parameter(members)):

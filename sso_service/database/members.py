@@ -12,6 +12,7 @@ from sso_service.database.administration import NotFound, sessions_end, sign_out
 from sso_service.database.engine import Database
 from sso_service.database.schema import accounts, memberships, users
 from sso_service.permissions import Role
+from sso_service.tokens import CLOCK_ALLOWANCE
 
 
 class NotAnAdmin(Exception):
@@ -99,10 +100,11 @@ def sign_out_member(connection: Connection, account_id: int, user_id: int, *, da
     """Ends all sessions of a member in this account; those in other accounts are not ours to end. Raises `NotFound`."""
     member = find_member(connection, account_id, user_id)
     where = _membership(account_id, member.id)
-    before = connection.execute(select(memberships.c.sessions_from).where(*where)).scalar_one()
     # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
-    now = connection.execute(select(database.now())).scalar_one()
-    if (later := sessions_end(before, now)) is not None:
+    dates = select(memberships.c.sessions_from, users.c.sessions_from, database.now())
+    *before, now = connection.execute(dates.join_from(memberships, users).where(*where)).one()
+    # Half as far ahead as for the user: whatever an account does, there is room for "sign out everywhere" after it.
+    if (later := sessions_end(*before, now=now, ahead=CLOCK_ALLOWANCE // 4)) is not None:
         connection.execute(update(memberships).where(*where).values(sessions_from=later))
 
 
