@@ -92,11 +92,11 @@ class Client:
         headers: Sequence[tuple[str, str]] = (),
         body: bytes = b"",
         pieces: Sequence[bytes] | None = None,
-        hangs: bool = False,
+        ends: asyncio.Event | None = None,
     ) -> Answer:
         """The answer to a request for `target` (path and query, raw). `pieces` sends the body in several messages.
 
-        If it `hangs`, the end of the body never comes.
+        The end of the body comes once `ends` is set, if that is given.
         """
         raw = target.encode() if isinstance(target, str) else target
         path, _, query = raw.partition(b"?")
@@ -119,14 +119,17 @@ class Client:
         }
         parts = list(pieces) if pieces is not None else [body]
         incoming: list[Message] = [
-            {"type": "http.request", "body": part, "more_body": hangs or index < len(parts) - 1}
+            {"type": "http.request", "body": part, "more_body": ends is not None or index < len(parts) - 1}
             for index, part in enumerate(parts)
         ]
         outgoing: list[Message] = []
 
         async def receive() -> Message:
-            if hangs and not incoming:
-                await asyncio.Event().wait()
+            nonlocal ends
+            if ends is not None and not incoming:
+                await ends.wait()
+                ends = None
+                return {"type": "http.request", "body": b"", "more_body": False}
             return incoming.pop(0) if incoming else {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:

@@ -12,7 +12,7 @@ from sso_service.database.engine import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import Settings, SettingsError, read_settings
-from tests.support import JANE, PAGE, Client, Clock
+from tests.support import JANE, PAGE, Answer, Client, Clock
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
@@ -61,21 +61,35 @@ async def test_a_limit_that_cannot_be_read_is_refused_at_start(limit: str, datab
 
 
 @pytest.mark.parametrize("limits", [{"max_in_flight": 3}])
-async def test_more_requests_than_a_worker_can_carry_are_turned_away_at_once(client: Client, api_token: str) -> None:
-    token = await client.issue(api_token)
-    waiting = [
-        asyncio.create_task(client.request("POST", URL, headers=[("authorization", f"Bearer {api_token}")], hangs=True))
-        for _ in range(3)
+async def test_more_requests_than_a_worker_can_carry_are_turned_away_at_once(
+    client: Client, api_token: str, database: Database
+) -> None:
+    *tokens, token = [await client.issue(api_token) for _ in range(4)]
+    late, ends = asyncio.Event(), asyncio.Event()
+    headers = [("authorization", f"Bearer {api_token}")]
+    # Any number may be sending still. That of the first ends while there is no place, the others' afterwards.
+    sending = [
+        asyncio.create_task(client.request("POST", URL, headers=headers, body=json.dumps(JANE).encode(), ends=end))
+        for end in (late, ends, ends, ends, ends)
     ]
     await asyncio.sleep(0)
-    for target in (URL, f"{PAGE}?sso={token}", "/session"):
-        answer = await client.get(target)
-        assert (answer.status, answer.error, answer.header("retry-after")) == (503, "overloaded", "2")
-    assert (await client.get("/healthz")).status == 200
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
+    with database.connect() as connection, database.writing(connection):
+        waiting = [asyncio.create_task(client.another().get(f"{PAGE}?sso={token}")) for token in tokens]
+        await asyncio.sleep(0)
+        for target in (URL, f"{PAGE}?sso={token}", "/session"):
+            assert turned_away(await client.get(target))
+        assert (await client.get("/healthz")).status == 200
+        late.set()
+        assert turned_away(await sending[0])
+    assert [answer.status for answer in await asyncio.gather(*waiting)] == [303] * 3
     assert (await client.get(f"{PAGE}?sso={token}")).status == 303
+    ends.set()
+    statuses = [answer.status for answer in await asyncio.gather(*sending[1:])]
+    assert sorted(statuses) == [201, 201, 201, 503]
+
+
+def turned_away(answer: Answer) -> bool:
+    return (answer.status, answer.error, answer.header("retry-after")) == (503, "overloaded", "2")
 
 
 async def test_a_body_that_does_not_end_is_given_up(
@@ -83,7 +97,9 @@ async def test_a_body_that_does_not_end_is_given_up(
 ) -> None:
     monkeypatch.setattr("sso_service.web.requests._BODY_TIMEOUT", 0.01)
     headers = [("authorization", f"Bearer {api_token}")]
-    answer = await client.request("POST", URL, headers=headers, body=json.dumps(JANE).encode(), hangs=True)
+    answer = await client.request("POST", URL, headers=headers, body=json.dumps(JANE).encode(), ends=asyncio.Event())
     assert (answer.status, answer.error, answer.header("connection")) == (408, "request_timeout", "close")
     # Who may not ask is told nothing else.
-    assert (await client.request("POST", URL, headers=[("authorization", "Bearer x")], hangs=True)).status == 401
+    assert (
+        await client.request("POST", URL, headers=[("authorization", "Bearer x")], ends=asyncio.Event())
+    ).status == 401

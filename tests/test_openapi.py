@@ -4,6 +4,7 @@ What it says of requests is compared with the code that reads them. What it says
 all that are documented are provoked here, and what schemathesis provokes has to be documented.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -458,7 +459,7 @@ async def confirm(browser: Client, form: bytes) -> Answer:
 async def too_slow(client: Client, path: str, *headers: tuple[str, str]) -> Answer:
     """The answer to who begins a body and does not go on."""
     with mock.patch.object(requests, "_BODY_TIMEOUT", 0.01):
-        return await client.request("POST", path, headers=[SAME_ORIGIN, *headers], body=b"{", hangs=True)
+        return await client.request("POST", path, headers=[SAME_ORIGIN, *headers], body=b"{", ends=asyncio.Event())
 
 
 async def an_outage_is_answered(witness: Witness, client: Client, broken: Client, secret: str) -> None:

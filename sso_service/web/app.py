@@ -5,12 +5,13 @@ import gc
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sso_service.database.engine import Database, Overloaded
 from sso_service.keyring import KeyDirectory
@@ -156,9 +157,21 @@ class ShortWay:
         else:
             self._in_flight += 1
             try:
-                await self._answer(scope, receive, send)
+                await self._answer(scope, partial(self._receive, receive), send)
             finally:
                 self._in_flight -= 1
+
+    async def _receive(self, receive: Receive) -> Message:
+        # Who has not sent all of the request is not in flight: it takes no more than a connection, and anybody could
+        # take all places by sending slowly.
+        self._in_flight -= 1
+        try:
+            message = await receive()
+        finally:
+            self._in_flight += 1
+        if self._in_flight > self._max_in_flight:
+            raise Overloaded("too many requests are in flight")
+        return message
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get((scope["method"], scope["path"]))
