@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, Row, Update, delete, func, insert, literal, s
 from sqlalchemy.exc import IntegrityError
 
 from sso_service.database.directory import digest
+from sso_service.database.engine import Overloaded
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import CLOCK_ALLOWANCE
@@ -200,7 +202,10 @@ def _change_membership(connection: Connection, email: str, account_id: int, stat
 
 def disable_user(connection: Connection, email: str, *, now: int) -> int:
     """Nothing is good any more that this person holds or gets. Returns the user's id. Raises `NotFound`."""
-    user_id = sign_out_user(connection, email, now=now)  # so that no session comes back when they are enabled again
+    user_id: int = find_user(connection, email).id
+    # So that no session comes back when they are enabled again. Whoever signs out too often is disabled all the same.
+    with suppress(Overloaded):
+        sign_out(connection, user_id, now=now)
     connection.execute(
         update(users).where(users.c.id == user_id, users.c.disabled_at.is_(None)).values(disabled_at=now)
     )
@@ -215,10 +220,11 @@ def enable_user(connection: Connection, email: str) -> int:
 
 
 def sign_out_user(connection: Connection, email: str, *, now: int) -> int:
-    """Ends every session of this person that began up to now, and returns the user's id. Raises `NotFound`.
+    """Ends every session of this person that began up to now, and returns the user's id.
 
     Sessions know their beginning to the second, so those of this second end too; one that begins within it later is
-    dated to the next, and if they sign out again within the second, to the one after that.
+    dated to the next, and if they sign out again within the second, to the one after that. Raises `NotFound`, or
+    `Overloaded` if this was done too often within these seconds.
     """
     user_id: int = find_user(connection, email).id
     sign_out(connection, user_id, now=now)
@@ -230,18 +236,20 @@ def sign_out(connection: Connection, user_id: int, *, now: int) -> None:
     of_user = select(users.c.sessions_from).where(users.c.id == user_id)
     of_memberships = select(memberships.c.sessions_from).where(memberships.c.user_id == user_id)
     before = connection.scalars(of_user.union_all(of_memberships)).all()
-    if (later := sessions_end(*before, now=now, ahead=CLOCK_ALLOWANCE // 2)) is not None:
-        connection.execute(update(users).where(users.c.id == user_id).values(sessions_from=later))
+    later = sessions_end(*before, now=now, ahead=CLOCK_ALLOWANCE // 2)
+    connection.execute(update(users).where(users.c.id == user_id).values(sessions_from=later))
 
 
-def sessions_end(*before: int, now: int, ahead: int) -> int | None:
+def sessions_end(*before: int, now: int, ahead: int) -> int:
     """The next `sessions_from`: one that ends what began up to `now`, and what `before` had dated to later than that.
 
-    `before` is each `sessions_from` by which a session may be dated. None if the next would be more than `ahead`
-    seconds after `now`: no node would accept a session from too far in the future.
+    `before` is each `sessions_from` by which a session may be dated. Raises `Overloaded` if the next would be more than
+    `ahead` seconds after `now`: no node would accept a session from too far in the future.
     """
     later = max(*before, now) + 1
-    return later if later <= now + ahead else None
+    if later > now + ahead:
+        raise Overloaded("signed out too often within these seconds, or the database's clock was set back")
+    return later
 
 
 def _check_free(new_id: int) -> None:

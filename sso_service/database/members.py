@@ -97,15 +97,18 @@ def remove_member(connection: Connection, account_id: int, user_id: int) -> None
 
 
 def sign_out_member(connection: Connection, account_id: int, user_id: int, *, database: Database) -> None:
-    """Ends all sessions of a member in this account; those in other accounts are not ours to end. Raises `NotFound`."""
+    """Ends all sessions of a member in this account; those in other accounts are not ours to end.
+
+    Raises `NotFound`, or `Overloaded` if this was done too often within these seconds.
+    """
     member = find_member(connection, account_id, user_id)
     where = _membership(account_id, member.id)
     # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
     dates = select(memberships.c.sessions_from, users.c.sessions_from, database.now())
     *before, now = connection.execute(dates.join_from(memberships, users).where(*where)).one()
     # Half as far ahead as for the user: whatever an account does, there is room for "sign out everywhere" after it.
-    if (later := sessions_end(*before, now=now, ahead=CLOCK_ALLOWANCE // 4)) is not None:
-        connection.execute(update(memberships).where(*where).values(sessions_from=later))
+    later = sessions_end(*before, now=now, ahead=CLOCK_ALLOWANCE // 4)
+    connection.execute(update(memberships).where(*where).values(sessions_from=later))
 
 
 def sign_out_user(connection: Connection, user_id: int, *, database: Database) -> None:
