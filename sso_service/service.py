@@ -671,29 +671,16 @@ class Service:
             raise Unavailable(str(error)) from error
 
 
-def _note(
-    event: EventName,
-    token: str,
-    claims: Claims | None,
-    *,
-    way: str | None = None,
-    reason: str | None = None,
-    api_token_id: int | None = None,
-    user_created: bool = False,
-) -> None:
-    """Counts and writes down what became of a token. `claims` only if its signature held."""
-    noted = Event(
-        event=event,
-        user_id=claims.user_id if claims else None,
-        account_id=claims.account_id if claims else None,
-        ref=tokens.ref(token),
-        way=way,
-        reason=reason,
-        api_token_id=api_token_id,
-        user_created=user_created,
-    )
-    metrics.count(noted)
-    audit.record(noted)
+def _record(event: Event) -> None:
+    """Counts it and writes it down."""
+    metrics.count(event)
+    audit.record(event)
+
+
+def _note(event: EventName, token: str, claims: Claims | None, **fields: Any) -> None:
+    """Records what became of a token. `claims` only if its signature held."""
+    user_id, account_id = (claims.user_id, claims.account_id) if claims else (None, None)
+    _record(Event(event=event, user_id=user_id, account_id=account_id, ref=tokens.ref(token), **fields))
 
 
 @contextmanager
@@ -709,16 +696,17 @@ def _noting_refusal(way: str, token: str) -> Iterator[None]:
 
 
 def _refused(error: Refusal, api_token: ApiToken | None, user_id: int | None = None) -> Refusal:
-    """`error`, to be raised, after it was noted."""
-    refusal = Event(
-        event=EventName.API_REFUSED,
-        reason=reason_of(error),
-        api_token_id=api_token.id if api_token else None,
-        account_id=api_token.account_id if api_token else None,
-        user_id=user_id,
+    """`error`, to be raised, after it was recorded."""
+    token_id, account_id = (api_token.id, api_token.account_id) if api_token else (None, None)
+    _record(
+        Event(
+            event=EventName.API_REFUSED,
+            reason=reason_of(error),
+            api_token_id=token_id,
+            account_id=account_id,
+            user_id=user_id,
+        )
     )
-    metrics.count(refusal)
-    audit.record(refusal)
     return error
 
 
