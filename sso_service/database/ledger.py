@@ -293,16 +293,15 @@ class Purger:
 
 
 # A piece from the left edge, so that logins never wait long for it: up to the first row that is to stay for now.
+_BELOW = bindparam("floor", type_=LargeBinary())
 _NEXT_PIECE = (
     select(consumed_nonces.c.claims)
-    .where(consumed_nonces.c.claims < bindparam("floor", type_=LargeBinary()))
+    .where(consumed_nonces.c.claims < _BELOW)
     .order_by(consumed_nonces.c.claims)
     .offset(_DELETE_AT_ONCE)
     .limit(1)
 )
-_DELETE = delete(consumed_nonces).where(
-    consumed_nonces.c.claims < func.coalesce(_NEXT_PIECE.scalar_subquery(), bindparam("floor", type_=LargeBinary()))
-)
+_DELETE = delete(consumed_nonces).where(consumed_nonces.c.claims < func.coalesce(_NEXT_PIECE.scalar_subquery(), _BELOW))
 
 
 @cache
