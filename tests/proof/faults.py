@@ -330,21 +330,20 @@ class Faults:
         if draw.random() < 0.8:
             lead = draw.choice((0, 0, 1, 3))
             keyring.rotate(directory, now=now, lead=lead)
-            self._say("keys", self._readers(directory), f"rotated, to sign in {lead} s")
+            self._say("keys", _names(self._readers(directory)), f"rotated, to sign in {lead} s")
             return
         entries, _ = keyring.load(directory)
         living = keyring.KeyRing(entries.values()).verifying_keys(now, self._ttl)
         key = living[0] if draw.random() < 0.6 else draw.choice(living)
         keyring.revoke(directory, key.id, now=now)
-        self._revoked(key.id, [node for node in self._nodes if node.keys.resolve() == directory.resolve()])
+        self._revoked(key.id, self._readers(directory))
 
     def _revoked(self, key_id: str, nodes: Sequence[Node]) -> None:
-        names = tuple(node.name for node in nodes)
-        self._say("keys", ",".join(names), f"revoked {key_id}")
-        self._write(Revocation(at=time.monotonic(), key_id=key_id, nodes=names))
+        self._say("keys", _names(nodes), f"revoked {key_id}")
+        self._write(Revocation(at=time.monotonic(), key_id=key_id, nodes=tuple(node.name for node in nodes)))
 
-    def _readers(self, directory: Path) -> str:
-        return ",".join(node.name for node in self._nodes if node.keys.resolve() == directory.resolve())
+    def _readers(self, directory: Path) -> list[Node]:
+        return [node for node in self._nodes if node.keys.resolve() == directory.resolve()]
 
     async def _separation(self, draw: random.Random) -> None:
         node = draw.choice(self._nodes)
@@ -366,6 +365,10 @@ class Faults:
             self._say("separation", node.name, "is over")
             for key_id in buried:
                 self._revoked(key_id, [other for other in self._nodes if other is not node])
+
+
+def _names(nodes: Sequence[Node]) -> str:
+    return ",".join(node.name for node in nodes)
 
 
 def _bring_together(own: Path, common: Path) -> list[str]:
