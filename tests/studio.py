@@ -16,7 +16,7 @@ from sso_service.database.schema import memberships, users
 from sso_service.permissions import Role
 from sso_service.service import Service
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, TEAM, Answer, Client
+from tests.support import ACCOUNT, JANE, TEAM, Answer, Client, changing
 
 HOME = f"/client/{ACCOUNT}/t/{TEAM}"
 SETTINGS = f"{HOME}/settings"
@@ -126,13 +126,6 @@ class Page(HTMLParser):
 
     def _is_in(self, tag: str) -> bool:
         return any(tag == open_tag for open_tag, _ in self._open)
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    """A connection for what an operator changes, committed at the end of the block."""
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 def add_members(connection: Connection, count: int) -> None:

@@ -16,8 +16,12 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import psutil
+import psycopg
 import pytest
+from sqlalchemy import Connection, make_url
 from starlette.types import ASGIApp, Message
+
+from sso_service.database.engine import Database
 
 ACCOUNT, TEAM = 123, 42
 OTHER_ACCOUNT, OTHER_TEAM = 999, 77
@@ -181,6 +185,25 @@ def _dashed(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 def _decode(path: bytes) -> str:
     return unquote_to_bytes(path).decode("utf-8", "replace")
+
+
+@contextmanager
+def changing(database: Database) -> Iterator[Connection]:
+    """A connection for what an operator changes, committed at the end of the block."""
+    with database.connect() as connection, database.writing(connection):
+        yield connection
+
+
+@contextmanager
+def closed(url: str) -> Iterator[None]:
+    """PostgreSQL ends every connection to this database, and takes no new one until the end of the block."""
+    name = make_url(url).database
+    server = make_url(url).set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
+    with psycopg.connect(server, autocommit=True) as other:
+        other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
+        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+        yield
+        other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
 
 
 @dataclass(frozen=True, slots=True)

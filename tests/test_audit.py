@@ -18,7 +18,7 @@ from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import ref
-from tests.support import ACCOUNT, JANE, JOHN, PAGE, TEAM, Client, Clock
+from tests.support import ACCOUNT, JANE, JOHN, PAGE, TEAM, Client, Clock, changing
 
 pytestmark = pytest.mark.anyio
 
@@ -94,7 +94,7 @@ async def test_a_refused_login_says_why_and_whose_it_was_if_the_signature_held(
     await refused("x", "malformed")
     await refused(FORGED, "bad_signature")
     await refused(used, "consumed", **who)
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         administration.disable_user(connection, JANE["email"], now=int(clock()))
     await refused(disabled, "no_access", **who)
     clock.advance(300)
@@ -107,7 +107,7 @@ async def test_a_login_that_the_database_refuses_is_written_down(
 ) -> None:
     token = await client.issue(api_token)
     trail.look()
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         connection.exec_driver_sql("ALTER TABLE consumed_nonces RENAME TO elsewhere")
     assert (await client.get(f"{PAGE}?sso={token}")).status == 503
     assert trail.look() == [
@@ -127,7 +127,7 @@ async def test_a_refused_request_names_the_api_token_as_far_as_it_is_known(
 
     await client.issue(api_token)
     await client.issue(api_token, JOHN)
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
         administration.disable_user(connection, JOHN["email"], now=1)
         _, capped = administration.create_api_token(
@@ -147,7 +147,7 @@ async def test_what_an_admin_changes_is_written_down_with_who_did_it(
 ) -> None:
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
     await client.issue(api_token, JOHN)
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
     trail.look()
     settings = f"/client/{ACCOUNT}/t/{TEAM}/settings"
@@ -178,7 +178,7 @@ async def test_a_change_that_is_not_made_is_not_written_down(
     client: Client, api_token: str, database: Database, trail: Trail
 ) -> None:
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
     trail.look()
     path = f"/client/{ACCOUNT}/t/{TEAM}/settings/team/1/role"

@@ -11,7 +11,7 @@ import stat
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import httpx
 import psycopg
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import URL, Connection, Row, make_url, text
+from sqlalchemy import URL, Row, make_url, text
 
 from sso_service import cli, keyring, tokens
 from sso_service.database import ledger
@@ -37,7 +37,20 @@ from sso_service.settings import Settings
 from sso_service.tokens import Claims
 from sso_service.web import server
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, PORTAL, TEAM, Client, Clock, command, free_port, serving
+from tests.support import (
+    ACCOUNT,
+    JANE,
+    OTHER_ACCOUNT,
+    PAGE,
+    PORTAL,
+    TEAM,
+    Client,
+    Clock,
+    changing,
+    command,
+    free_port,
+    serving,
+)
 
 API_TOKEN = re.compile(r"wf_live_[A-Za-z0-9_-]{43}")
 EMAIL = JANE["email"]
@@ -153,12 +166,6 @@ def jane(database: Database) -> int:
     person = NewPerson(EMAIL, JANE["first_name"], JANE["last_name"], ACCOUNT, int(time.time()))
     with changing(database) as connection:
         return provision_all(database, connection, [person])[0].user_id
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 # --- init ------------------------------------------------------------------------------------------------------------

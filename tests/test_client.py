@@ -46,8 +46,8 @@ from sso_service.permissions import Role, Scope, permissions
 from sso_service.service import Service
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Clock, free_port, serving
-from tests.test_issuing import changing, make_api_token
+from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Clock, changing, free_port, serving
+from tests.test_issuing import make_api_token
 
 pytestmark = pytest.mark.anyio
 

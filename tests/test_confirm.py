@@ -1,12 +1,10 @@
 """The question before a login: when it is asked, and what its answer is good for."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from sqlalchemy import Connection
 
 from sso_service import keyring, tokens
 from sso_service.database import administration
@@ -17,7 +15,7 @@ from sso_service.sessions import Session, dump_session
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, Answer, Client, Clock
+from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, Answer, Client, Clock, changing
 from tests.test_pages import Page
 
 pytestmark = pytest.mark.anyio
@@ -40,12 +38,6 @@ def asking_service(database_url: str, keys_dir: Path, tmp_path: Path, clock: Clo
 def asking(asking_service: Service) -> Client:
     """A browser in front of it."""
     return Client(create_app(asking_service))
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 def leads_to(answer: Answer, target: str) -> bool:

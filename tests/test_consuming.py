@@ -17,7 +17,7 @@ from sso_service.database.schema import consumed_floor
 from sso_service.permissions import Role, Scope
 from sso_service.service import Service
 from sso_service.tokens import Claims
-from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, Answer, Client, Clock
+from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, changing
 from tests.test_issuing import (
     INVALID_JSON,
     LIMIT,
@@ -28,7 +28,6 @@ from tests.test_issuing import (
     Refusal,
     away,
     bearer,
-    changing,
     encoded,
     invalid,
     make_api_token,

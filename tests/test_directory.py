@@ -28,7 +28,7 @@ from sso_service.database.engine import Database
 from sso_service.database.ledger import Redemption, redeem_all, state_of_all
 from sso_service.database.schema import api_tokens, consumed_nonces, memberships, users
 from sso_service.permissions import Role, Scope
-from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
+from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, changing
 
 NOW = 1_900_000_000
 NOBODY = 4_000_000_000
@@ -39,7 +39,7 @@ def person(name: str, account_id: int = ACCOUNT) -> NewPerson:
 
 
 def provision(database: Database, *people: NewPerson) -> list[Provisioned]:
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         return provision_all(database, connection, people)
 
 
@@ -51,12 +51,6 @@ def stand(database: Database, *places: Place) -> list[Standing]:
 def look_up(database: Database, *lookups: Lookup) -> list[Found]:
     with database.connect() as connection, database.reading(connection):
         return look_up_all(database, connection, lookups)
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from sso_service.database.engine import Database
 from sso_service.permissions import Role
 from sso_service.service import Service
 from sso_service.sessions import Session, dump_session
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM, Answer, Client, Clock
-from tests.test_issuing import away, changing, make_api_token, on_sqlite, settled
+from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM, Answer, Client, Clock, changing
+from tests.test_issuing import away, make_api_token, on_sqlite, settled
 from tests.test_login_safety import NOT_CANONICAL
 from tests.test_session_endpoint import COOKIE, HALF_A_DAY, sign_in, sign_out_everywhere
 from tests.test_verifying import without

@@ -22,7 +22,7 @@ from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Scope
 from sso_service.settings import read_settings
-from tests.support import ACCOUNT, JANE, PAGE, Answer, Running, program, serving
+from tests.support import ACCOUNT, JANE, PAGE, Answer, Running, changing, program, serving
 from tests.test_proxies import PROXIES, House, application, house_with, proxying
 
 HOST = b"Host: studio.example"
@@ -120,7 +120,7 @@ def wire(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     keyring.rotate(directory / "keys", now=int(time.time()) - 3600, lead=0)
     env = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db"}
     database = Database(read_settings(env).database)
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         _, secret = administration.create_api_token(
             connection, account_id=ACCOUNT, name="x", scopes=frozenset(Scope), now=int(time.time())
         )

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 
 import psycopg
 import pytest
-from sqlalchemy import Connection, delete, make_url, select, update
+from sqlalchemy import delete, make_url, select, update
 
 from sso_service import keyring
 from sso_service.database import administration
@@ -30,7 +30,20 @@ from sso_service.permissions import Role, Scope
 from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, a_database_that, renamed
+from tests.support import (
+    ACCOUNT,
+    JANE,
+    JOHN,
+    OTHER_ACCOUNT,
+    PAGE,
+    Answer,
+    Client,
+    Clock,
+    a_database_that,
+    changing,
+    closed,
+    renamed,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -118,13 +131,6 @@ def padded(size: int, content: object = JANE) -> bytes:
 
 async def post(client: Client, body: bytes, secret: str, *headers: tuple[str, str]) -> Answer:
     return await client.request("POST", URL, headers=[*bearer(secret), *headers], body=body)
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    """A connection for what an operator changes, committed at the end of the block."""
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 def make_api_token(
@@ -803,13 +809,8 @@ def away(database: Database) -> Iterator[None]:
             yield
             path.rmdir()
         return
-    name = database.url.database
-    server = database.url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
-    with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
-        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+    with closed(database.url.render_as_string(hide_password=False)):
         yield
-        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
 
 
 async def test_the_service_goes_on_by_itself_when_the_database_is_back(

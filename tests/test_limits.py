@@ -12,7 +12,7 @@ from sso_service.database.engine import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import Settings, SettingsError, read_settings
-from tests.support import JANE, PAGE, Answer, Client, Clock
+from tests.support import JANE, PAGE, Answer, Client, Clock, changing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 
@@ -73,7 +73,7 @@ async def test_more_requests_than_a_worker_can_carry_are_turned_away_at_once(
         for end in (late, ends, ends, ends, ends)
     ]
     await asyncio.sleep(0)
-    with database.connect() as connection, database.writing(connection):
+    with changing(database):
         waiting = [asyncio.create_task(client.another().get(f"{PAGE}?sso={token}")) for token in tokens]
         await asyncio.sleep(0)
         for target in (URL, f"{PAGE}?sso={token}", "/session"):

@@ -4,12 +4,10 @@ import asyncio
 import json
 import string
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import func, select, update
 
 from sso_service import keyring, tokens
 from sso_service.database import administration
@@ -22,7 +20,7 @@ from sso_service.sessions import Session
 from sso_service.settings import Settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE, Answer, Client, Clock
+from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE, Answer, Client, Clock, changing
 
 pytestmark = pytest.mark.anyio
 
@@ -40,12 +38,6 @@ def other_api_token(database: Database) -> str:
             connection, account_id=OTHER_ACCOUNT, name="tests", scopes=frozenset({Scope.WRITE_SSO}), now=0
         )
     return secret
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 def consumed(database: Database) -> int:

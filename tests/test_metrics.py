@@ -15,7 +15,7 @@ from sso_service.permissions import Role, Scope
 from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that, serving
+from tests.support import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that, changing, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -214,7 +214,7 @@ def test_each_worker_tells_for_all(database_url: str, tmp_path: Path, keys_dir: 
 async def test_no_metric_has_an_address_or_a_token(client: Client, api_token: str, database: Database) -> None:
     token = await client.issue(api_token)
     await client.get(f"{PAGE}?sso={token}")
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
     text = (await client.get("/metrics")).text
     assert not [secret for secret in (token, api_token, JANE["email"], str(Scope.WRITE_SSO)) if secret in text]

@@ -44,12 +44,13 @@ from tests.support import (
     Answer,
     Client,
     Clock,
+    changing,
     free_port,
     serving,
     wait_for_port,
 )
 from tests.test_client import Wire, listening, says_nothing, told
-from tests.test_issuing import VERIFY, changing, make_api_token
+from tests.test_issuing import VERIFY, make_api_token
 from tests.test_login_safety import (
     DESTINATIONS,
     HOSTILE_QUERIES,

@@ -44,7 +44,7 @@ from sso_service.web.app import create_app
 from sso_service.web.observed import Observed
 from sso_service.web.openapi import document, page
 from tests.schemathesis_hooks import ADDRESSES
-from tests.support import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that, serving
+from tests.support import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that, changing, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ LOGIN = "/{path}"
 
 
 def make_api_token(database: Database, *scopes: Scope, max_role: Role | None = None) -> str:
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         _, secret = administration.create_api_token(
             connection, account_id=ACCOUNT, name="x", scopes=frozenset(scopes), now=1, max_role=max_role
         )
@@ -388,11 +388,11 @@ async def calls_are_answered(
     clock.advance(300)
     witness.see(410, f"POST {REVOKE}", await call(REVOKE, body), "token_expired")
     capped = make_api_token(database, Scope.WRITE_SSO, max_role=Role.EDITOR)
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
     witness.see(403, f"POST {ISSUE}", await call(ISSUE, JANE, capped), "role_not_allowed")
     body = {"token": await client.issue(secret, JOHN)}
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         administration.disable_user(connection, JOHN["email"], now=int(clock()))
     witness.see(403, f"POST {ISSUE}", await call(ISSUE, JOHN), "user_disabled")
     witness.see(403, f"POST {CONSUME}", await call(CONSUME, body), "no_access")

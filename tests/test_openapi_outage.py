@@ -5,18 +5,14 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
-from sqlalchemy import make_url
 
 from sso_service.database.engine import Database
 from sso_service.permissions import Scope
-from tests.support import JANE, PAGE, Client, serving
+from tests.support import JANE, PAGE, Client, closed, serving
 from tests.test_openapi import make_api_token
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)]
@@ -41,18 +37,6 @@ CHECKS = [
     "response_schema_conformance",
 ]
 """All that hold whatever the state of the database is. The others expect to be given what they ask for."""
-
-
-@contextmanager
-def closed(url: str) -> Iterator[None]:
-    """The server ends every connection to the database, and takes no new one."""
-    name = make_url(url).database
-    server = make_url(url).set(database="postgres").render_as_string(hide_password=False)
-    with psycopg.connect(server, autocommit=True) as other:
-        other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
-        other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-        yield
-        other.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
 
 
 async def test_whatever_the_database_does_the_answer_is_one_that_is_documented(

@@ -20,7 +20,7 @@ from sso_service.settings import read_settings
 from sso_service.web.app import create_app
 from sso_service.web.errors import EXCEPTION_HANDLERS, problem_of
 from sso_service.web.requests import BodyTooLarge
-from tests.support import JANE, PAGE, Answer, Client, Clock, a_database_that, renamed
+from tests.support import JANE, PAGE, Answer, Client, Clock, a_database_that, changing, renamed
 from tests.test_survival import until
 
 pytestmark = pytest.mark.anyio
@@ -54,7 +54,7 @@ def node(url: str, keys: Path | KeyDirectory, clock: Clock) -> Iterator[Client]:
 
 
 def execute(database: Database, statement: str) -> None:
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         connection.exec_driver_sql(statement)
 
 

@@ -3,14 +3,13 @@
 import re
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, insert, update
+from sqlalchemy import insert, update
 
 from sso_service import tokens
 from sso_service.database import administration
@@ -34,6 +33,7 @@ from tests.support import (
     Answer,
     Client,
     Clock,
+    changing,
     free_port,
 )
 
@@ -125,12 +125,6 @@ class Trouble:
         """The answer, for a client that sends these headers too."""
         more = [(name.replace("_", "-"), value) for name, value in headers.items()]
         return await self.client.request(self.method, self.target, headers=[*self.headers, *more], body=self.body)
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 def text_of(page: Page) -> str:

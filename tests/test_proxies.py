@@ -36,6 +36,7 @@ from tests.support import (
     OTHER_TEAM,
     PAGE,
     Answer,
+    changing,
     command,
     free_port,
     program,
@@ -347,7 +348,7 @@ def house_with(kind: str, template: Path, directory: Path) -> Iterator[tuple[Hou
     (directory / "keys").mkdir(mode=0o700)
     keyring.rotate(directory / "keys", now=int(time.time()) - 3600, lead=0)
     database = Database(read_settings(env).database)
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         scopes = frozenset({Scope.WRITE_SSO})
         _, secret = administration.create_api_token(
             connection, account_id=ACCOUNT, name="tests", scopes=scopes, now=int(time.time())

@@ -17,7 +17,7 @@ from sso_service.database.schema import consumed_floor
 from sso_service.permissions import Role
 from sso_service.service import Service
 from sso_service.tokens import Claims
-from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, Answer, Client, Clock
+from tests.support import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, changing
 from tests.test_consuming import (
     LIFETIME,
     OUTCOME_UNKNOWN,
@@ -40,7 +40,6 @@ from tests.test_issuing import (
     Refusal,
     away,
     bearer,
-    changing,
     encoded,
     invalid,
     make_api_token,

@@ -1,7 +1,7 @@
 """`GET /session` and `POST /logout`: who is signed in counts anew at each request, and only our own pages sign out."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,20 @@ from sso_service.service import Service
 from sso_service.sessions import COOKIE_LENGTH
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM, Answer, Client, Clock, free_port
+from tests.support import (
+    ACCOUNT,
+    JANE,
+    JOHN,
+    OTHER_ACCOUNT,
+    OTHER_TEAM,
+    PAGE,
+    TEAM,
+    Answer,
+    Client,
+    Clock,
+    changing,
+    free_port,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -29,13 +42,6 @@ COOKIE = "studio_session"
 HALF_A_DAY = 43_200
 
 EDITOR = ["ideas:edit", "ideas:view", "posts:edit", "posts:view"]
-
-
-@contextmanager
-def changing(database: Database) -> Iterator[Connection]:
-    """A connection for what an operator changes, committed at the end of the block."""
-    with database.connect() as connection, database.writing(connection):
-        yield connection
 
 
 def sign_out_everywhere(database: Database, now: float, email: str = JANE["email"]) -> None:
@@ -436,7 +442,7 @@ async def test_a_cookie_that_is_longer_than_any_of_ours_is_not_looked_at(client:
 async def test_an_account_ends_sessions_in_itself_and_in_no_other(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         _, others = administration.create_api_token(
             connection, account_id=OTHER_ACCOUNT, name="others", scopes=frozenset({Scope.WRITE_SSO}), now=1
         )
@@ -444,10 +450,10 @@ async def test_an_account_ends_sessions_in_itself_and_in_no_other(
     await here.get(f"{PAGE}?sso={await client.issue(api_token)}")
     await there.get(f"/client/{OTHER_ACCOUNT}?sso={await client.issue(others)}")
     user = (await there.get("/session")).json()["user"]
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         members.sign_out_member(connection, OTHER_ACCOUNT, user["id"], database=database)
     assert [(await each.get("/session")).status for each in (here, there)] == [200, 401]
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         members.sign_out_user(connection, user["id"], database=database)
     assert [(await each.get("/session")).status for each in (here, there)] == [401, 401]
     clock.advance(2)

@@ -22,14 +22,13 @@ from tests.studio import (
     SAME_ORIGIN,
     Page,
     add_members,
-    changing,
     page_of,
     see,
     signed_in,
     submit,
     with_settings,
 )
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, Client, Clock, free_port
+from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, Client, Clock, changing, free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ import pytest
 from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Scope
-from tests.support import ACCOUNT, JANE, Client, Clock
+from tests.support import ACCOUNT, JANE, Client, Clock, changing
 from tests.timing.__main__ import line, results
 from tests.timing.cases import Case
 from tests.timing.dudect import THRESHOLD, Measured, largest_t
@@ -25,7 +25,7 @@ def refused_api_tokens(database: Database, clock: Clock) -> dict[str, str]:
     """What may be sent in place of an API token, by what is wrong with it."""
     now = int(clock())
     made: dict[str, str] = {}
-    with database.connect() as connection, database.writing(connection):
+    with changing(database) as connection:
         for what in ("good", "revoked", "expired"):
             token_id, made[what] = administration.create_api_token(
                 connection, account_id=ACCOUNT, name=what, scopes=frozenset(Scope), now=now - 10, expires_at=now + 10

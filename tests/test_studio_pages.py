@@ -22,14 +22,13 @@ from tests.studio import (
     SETTINGS,
     Page,
     add_members,
-    changing,
     page_of,
     see,
     signed_in,
     submit,
     with_settings,
 )
-from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, TEAM, Client, Clock
+from tests.support import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, TEAM, Client, Clock, changing
 
 pytestmark = pytest.mark.anyio
 
