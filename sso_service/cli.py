@@ -23,14 +23,15 @@ from sso_service import audit, keyring, logs, tokens
 from sso_service.audit import Event, EventName
 from sso_service.database import administration, copying, migrations
 from sso_service.database.directory import NewPerson, Place, provision_all, standing_of_all
-from sso_service.database.engine import Database, OutcomeUnknown, Unavailable, reason
+from sso_service.database.engine import Database, reason
 from sso_service.database.health import health_all
 from sso_service.database.ledger import FLOOR_AGE, Purger, Verdict, state_of_all
 from sso_service.database.schema import SCHEMA_VERSION
+from sso_service.errors import FieldError, OutcomeUnknown, SettingsError, Unavailable
 from sso_service.keyring import KeyRing, SigningKey, Tombstone
-from sso_service.people import FieldError, normalise_email
+from sso_service.people import normalise_email
 from sso_service.permissions import Role, Scope
-from sso_service.settings import Settings, SettingsError, read_settings, unknown_settings
+from sso_service.settings import Settings, read_settings, unknown_settings
 
 DEMO_ACCOUNT = 123
 DEMO_TEAM = 42

@@ -34,11 +34,12 @@ from sso_service.client import (
     TokenInvalid,
     Unavailable,
 )
-from sso_service.paths import NotAStudioPath, NotCanonical, StudioPath, judge
-from sso_service.sessions import InvalidSession, check_form_token, dump_form_token
-from sso_service.tokens import CLOCK_ALLOWANCE, Claims, MalformedToken, unsafe_read_claims
+from sso_service.errors import InvalidSession, MalformedToken, NotAStudioPath, NotCanonical
+from sso_service.http import cookie, is_for_a_window, is_prefetch, prefers_json, split_parameter
+from sso_service.paths import StudioPath, judge
+from sso_service.sessions import check_form_token, dump_form_token
+from sso_service.tokens import CLOCK_ALLOWANCE, Claims, unsafe_read_claims
 from sso_service.web.pages import link_page, message_page
-from sso_service.web.requests import cookie, is_for_a_window, is_prefetch, prefers_json, split_sso
 
 MAX_AGE = 900
 """Seconds for which a session lasts at most."""
@@ -153,7 +154,7 @@ class SSOLogin:
             scope["user"] = current or UnauthenticatedUser()
             scope["auth"] = AuthCredentials(["authenticated", *current.permissions] if current else [])
             if scope["type"] == "http" and scope["method"] in {"GET", "HEAD"}:
-                values, rest = split_sso(scope["query_string"])
+                values, rest = split_parameter(scope["query_string"])
                 if values:
                     response = _answer_without_consuming(scope) or await self._sign_in(scope, values, rest, current)
                     # Servers write their access log from this when the answer begins, and shall not write the token.
@@ -197,7 +198,7 @@ class SSOLogin:
 
     async def _sign_in(self, scope: Scope, values: list[bytes], rest: bytes, current: SSOUser | None) -> Response:
         raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
-        proofs, rest = split_sso(rest, "sso_switch")
+        proofs, rest = split_parameter(rest, "sso_switch")
         # Two tokens are none: whoever added one would otherwise choose which of them is read.
         token = values[0].decode("latin-1") if len(values) == 1 else ""
         try:

@@ -22,17 +22,28 @@ from sso_service import audit, metrics, sessions, tokens
 from sso_service.audit import Event, EventName
 from sso_service.database import directory, ledger, members
 from sso_service.database.directory import ApiToken, Lookup, NewPerson, Place, Standing, User, digest
-from sso_service.database.engine import Database, OutcomeUnknown, Overloaded, Unavailable
+from sso_service.database.engine import Database
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.health import Health, health_all
 from sso_service.database.ledger import CLOCK_TOLERANCE, Purger, Redemption, Verdict
-from sso_service.keyring import KeyDirectory, NoSigningKey, SigningKey
+from sso_service.errors import (
+    ForgedToken,
+    InvalidSession,
+    MalformedToken,
+    NoSigningKey,
+    OutcomeUnknown,
+    Overloaded,
+    OverlongToken,
+    TokenExpired,
+    Unavailable,
+)
+from sso_service.keyring import KeyDirectory, SigningKey
 from sso_service.paths import StudioPath
 from sso_service.people import Person, normalise_email
 from sso_service.permissions import Role, Scope, may_view
-from sso_service.sessions import InvalidSession, Session
+from sso_service.sessions import Session
 from sso_service.settings import Settings
-from sso_service.tokens import Claims, ExpiredToken, ForgedToken, MalformedToken, OverlongToken
+from sso_service.tokens import Claims
 
 KEY_REFRESH = 2.0
 """Seconds between two looks at the key directory: a revocation must count within five."""
@@ -376,7 +387,7 @@ class Service:
     async def read_token(self, token: str) -> Claims:
         """The claims of a genuine token, good or not. Consumes nothing and asks no database.
 
-        Raises `MalformedToken`, `ForgedToken`, `OverlongToken`, `ExpiredToken`, or `Unavailable` if the keys cannot be
+        Raises `MalformedToken`, `ForgedToken`, `OverlongToken`, `TokenExpired`, or `Unavailable` if the keys cannot be
         trusted to be up to date.
         """
         self._check_keys()
@@ -392,7 +403,7 @@ class Service:
         """The claims of a genuine token, and whether its time is over. Raises what else `read_token` raises."""
         try:
             return await self.read_token(token), False
-        except ExpiredToken as error:
+        except TokenExpired as error:
             return error.claims, True
 
     def _read_token(self, token: str) -> Claims:
@@ -418,7 +429,7 @@ class Service:
         that was used or has expired is no reason to send anyone away: they get what they have. `confirmed` is the
         answer to the question: the id of the user who may be replaced, or 0 for nobody.
 
-        Raises what `read_token` raises, except `ExpiredToken`; `TokenExpired`, `TokenConsumed`, `NoAccess`,
+        Raises what `read_token` raises, except `TokenExpired`; `TokenExpired`, `TokenConsumed`, `NoAccess`,
         `Unavailable`, `OutcomeUnknown`.
         """
         with _noting_refusal("browser", token):

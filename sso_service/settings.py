@@ -13,11 +13,8 @@ from msgspec import Meta
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from sso_service.errors import SettingsError
 from sso_service.logs import LogFormat
-
-
-class SettingsError(Exception):
-    """A variable has a value that it cannot have; the message names the variable and never repeats the value."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f"SSO_{field.upper()}"):

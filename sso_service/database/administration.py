@@ -10,8 +10,8 @@ from sqlalchemy import Connection, Row, Update, delete, func, insert, literal, s
 from sqlalchemy.exc import IntegrityError
 
 from sso_service.database.directory import digest
-from sso_service.database.engine import Overloaded
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
+from sso_service.errors import Overloaded
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import CLOCK_ALLOWANCE
 

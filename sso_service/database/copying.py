@@ -5,9 +5,9 @@ from typing import Any
 from sqlalchemy import Connection, Table, bindparam, func, insert, select, text, update
 
 from sso_service.database import migrations
-from sso_service.database.administration import Conflict
 from sso_service.database.engine import Database
 from sso_service.database.schema import consumed_floor, metadata
+from sso_service.errors import Conflict
 
 _AT_ONCE = 1000
 

@@ -26,7 +26,8 @@ from typing import Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from sso_service.database.engine import Database, OutcomeUnknown, Overloaded, Unavailable
+from sso_service.database.engine import Database
+from sso_service.errors import OutcomeUnknown, Overloaded, Unavailable
 
 DEADLINE = 2.5
 """Seconds within which every operation is answered."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, update
 
-from sso_service.database.administration import NotFound, sessions_end, sign_out
+from sso_service.database.administration import sessions_end, sign_out
 from sso_service.database.engine import Database
 from sso_service.database.schema import accounts, memberships, users
+from sso_service.errors import NotFound
 from sso_service.permissions import Role
 from sso_service.tokens import CLOCK_ALLOWANCE
 

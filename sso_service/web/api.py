@@ -9,12 +9,14 @@ from itsdangerous import BadData
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from sso_service.people import FieldError, Person, read_person
+from sso_service.errors import BodyTooLarge, BodyTooSlow, FieldError, InvalidJSON, LoginRefused, NotAuthenticated
+from sso_service.http import bearer
+from sso_service.people import Person, read_person
 from sso_service.permissions import Scope as ApiScope
-from sso_service.service import Login, LoginRefused, NotAuthenticated, Service, reason_of
+from sso_service.service import Login, Service, reason_of
 from sso_service.tokens import ref
-from sso_service.web.errors import JSON_HEADERS, InvalidJSON
-from sso_service.web.requests import BodyTooLarge, BodyTooSlow, bearer, body
+from sso_service.web.errors import JSON_HEADERS
+from sso_service.web.requests import body
 from sso_service.web.session import describe
 
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEADERS.items()]

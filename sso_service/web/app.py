@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sso_service.database.engine import Database, Overloaded
+from sso_service.database.engine import Database
+from sso_service.errors import Overloaded
 from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import read_settings

@@ -4,8 +4,9 @@ import re
 
 from starlette.types import Receive, Scope, Send
 
-from sso_service.paths import NotAStudioPath, NotCanonical, StudioPath, judge
-from sso_service.service import NoAccess, NotSignedIn, Service
+from sso_service.errors import NoAccess, NotAStudioPath, NotCanonical, NotSignedIn
+from sso_service.paths import StudioPath, judge
+from sso_service.service import Service
 from sso_service.web.session import current_session
 
 # nginx calls it the one, Caddy and Traefik the other. A client can send either itself, and a proxy that knows only of

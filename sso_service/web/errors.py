@@ -13,9 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from sso_service import service
-from sso_service.database.engine import OutcomeUnknown, Overloaded, Unavailable
-from sso_service.people import FieldError
-from sso_service.web.requests import BodyTooLarge, BodyTooSlow
+from sso_service.errors import BodyTooLarge, BodyTooSlow, FieldError, OutcomeUnknown, Overloaded, Unavailable
 
 RETRY_AFTER = "2"
 """Seconds after which it makes sense to ask again."""

@@ -9,24 +9,26 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sso_service.database.engine import OutcomeUnknown, Unavailable
-from sso_service.paths import NotAStudioPath, NotCanonical, judge
-from sso_service.service import LoginRefused, NoAccess, Question, Service, TokenConsumed, TokenExpired
-from sso_service.sessions import FORM_LIFETIME, InvalidSession
-from sso_service.tokens import MalformedToken
-from sso_service.web.errors import CrossOrigin, Problem, json_error, problem_of, refusals
-from sso_service.web.pages import message_page, question_page
-from sso_service.web.requests import (
-    FORM_COOKIE,
-    SESSION_COOKIE,
-    cookie,
-    form,
-    is_for_a_window,
-    is_prefetch,
-    is_same_origin,
-    prefers_json,
-    split_sso,
+from sso_service.errors import (
+    CrossOrigin,
+    InvalidSession,
+    LoginRefused,
+    MalformedToken,
+    NoAccess,
+    NotAStudioPath,
+    NotCanonical,
+    OutcomeUnknown,
+    TokenConsumed,
+    TokenExpired,
+    Unavailable,
 )
+from sso_service.http import cookie, is_for_a_window, is_prefetch, is_same_origin, prefers_json, split_parameter
+from sso_service.paths import judge
+from sso_service.service import Question, Service
+from sso_service.sessions import FORM_LIFETIME
+from sso_service.web.errors import Problem, json_error, problem_of, refusals
+from sso_service.web.pages import message_page, question_page
+from sso_service.web.requests import FORM_COOKIE, SESSION_COOKIE, form
 from sso_service.web.session import current_session, set_cookie
 
 _REDIRECT_HEADERS = [
@@ -53,7 +55,7 @@ class Login:
         self._elsewhere = elsewhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        values, rest = split_sso(scope["query_string"])
+        values, rest = split_parameter(scope["query_string"])
         if not values and self._elsewhere:
             await self._elsewhere(scope, receive, send)
             return

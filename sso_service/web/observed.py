@@ -12,8 +12,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sso_service import metrics
+from sso_service.http import header, split_parameter
 from sso_service.logs import RequestContext, current_request
-from sso_service.web.requests import header, split_sso
 
 # What a log can hold without being misread by whoever reads it.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
@@ -83,6 +83,6 @@ class Observed:
 
 
 def _without_token(scope: Scope) -> str:
-    _, query = split_sso(scope["query_string"])
+    _, query = split_parameter(scope["query_string"])
     path = scope["raw_path"] + (b"?" + query if query else b"")
     return str(path.decode("latin-1"))

@@ -6,11 +6,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
+from sso_service.errors import NotAuthenticated
+from sso_service.http import bearer
 from sso_service.metrics import Gauges, exposition
-from sso_service.service import NotAuthenticated, Service
+from sso_service.service import Service
 from sso_service.settings import Settings
 from sso_service.web.errors import RETRY_AFTER, json_response
-from sso_service.web.requests import bearer
 
 
 async def healthz(request: Request) -> Response:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 from starlette.types import Scope
 
-from sso_service.web.requests import language
+from sso_service.http import language
 from sso_service.web.translations import LANGUAGES, marked, translations
 
 # In the page itself: no further request, nothing that a proxy has to know of. The policy names it by its digest, so it

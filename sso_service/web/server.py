@@ -15,7 +15,8 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from sso_service import logs
-from sso_service.settings import Settings, SettingsError
+from sso_service.errors import SettingsError
+from sso_service.settings import Settings
 from sso_service.web.listening import UNIX, listen, name_of
 
 log = logging.getLogger(__name__)

@@ -4,14 +4,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sso_service.database.directory import User
-from sso_service.database.engine import Unavailable
+from sso_service.errors import CrossOrigin, NotSignedIn, Unavailable
+from sso_service.http import accepts_html, cookie, is_same_origin
 from sso_service.permissions import Role, permissions
-from sso_service.service import NotSignedIn, Service
+from sso_service.service import Service
 from sso_service.sessions import Session
 from sso_service.settings import Settings
-from sso_service.web.errors import CrossOrigin, json_response
+from sso_service.web.errors import json_response
 from sso_service.web.pages import message_page
-from sso_service.web.requests import SESSION_COOKIE, accepts_html, cookie, is_same_origin
+from sso_service.web.requests import SESSION_COOKIE
 
 
 class SessionEndpoint:

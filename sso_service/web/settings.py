@@ -18,10 +18,9 @@ from starlette.routing import Route
 from sso_service import audit
 from sso_service.audit import Event, EventName
 from sso_service.database import administration, members
-from sso_service.database.administration import NotFound
-from sso_service.database.members import LastAdmin, Members, NotAnAdmin
+from sso_service.database.members import Members
+from sso_service.errors import LastAdmin, NotAnAdmin, NotFound, RoleForbidden
 from sso_service.permissions import Role, Scope
-from sso_service.service import NotAllowed
 from sso_service.web.requests import form
 from sso_service.web.visits import Visit, visit_of
 
@@ -270,7 +269,7 @@ async def _change(visit: Visit, work: Callable[[Connection], T]) -> T:
     except NotFound:
         raise HTTPException(404) from None
     except NotAnAdmin:
-        raise NotAllowed from None
+        raise RoleForbidden from None
 
 
 def _record(visit: Visit, event: EventName, **fields: Any) -> None:

@@ -12,13 +12,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sso_service.database.administration import find_account, list_teams
 from sso_service.database.directory import User
-from sso_service.database.engine import OutcomeUnknown, Unavailable
-from sso_service.paths import NotAStudioPath, NotCanonical, StudioPath, judge
+from sso_service.errors import (
+    CrossOrigin,
+    NoAccess,
+    NotAStudioPath,
+    NotCanonical,
+    NotSignedIn,
+    OutcomeUnknown,
+    RoleForbidden,
+    Unavailable,
+)
+from sso_service.http import accepts_html, is_same_origin
+from sso_service.paths import StudioPath, judge
 from sso_service.permissions import SECTIONS, Role, may_view
-from sso_service.service import NoAccess, NotAllowed, NotSignedIn, Service, SignedIn
-from sso_service.web.errors import CrossOrigin, problem_of
+from sso_service.service import Service, SignedIn
+from sso_service.web.errors import problem_of
 from sso_service.web.pages import message_page, page
-from sso_service.web.requests import accepts_html, is_same_origin
 from sso_service.web.session import current_session
 
 
@@ -113,7 +122,7 @@ class Door:
         match error:
             case NotSignedIn():
                 status, what = 401, "not_signed_in"
-            case NotAllowed():
+            case RoleForbidden():
                 status, what = 403, "not_allowed"
             case NoAccess():
                 status, what = 403, "no_access"
