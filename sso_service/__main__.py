@@ -1,4 +1,4 @@
-"""`python -m sso_service` is `sso-service`."""
+"""Run `sso-service` as `python -m sso_service`."""
 
 from sso_service.cli import main
 
