@@ -14,7 +14,8 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from sso_service.errors import SettingsError
-from sso_service.logs import LogFormat
+
+LogFormat = Literal["text", "json"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f"SSO_{field.upper()}"):
