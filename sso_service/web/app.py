@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sso_service.database.engine import Database
 from sso_service.errors import Overloaded
 from sso_service.keyring import KeyDirectory
+from sso_service.server.draining import drain_first
 from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.web.api import consume_token, create_token, revoke_token, verify_token
 from sso_service.web.auth import ForwardAuth
-from sso_service.web.draining import drain_first
 from sso_service.web.errors import EXCEPTION_HANDLERS, handle, problem_of
 from sso_service.web.login import Confirm, Login
 from sso_service.web.observed import Observed
@@ -103,9 +103,9 @@ def create_app(service: Service | None = None) -> ASGIApp:
         whole = ApiForOrigins(whole, origins)
     observed = Observed(whole, routes, access_log=service.settings.access_log)
     if service.settings.tracing:
-        from sso_service.web.tracing import Traced  # noqa: PLC0415 - an extra, which need not be there
+        from sso_service.observability.tracing import Traced  # noqa: PLC0415 - an extra, which need not be there
 
-        return Traced(observed)
+        return Traced(observed, observed.route)
     return observed
 
 

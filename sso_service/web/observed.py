@@ -11,9 +11,9 @@ import msgspec
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sso_service import metrics
 from sso_service.http import header, split_parameter
-from sso_service.logs import RequestContext, current_request
+from sso_service.observability import metrics
+from sso_service.observability.logs import RequestContext, current_request
 
 # What a log can hold without being misread by whoever reads it.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
