@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz import altered, keys, redirects, tokens
+from scripts.tools.fuzz import altered, keys, redirects, tokens
 
 TARGETS = {"tokens": tokens, "keys": keys, "redirects": redirects}
 

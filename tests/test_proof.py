@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.proof.history import Redeem, read_history
+from scripts.tools.proof.history import Redeem, read_history
 
 SEED = 20261124
 
@@ -16,7 +16,17 @@ def prove(database: str, *arguments: str, history: Path) -> "subprocess.Complete
     """What `scripts/prove` says."""
     small = ("--nodes", "2", "--clients", "48", "--ttl", "4", "--seed", str(SEED))
     proof = subprocess.run(
-        [sys.executable, "-m", "tests.proof", "--database", database, "--keep", str(history), *small, *arguments],
+        [
+            sys.executable,
+            "-m",
+            "scripts.tools.proof",
+            "--database",
+            database,
+            "--keep",
+            str(history),
+            *small,
+            *arguments,
+        ],
         capture_output=True,
         text=True,
         timeout=120,

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tests.proof.checker import RULES, check, read_claims
-from tests.proof.history import (
+from scripts.tools.proof.checker import RULES, check, read_claims
+from scripts.tools.proof.history import (
     AnyRecord,
     Database,
     Decision,
@@ -690,7 +690,7 @@ def test_of_many_violations_of_a_rule_ten_are_shown() -> None:
 
 
 def judge(path: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.proof.checker", str(path)]
+    command = [sys.executable, "-m", "scripts.tools.proof.checker", str(path)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -713,7 +713,7 @@ def test_a_file_with_a_violation_exits_1_and_shows_its_records(tmp_path: Path) -
 
 
 def test_the_judge_knows_nothing_of_the_service() -> None:
-    program = "import sys, tests.proof.checker; print([name for name in sys.modules if name.startswith('sso')])"
+    program = "import sys, scripts.tools.proof.checker; print([name for name in sys.modules if name.startswith('sso')])"
     judged = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert judged.stdout == "[]\n"
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tools.timing.__main__ import line, results
+from scripts.tools.timing.cases import Case
+from scripts.tools.timing.dudect import THRESHOLD, Measured, largest_t
 from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Scope
 from tests.support import ACCOUNT, JANE, Client, Clock, changing
-from tests.timing.__main__ import line, results
-from tests.timing.cases import Case
-from tests.timing.dudect import THRESHOLD, Measured, largest_t
 
 pytestmark = pytest.mark.anyio
 

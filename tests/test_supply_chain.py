@@ -17,9 +17,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from scripts.tools.audit import BASELINE, LOCKS, ROOT, Unreachable, allow, vulnerabilities, wrong_secrets
 from sso_service import keyring
 from sso_service.sessions import Session, dump_session
-from tests.audit import BASELINE, LOCKS, ROOT, Unreachable, allow, vulnerabilities, wrong_secrets
 from tests.support import free_port
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
