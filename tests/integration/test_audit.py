@@ -18,12 +18,14 @@ from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import ref
-from tests.support._old import ACCOUNT, JANE, JOHN, PAGE, TEAM, Client, Clock, changing
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, PAGE, TEAM
+from tests.support.databases import changing, on_sqlite
 from tests.support.repository import README
 
 pytestmark = pytest.mark.anyio
 
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 FORGED = "A" * 43
 

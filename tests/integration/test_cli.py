@@ -1,7 +1,6 @@
 """The command line: what each command does, prints and refuses, on both databases."""
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -15,16 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
-from urllib.parse import urlsplit
 
 import click
-import httpx
 import psycopg
 import pytest
-from click.testing import CliRunner
-from sqlalchemy import URL, Row, make_url, text
+from sqlalchemy import Row, text
 
+from scripts.tools.ports import free_port
 from sso_service import cli, keyring, tokens
 from sso_service.database import ledger
 from sso_service.database.directory import NewPerson, Place, provision_all
@@ -37,98 +33,22 @@ from sso_service.settings import Settings
 from sso_service.tokens import Claims
 from sso_service.web import server
 from sso_service.web.app import create_app
-from tests.support._old import (
-    ACCOUNT,
-    JANE,
-    OTHER_ACCOUNT,
-    PAGE,
-    PORTAL,
-    TEAM,
-    Client,
-    Clock,
-    changing,
-    command,
-    free_port,
-    serving,
-)
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.command_line import API_TOKEN, assert_refused, run, succeed
+from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, PORTAL, TEAM
+from tests.support.databases import changing, emptied, on_postgresql, on_sqlite
+from tests.support.files import contents
 
-API_TOKEN = re.compile(r"wf_live_[A-Za-z0-9_-]{43}")
 EMAIL = JANE["email"]
 PASSWORD = "hunter2"
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 ABSENT = 4_000_000_000
 TOO_LARGE = "99999999999999999999"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a command did: its exit code, and what it printed where."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: str, env: Mapping[str, str]) -> Outcome:
-    """`sso-service <arguments>` in this process."""
-    opened: list[Database] = []
-
-    def open_database(url: URL) -> Database:
-        opened.append(Database(url))
-        return opened[-1]
-
-    with mock.patch.object(cli, "Database", open_database):
-        result = CliRunner().invoke(cli.main, arguments, env=env)
-    for database in opened:  # a command may leave that to the end of its process
-        database.close()
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return Outcome(result.exit_code, result.stdout, result.stderr)
-
-
-def run_as_process(*arguments: str, env: Mapping[str, str]) -> Outcome:
-    """`sso-service <arguments>` in a process of its own."""
-    done = command(*arguments, env=env)
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
-def succeed(*arguments: str, env: Mapping[str, str]) -> str:
-    """What a command that must succeed prints on stdout; on stderr it prints nothing."""
-    outcome = run(*arguments, env=env)
-    assert (outcome.code, outcome.err) == (0, ""), outcome
-    return outcome.out
-
-
-def assert_refused(outcome: Outcome, *words: str) -> None:
-    """One line on stderr that has all `words`, nothing on stdout, exit code 1."""
-    assert outcome.code == 1, outcome
-    assert outcome.out == ""
-    assert len(outcome.err.splitlines()) == 1, outcome.err
-    assert outcome.err.startswith("Error: ")
-    assert "[SQL" not in outcome.err
-    for word in words:
-        assert word in outcome.err
 
 
 def table(output: str) -> list[list[str]]:
     """The cells of what a list command prints, without the titles. Columns are two spaces apart."""
     return [re.split(r" {2,}", line) for line in output.splitlines()[1:]]
-
-
-def emptied(url: str) -> None:
-    """Takes everything out of a database, so that it is as before the first `init`."""
-    if make_url(url).get_backend_name() == "sqlite":
-        Path(str(make_url(url).database)).write_bytes(b"")
-        return
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA public CASCADE")
-        connection.execute("CREATE SCHEMA public")
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a directory."""
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
 def states(env: Mapping[str, str]) -> dict[str, str]:
@@ -138,7 +58,7 @@ def states(env: Mapping[str, str]) -> dict[str, str]:
 
 @pytest.fixture
 def env(database_url: str, tmp_path: Path) -> dict[str, str]:
-    """The settings of an operator whose database has the accounts of `tests.support`."""
+    """The settings of an operator whose database has the accounts of `tests.support.data`."""
     return {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}
 
 
@@ -210,7 +130,7 @@ def test_init_makes_a_key_that_signs_now_where_every_key_is_yet_to_sign(
     assert states(sqlite_env)[later.id] == "signs later"
 
 
-@ON_SQLITE
+@on_sqlite
 def test_init_leaves_the_keys_alone_where_the_database_is_not_empty(
     env: dict[str, str], keys_dir: Path, tmp_path: Path
 ) -> None:
@@ -292,46 +212,6 @@ def test_init_demo_again_replaces_only_the_demo_api_token(
     assert alive[-1].digest == hashlib.sha256(secrets[1].encode()).hexdigest()
     assert contents(keys_dir) == keys
     assert "wf_live_" not in succeed("init", env=env)
-
-
-def test_what_init_demo_prints_works_against_the_running_service(env: dict[str, str], tmp_path: Path) -> None:
-    emptied(env["SSO_DATABASE_URL"])
-    old = API_TOKEN.findall(run("init", "--demo", env=env).out)[0]
-    with serving(env, tmp_path / "log") as running:
-        printed = succeed("init", "--demo", env=env | {"SSO_PORT": str(urlsplit(running.url).port)})
-        secret = API_TOKEN.findall(printed)[0]
-        [link] = re.findall(r"\S+\?sso=(?!TOKEN)\S+", printed)
-        [page] = re.findall(r"(\S+\?sso=)TOKEN", printed)
-
-        with httpx.Client() as browser:
-            assert browser.get(link).status_code == 303
-            session = browser.get(f"{running.url}/session").json()
-            assert (session["account_id"], session["role"]) == (123, "admin")
-        assert httpx.get(link).status_code == 401
-
-        url, headers, body = curl(printed)
-        assert url.startswith(running.url)
-        assert secret in headers["Authorization"]
-        issued = httpx.post(url, headers=headers, content=body)
-        assert issued.status_code == 201
-        with httpx.Client() as browser:
-            answer = browser.get(page + issued.json()["token"])
-            assert (answer.status_code, answer.headers["location"]) == (303, urlsplit(page).path)
-            assert browser.get(f"{running.url}/session").json()["user"]["email"] == json.loads(body)["email"]
-
-        replaced = httpx.post(url, headers=headers | {"Authorization": f"Bearer {old}"}, content=body)
-        assert replaced.status_code == 401
-
-
-def curl(printed: str) -> tuple[str, dict[str, str], str]:
-    """URL, headers and body of the `curl` line, read as a shell reads it."""
-    [line] = re.findall(r"(?m)^ *curl (?:.*\\\n)*.*", printed)
-    words = shlex.split(line.replace("\\\n", " "))
-    options = list(itertools.pairwise(words))
-    headers = dict(value.split(": ", 1) for option, value in options if option == "-H")
-    [url] = [word for word in words if word.startswith("http")]
-    [body] = [value for option, value in options if option == "-d"]
-    return url, headers, body
 
 
 # --- accounts and teams ----------------------------------------------------------------------------------------------
@@ -417,7 +297,7 @@ def test_api_token_create_prints_the_secret_and_only_it(
     assert row.revoked_at is None
 
 
-@ON_SQLITE
+@on_sqlite
 def test_an_api_token_has_no_cap_and_no_end_unless_given(
     env: dict[str, str], query: Callable[[str], Sequence[Row[Any]]]
 ) -> None:
@@ -469,7 +349,7 @@ def test_an_api_token_expires_in_a_number_of_days(sqlite_env: dict[str, str], da
 
 
 @pytest.mark.anyio
-@ON_SQLITE
+@on_sqlite
 async def test_an_api_token_expires_after_its_days(env: dict[str, str], client: Client, clock: Clock) -> None:
     options = ("--account", str(ACCOUNT), "--name", "short", "--scope", "write:sso", "--expires-in", "1")
     secret = succeed("api-token", "create", *options, env=env).strip()
@@ -480,7 +360,7 @@ async def test_an_api_token_expires_after_its_days(env: dict[str, str], client: 
 
 
 @pytest.mark.anyio
-@ON_SQLITE
+@on_sqlite
 async def test_an_api_token_signs_in_nobody_above_its_max_role(env: dict[str, str], client: Client, jane: int) -> None:
     options = ("--account", str(ACCOUNT), "--name", "capped", "--scope", "write:sso", "--max-role", "publisher")
     secret = succeed("api-token", "create", *options, env=env).strip()
@@ -528,7 +408,7 @@ def test_api_token_revoke_ends_it_once(env: dict[str, str], query: Callable[[str
 
 
 @pytest.mark.anyio
-@ON_SQLITE
+@on_sqlite
 async def test_a_revoked_api_token_issues_no_more(env: dict[str, str], client: Client, api_token: str) -> None:
     await client.issue(api_token)
     succeed("api-token", "revoke", "1", env=env)
@@ -536,7 +416,7 @@ async def test_a_revoked_api_token_issues_no_more(env: dict[str, str], client: C
 
 
 @pytest.mark.anyio
-@ON_SQLITE
+@on_sqlite
 async def test_api_token_revoke_says_what_may_still_be_alive_and_the_commands_that_end_it(
     env: dict[str, str], client: Client, api_token: str
 ) -> None:
@@ -594,7 +474,7 @@ def test_user_show_tells_who_somebody_is_and_where(env: dict[str, str], jane: in
     ],
     ids=" ".join,
 )
-@ON_SQLITE
+@on_sqlite
 def test_a_user_is_found_however_the_address_is_written(
     env: dict[str, str], jane: int, arguments: tuple[str, ...]
 ) -> None:
@@ -635,7 +515,7 @@ async def test_who_is_removed_disabled_or_signed_out_is_signed_in_no_longer(
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("arguments", [("remove", "--account", str(ACCOUNT)), ("disable",)])
-@ON_SQLITE
+@on_sqlite
 async def test_a_link_from_before_does_not_let_in_who_is_removed_or_disabled(
     env: dict[str, str], client: Client, api_token: str, arguments: tuple[str, ...]
 ) -> None:
@@ -655,7 +535,7 @@ async def test_who_was_signed_out_can_sign_in_again_at_once(
 
 
 @pytest.mark.anyio
-@ON_SQLITE
+@on_sqlite
 async def test_disabling_locks_out_until_enabled(env: dict[str, str], client: Client, api_token: str) -> None:
     await client.issue(api_token)
     succeed("user", "disable", EMAIL, env=env)
@@ -797,20 +677,6 @@ def test_rotation_for_cron_is_one_line_of_json(sqlite_env: dict[str, str], keys_
     assert (revoked["event"], revoked["revoked"]) == ("keys.revoke", made["id"])
     tried = json.loads(succeed("keys", "prune", "--dry-run", "--json", env=sqlite_env))
     assert tried == {"event": "keys.prune", "dry_run": True, "pruned": []}
-
-
-def test_two_processes_do_not_change_keys_at_once(sqlite_env: dict[str, str], keys_dir: Path) -> None:
-    before = sorted(keys_dir.glob("*.json"))
-    for arguments in (["rotate"], ["prune"], ["revoke", "--all"]):
-        with keyring.locked(keys_dir):
-            done = command("keys", *arguments, "--json", env=sqlite_env)
-            assert done.returncode == 75
-            assert "another process is changing the keys" in json.loads(done.stdout)["error"]
-            assert done.stderr.count("\n") == 1
-            # Only to look takes nothing from anybody.
-            assert command("keys", "rotate", "--dry-run", env=sqlite_env).returncode == 0
-    assert sorted(keys_dir.glob("*.json")) == before
-    succeed("keys", "rotate", env=sqlite_env)
 
 
 @pytest.mark.parametrize("shorter", ["SSO_SESSION_TTL", "SSO_TOKEN_TTL"])
@@ -1118,7 +984,7 @@ async def test_inspect_says_what_a_login_would_come_to_and_shows_and_consumes_no
     assert answer.status == status
 
 
-@ON_SQLITE
+@on_sqlite
 def test_inspect_tells_ref_claims_key_and_age(stage: Stage) -> None:
     token = stage.token(expires_at=stage.now + 200)
     printed = succeed("inspect", token, env=stage.env)
@@ -1144,7 +1010,7 @@ def test_inspect_tells_that_an_expired_token_was_used(stage: Stage) -> None:
     assert "expired" in printed.splitlines()[-1]
 
 
-@ON_SQLITE
+@on_sqlite
 def test_inspect_warns_that_what_nobody_signed_anybody_could_have_written(stage: Stage) -> None:
     printed = succeed("inspect", forged(stage), env=stage.env)
     assert "anybody" in printed
@@ -1178,7 +1044,7 @@ def test_inspect_of_what_is_no_token_says_so_and_needs_neither_keys_nor_database
     assert len(text_given) < 2 or text_given not in printed
 
 
-@ON_SQLITE
+@on_sqlite
 def test_inspect_without_a_database_does_not_call_a_token_good(stage: Stage, tmp_path: Path) -> None:
     outcome = run("inspect", stage.token(), env=stage.env | {"SSO_DATABASE_URL": "sqlite:///absent.db"})
     assert outcome.code == 1
@@ -1364,32 +1230,10 @@ def test_every_command_that_reads_the_settings_refuses_wrong_ones(
     assert contents(keys_dir) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "change"),
-    [
-        (("account", "list"), {"SSO_DATABASE_URL": "sqlite:///absent.db"}),
-        (("keys", "list"), {"SSO_KEYS_DIR": "absent"}),
-        (("serve",), {"SSO_PORT": "x"}),
-        (("user", "show", "nobody@example.com"), {}),
-    ],
-)
-def test_an_error_of_a_real_process_is_one_line_and_exit_code_1(
-    sqlite_env: dict[str, str], arguments: tuple[str, ...], change: dict[str, str]
-) -> None:
-    assert_refused(run_as_process(*arguments, env=sqlite_env | change))
-
-
-def test_the_secret_is_all_that_a_real_process_prints_on_stdout(sqlite_env: dict[str, str]) -> None:
-    options = ("--account", str(ACCOUNT), "--name", "piped", "--scope", "write:sso")
-    outcome = run_as_process("api-token", "create", *options, env=sqlite_env)
-    assert API_TOKEN.fullmatch(outcome.out.removesuffix("\n"))
-    assert (outcome.code, outcome.err) == (0, "")
-
-
 # --- serve, before it serves -----------------------------------------------------------------------------------------
 
 
-@ON_SQLITE
+@on_sqlite
 def test_serve_needs_a_key_that_signs(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     assert_refused(run("serve", env=env), "key", "sso-service keys rotate --lead 0")
@@ -1400,7 +1244,7 @@ def test_serve_needs_a_key_that_signs(env: dict[str, str], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("state", "remedy"), [("DROP SCHEMA public CASCADE; CREATE SCHEMA public", "init"), ("old", "db upgrade")]
 )
-@ON_POSTGRESQL
+@on_postgresql
 def test_serve_refuses_a_postgresql_whose_schema_is_not_up_to_date(
     env: dict[str, str], keys_dir: Path, state: str, remedy: str
 ) -> None:

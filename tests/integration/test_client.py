@@ -4,21 +4,15 @@ import asyncio
 import logging
 import pickle
 import ssl
-import subprocess
-import sys
 import time
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
 import httpx
 import pytest
 import trustme
 
+from scripts.tools.ports import free_port
 from sso_service import tokens
 from sso_service.client import (
     AsyncSSOClient,
@@ -41,24 +35,21 @@ from sso_service.client import (
 )
 from sso_service.database import administration
 from sso_service.database.engine import Database
-from sso_service.keyring import KeyDirectory
-from sso_service.permissions import Role, Scope, permissions
+from sso_service.permissions import Role, permissions
 from sso_service.service import Service
-from sso_service.tokens import Claims
 from sso_service.web.app import create_app
-from tests.integration.test_issuing import make_api_token
-from tests.support._old import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Clock, changing, free_port, serving
+from tests.support.api import BOTH, make_api_token
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE
+from tests.support.databases import changing, on_sqlite
+from tests.support.python_client import API_TOKEN, SERVICE_URL, Kind, call, error_of
+from tests.support.wire import Reply, Talk, Wire, listening, says_nothing, told
 
 pytestmark = pytest.mark.anyio
 
-Kind = type[SSOClient] | type[AsyncSSOClient]
 
-URL = "https://sso.example"
-API_TOKEN = "wf_live_SecretSecretSecretSecretSecretSecretSecret9"
 TOKEN = "cT-zAAAAAAEAAAB73q2-77ZWSycVSMWcdGWPaRxidQA"
 STUDIO = f"https://studio.example{PAGE}"
-BOTH = frozenset(Scope)
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 LOGIN = (
     b'{"active":true,"ref":"a9dcb9261b47","user":{"id":3,"email":"jane.doe@example.com","first_name":"Jane",'
@@ -84,53 +75,6 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return client
 
 
-async def call(kind: Kind, method: str, url: str = URL, api_token: str = API_TOKEN, **given: Any) -> Any:
-    """What a method of a new client returns. Of `given`, the client gets its settings and the method the rest."""
-    settings = {name: given.pop(name) for name in ("timeout", "retry_for", "ssl_context", "transport") if name in given}
-    if kind is SSOClient:
-        with SSOClient(url, api_token, **settings) as client:
-            return await anyio.to_thread.run_sync(partial(getattr(client, method), **given))
-    async with AsyncSSOClient(url, api_token, **settings) as client:
-        return await getattr(client, method)(**given)
-
-
-async def error_of(call: Awaitable[Any]) -> SSOError:
-    """The error that a call ends with."""
-    with pytest.raises(SSOError) as caught:
-        await call
-    return caught.value
-
-
-Reply = tuple[int, bytes] | tuple[int, bytes, dict[str, str]] | httpx.HTTPError
-
-
-class Wire(httpx.MockTransport):
-    """Gives these replies in turn, the last one for ever, and remembers what was asked and when."""
-
-    def __init__(self, *replies: Reply) -> None:
-        super().__init__(self._reply)
-        self.replies = list(replies)
-        self.requests: list[httpx.Request] = []
-        self.times: list[float] = []
-
-    def _reply(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        self.times.append(time.monotonic())
-        reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-        if isinstance(reply, httpx.HTTPError):
-            raise reply
-        status, content, *headers = reply
-        return httpx.Response(status, content=content, headers=headers[0] if headers else {})
-
-
-def told(code: str, **details: str) -> bytes:
-    """The body of an error of the service."""
-    more = ",".join(f'"{name}":"{value}"' for name, value in details.items())
-    return (
-        f'{{"error":{{"code":"{code}","message":"So it is."' + (f',"details":{{{more}}}' if more else "") + "}}"
-    ).encode()
-
-
 # --- with the real service -------------------------------------------------------------------------------------------
 
 
@@ -142,7 +86,7 @@ def transport(service: Service) -> httpx.ASGITransport:
 @pytest.fixture
 def client(transport: httpx.ASGITransport, database: Database) -> AsyncSSOClient:
     """A client of the real application, with an API token of `ACCOUNT` for everything."""
-    return AsyncSSOClient(URL, make_api_token(database, scopes=BOTH)[1], transport=transport)
+    return AsyncSSOClient(SERVICE_URL, make_api_token(database, scopes=BOTH)[1], transport=transport)
 
 
 async def test_a_token_is_created_verified_and_consumed_once(client: AsyncSSOClient, clock: Clock) -> None:
@@ -237,33 +181,6 @@ async def test_every_reason_against_an_api_token_is_an_error_of_its_own(
     token = (await client.create_token(**JANE)).token
     error = await error_of(call(AsyncSSOClient, "consume", api_token=others, token=token, transport=transport))
     assert type(error) is TokenInvalid
-
-
-@on_sqlite
-async def test_a_login_url_signs_in_at_a_service_in_processes_of_its_own(
-    kind: Kind, database: Database, database_url: str, keys_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    secret = make_api_token(database, scopes=BOTH)[1]
-    with serving({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}, tmp_path / "log") as running:
-        ask = partial(call, kind, url=running.url, api_token=secret)
-        url = await ask("login_url", studio_url=f"{running.url}{PAGE}?chromeless=1#top", **JANE)
-        async with httpx.AsyncClient() as browser:
-            answer = await browser.get(url)
-        assert (answer.status_code, answer.headers["location"]) == (303, f"{PAGE}?chromeless=1")
-
-        token = (await ask("create_token", **JANE)).token
-        assert (await ask("verify", token=token)).active
-        assert (await ask("consume", token=token)).user.email == JANE["email"]
-        assert type(await error_of(ask("consume", token=token))) is TokenConsumed
-        assert await ask("revoke", token=token) is False
-        key = KeyDirectory(keys_dir)
-        key.refresh()
-        signing = key.ring.signing_key(int(time.time()))
-        old = tokens.sign(Claims(int(time.time()), 1, ACCOUNT, 0), signing.token_key)
-        assert type(await error_of(ask("consume", token=old))) is TokenExpired
-    for each in (secret, token, old):
-        assert each not in caplog.text
 
 
 # --- what is asked ---------------------------------------------------------------------------------------------------
@@ -363,7 +280,7 @@ async def test_what_is_no_studio_url_is_refused_before_a_token_is_made(kind: Kin
 )
 def test_a_client_that_cannot_work_is_refused_at_once(kind: Kind, settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        kind(**{"service_url": URL, "api_token": API_TOKEN, **settings})
+        kind(**{"service_url": SERVICE_URL, "api_token": API_TOKEN, **settings})
     assert API_TOKEN not in str(caught.value)
     assert "pass" not in str(caught.value)
 
@@ -557,39 +474,6 @@ async def test_what_may_have_been_done_once_is_said_to_be_unknown(
     assert (type(error), error.status) == (expected, None)
 
 
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def listening(talk: Talk, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """The URL of a server that reads a request and then does `talk`, and the requests that it got."""
-    got: list[bytes] = []
-    serving: set[asyncio.Task[None]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        got.append(await reader.readuntil(b"\r\n\r\n"))
-        await talk(reader, writer)
-        writer.close()
-        with suppress(OSError):  # of either kind: how the connection ends is not what is tested
-            await writer.wait_closed()
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        serving.add(asyncio.create_task(serve(reader, writer)))
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
-    try:
-        scheme = "https" if tls else "http"
-        yield f"{scheme}://localhost:{server.sockets[0].getsockname()[1]}", got
-    finally:
-        server.close()
-        await server.wait_closed()
-        await asyncio.gather(*serving)  # the client is gone, so they have nothing to wait for
-
-
-async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()  # until the client goes away
-
-
 async def hangs_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
@@ -676,19 +560,8 @@ async def test_neither_token_is_in_what_is_printed_or_logged_of_an_error(
 
 
 def test_what_is_printed_of_a_client_or_a_result_has_no_secret_in_it(kind: Kind) -> None:
-    client = kind(URL, API_TOKEN)
-    assert repr(client) == f"{kind.__name__}('{URL}')"
+    client = kind(SERVICE_URL, API_TOKEN)
+    assert repr(client) == f"{kind.__name__}('{SERVICE_URL}')"
     assert API_TOKEN not in repr(vars(client))
     assert TOKEN not in repr(Created(TOKEN, True))
     assert TOKEN not in f"{[Created(TOKEN, True)]}"
-
-
-# --- what it needs ---------------------------------------------------------------------------------------------------
-
-
-def test_the_client_needs_nothing_of_the_server() -> None:
-    program = "import sys, sso_service.client; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert {"httpx", "msgspec", "tenacity"} <= {*loaded}
-    assert not {"sqlalchemy", "starlette", "uvicorn", "psycopg"} & {*loaded}
-    assert [name for name in loaded if name.startswith("sso_service.")] == ["sso_service.client"]

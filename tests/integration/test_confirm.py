@@ -15,8 +15,11 @@ from sso_service.sessions import Session, dump_session
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
-from tests.integration.test_pages import Page
-from tests.support._old import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, Answer, Client, Clock, changing
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
+from tests.support.databases import changing
+from tests.support.pages import MessagePage
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +62,7 @@ def question(answer: Answer) -> dict[str, str]:
     assert answer.status == 200
     assert answer.header("location") is None
     assert not opens_a_session(answer)
-    page = Page(answer.text)
+    page = MessagePage(answer.text)
     assert page.form == ("post", "/sso/confirm")
     return page.fields
 

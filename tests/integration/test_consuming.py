@@ -14,70 +14,44 @@ from sso_service import keyring, tokens
 from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.database.schema import consumed_floor
-from sso_service.permissions import Role, Scope
+from sso_service.permissions import Role
 from sso_service.service import Service
 from sso_service.tokens import Claims
-from tests.integration.test_issuing import (
+from tests.support.api import (
     INVALID_JSON,
     LIMIT,
     MISSING_TOKEN,
+    NEEDS_VERIFY_SCOPE,
+    OUTCOME_UNKNOWN,
+    TOKEN_CONSUMED,
+    TOKEN_EXPIRED,
+    TOKEN_INVALID,
     TOO_LARGE,
     UNAVAILABLE,
     VERIFY,
     Refusal,
-    away,
     bearer,
     encoded,
     invalid,
     make_api_token,
     missing,
     node,
-    on_sqlite,
     refusal,
     settled,
 )
-from tests.integration.test_single_use import consumed, lost_table, read_only
-from tests.integration.test_verifying import ACTIVE, CONSUMED, state
-from tests.support._old import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, changing
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE
+from tests.support.databases import changing, on_sqlite
+from tests.support.ledger import number_consumed
+from tests.support.outages import away, lost_table, read_only
+from tests.support.redeeming import ACTIVE, CONSUME_URL, CONSUMED, LIFETIME, browse, consume, login, state, token_key
 
 pytestmark = pytest.mark.anyio
 
-URL = "/v1/sso_tokens/consume"
-LIFETIME = 300
 EMAIL = JANE["email"]
 
-INSUFFICIENT_SCOPE = Refusal(403, "insufficient_scope", {"required_scope": Scope.VERIFY_SSO})
-TOKEN_CONSUMED = Refusal(410, "token_consumed")
-TOKEN_EXPIRED = Refusal(410, "token_expired")
-TOKEN_INVALID = Refusal(422, "token_invalid")
 NO_ACCESS = Refusal(403, "no_access")
-OUTCOME_UNKNOWN = Refusal(503, "outcome_unknown")
-
-
-async def consume(client: Client, token: object, secret: str) -> Answer:
-    answer = await client.post_json(URL, {"token": token}, token=secret)
-    assert answer.header("set-cookie") is None
-    assert answer.header("location") is None
-    assert str(token) not in answer.text
-    return answer
-
-
-def login(answer: Answer) -> dict[str, Any]:
-    """Who is let in."""
-    assert answer.status == 200, answer
-    content: dict[str, Any] = answer.json()
-    assert content["active"] is True
-    return content
-
-
-async def browse(client: Client, token: str) -> tuple[int, str]:
-    """Status, and the code or where it leads, of a browser that opens a link with `token`."""
-    answer = await client.another().get(f"{PAGE}?sso={token}", accept="application/json")
-    return answer.status, answer.header("location") or answer.error
-
-
-def token_key(service: Service, clock: Clock) -> bytes:
-    return service.keys.ring.signing_key(int(clock())).token_key
 
 
 # --- once ------------------------------------------------------------------------------------------------------------
@@ -132,7 +106,7 @@ async def test_twenty_requests_at_once_on_two_nodes_let_one_in(
         )
     counted = Counter(login(answer)["ref"] if answer.status == 200 else refusal(answer)[:2] for answer in answers)
     assert counted == Counter([*map(tokens.ref, issued), *[TOKEN_CONSUMED[:2]] * 57])
-    assert consumed(database) == 3
+    assert number_consumed(database) == 3
 
 
 async def test_of_many_browsers_and_frontends_at_once_one_gets_in(
@@ -162,7 +136,7 @@ async def test_a_token_is_good_until_the_second_of_its_expiry(
     clock.advance(0.5)
     for token in (used, unused):
         assert refusal(await consume(client, token, verifier)) == TOKEN_EXPIRED
-    assert consumed(database) == 1
+    assert number_consumed(database) == 1
 
 
 async def test_a_token_that_is_not_ours_is_invalid_and_consumes_nothing(
@@ -188,9 +162,9 @@ async def test_a_token_that_is_not_ours_is_invalid_and_consumes_nothing(
     ]
     for secret in (verifier, platform):
         for text in invalid_tokens:
-            answer = await client.post_json(URL, {"token": text}, token=secret)
+            answer = await client.post_json(CONSUME_URL, {"token": text}, token=secret)
             assert refusal(answer) == TOKEN_INVALID, text
-    assert consumed(database) == 0
+    assert number_consumed(database) == 0
     login(await consume(client, token, verifier))
 
 
@@ -267,7 +241,7 @@ async def test_who_has_no_access_consumes_nothing(
         assert refusal(await consume(client, later, secret)) == NO_ACCESS
         nobody = Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7)
         assert refusal(await consume(client, tokens.sign(nobody, token_key(service, clock)), secret)) == NO_ACCESS
-    assert consumed(database) == 1
+    assert number_consumed(database) == 1
     await client.issue(api_token)  # makes them a member again
     login(await consume(client, later, platform))
 
@@ -295,7 +269,7 @@ async def test_a_token_below_the_purge_floor_has_expired(
     with changing(database) as connection:
         connection.execute(update(consumed_floor).values(claims=b"\xff" * 16))
     assert refusal(await consume(client, token, verifier)) == TOKEN_EXPIRED
-    assert consumed(database) == 0
+    assert number_consumed(database) == 0
 
 
 # --- when the database cannot say yes --------------------------------------------------------------------------------
@@ -320,7 +294,7 @@ async def test_while_the_database_cannot_write_it_is_503_and_the_token_is_good_a
     with fault(database):
         for _ in range(2):
             assert refusal(await consume(client, token, verifier)) == UNAVAILABLE
-        assert refusal(await client.post_json(URL, {"token": token})) == MISSING_TOKEN
+        assert refusal(await client.post_json(CONSUME_URL, {"token": token})) == MISSING_TOKEN
     login(await consume(client, token, verifier))
     assert refusal(await consume(client, token, verifier)) == TOKEN_CONSUMED
 
@@ -346,7 +320,7 @@ async def test_a_commit_that_loses_its_connection_lets_nobody_in_and_says_that_t
     answer = await consume(client, token, verifier)
     event.remove(database.engine, "do_execute", lose_connection)
     assert refusal(answer) == OUTCOME_UNKNOWN
-    assert consumed(database) == after
+    assert number_consumed(database) == after
     again = await consume(client, token, verifier)
     assert again.status == (410 if after else 200)
 
@@ -363,7 +337,7 @@ async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
     good, too_large = encoded({"token": token}), encoded({"token": token}).ljust(LIMIT + 1)
     cases = {(secret, body): MISSING_TOKEN for secret in ("x", expired) for body in (too_large, b"x", b"{}", good)}
     cases |= {
-        (secret, body): INSUFFICIENT_SCOPE
+        (secret, body): NEEDS_VERIFY_SCOPE
         for secret in (api_token, scopeless)
         for body in (too_large, b"x", b"{}", good)
     }
@@ -379,18 +353,18 @@ async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
             (secret, encoded({"token": 5})): invalid("token", "type"),
             (secret, encoded({"sso": token})): missing("token"),
         }
-    answers = {case: await client.request("POST", URL, headers=bearer(case[0]), body=case[1]) for case in cases}
+    answers = {case: await client.request("POST", CONSUME_URL, headers=bearer(case[0]), body=case[1]) for case in cases}
     assert {case: refusal(answer) for case, answer in answers.items()} == cases
-    assert refusal(await client.request("POST", f"{URL}?token={token}", body=good)) == MISSING_TOKEN
-    assert consumed(database) == 0
+    assert refusal(await client.request("POST", f"{CONSUME_URL}?token={token}", body=good)) == MISSING_TOKEN
+    assert number_consumed(database) == 0
     login(await consume(client, token, verifier))
 
 
 @on_sqlite
 async def test_path_and_method_come_before_the_api_token(client: Client) -> None:
-    assert refusal(await client.request("POST", f"{URL}/x", body=b"x")) == Refusal(404, "not_found")
+    assert refusal(await client.request("POST", f"{CONSUME_URL}/x", body=b"x")) == Refusal(404, "not_found")
     for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
-        answer = await client.request(method, URL, body=b"x" * (LIMIT + 1))
+        answer = await client.request(method, CONSUME_URL, body=b"x" * (LIMIT + 1))
         assert refusal(answer) == Refusal(405, "method_not_allowed")
         assert answer.header("allow") == "POST"
 
@@ -401,7 +375,7 @@ async def test_a_browser_s_session_is_no_api_token_and_an_api_token_no_session(
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
     token = await client.issue(api_token)
     assert "studio_session" in client.cookies
-    assert refusal(await client.post_json(URL, {"token": token})) == MISSING_TOKEN
+    assert refusal(await client.post_json(CONSUME_URL, {"token": token})) == MISSING_TOKEN
     login(await consume(client, token, verifier))
     assert (await client.another().get("/session", authorization=f"Bearer {verifier}")).status == 401
 

@@ -18,7 +18,8 @@ from sso_service.database.schema import consumed_floor, consumed_nonces, metadat
 from sso_service.permissions import Role, Scope
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
-from tests.support._old import ACCOUNT, OTHER_ACCOUNT, command
+from tests.support.command_line import run
+from tests.support.data import ACCOUNT, OTHER_ACCOUNT
 
 PEOPLE = 2500
 
@@ -102,10 +103,10 @@ def test_the_command_says_what_it_did_and_what_is_to_be_done(
     inhabited: Database, new: Database, tmp_path: Path
 ) -> None:
     env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": inhabited.url.render_as_string(hide_password=False)}
-    done = command("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
-    assert done.returncode == 0, done.stderr
-    assert f"users: {PEOPLE}" in done.stdout
-    assert "keys revoke --all" in done.stdout
+    done = run("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
+    assert done.code == 0, done.err
+    assert f"users: {PEOPLE}" in done.out
+    assert "keys revoke --all" in done.out
     assert contents(new) == contents(inhabited)
-    again = command("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
-    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    again = run("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
+    assert (again.code, again.err.count("\n")) == (1, 1)

@@ -28,7 +28,8 @@ from sso_service.database.engine import Database
 from sso_service.database.ledger import Redemption, redeem_all, state_of_all
 from sso_service.database.schema import api_tokens, consumed_nonces, memberships, users
 from sso_service.permissions import Role, Scope
-from tests.support._old import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, changing
+from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
+from tests.support.databases import changing, on_postgresql
 
 NOW = 1_900_000_000
 NOBODY = 4_000_000_000
@@ -305,10 +306,7 @@ def test_two_nodes_that_provision_the_same_people_at_once_make_one_user_of_each_
         each.close()
 
 
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-
-
-@ON_POSTGRESQL
+@on_postgresql
 def test_batches_of_two_nodes_cannot_deadlock_however_slowly_they_go(database: Database) -> None:
     everybody = [person(f"P{n}") for n in range(8)]
     with database.connect() as connection:
@@ -322,7 +320,7 @@ def test_batches_of_two_nodes_cannot_deadlock_however_slowly_they_go(database: D
     assert {p.role for answer in answers for p in answer} == {Role.EDITOR}
 
 
-@ON_POSTGRESQL
+@on_postgresql
 def test_a_batch_writes_in_the_order_of_its_keys_whatever_the_order_of_its_people(database: Database) -> None:
     provision(database, *(person(f"P{n * n % 97:02}") for n in range(97)))
     with database.connect() as connection:

@@ -10,9 +10,13 @@ import pytest
 
 from sso_service.database.engine import Database
 from sso_service.settings import SettingsError, read_settings
-from tests.integration.test_issuing import LIMIT, VERIFY, bearer, encoded, make_api_token, node, on_sqlite
-from tests.integration.test_pages import Page
-from tests.support._old import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that
+from tests.support.api import LIMIT, VERIFY, bearer, encoded, make_api_token, node
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, PAGE
+from tests.support.databases import on_sqlite
+from tests.support.outages import a_database_that
+from tests.support.pages import MessagePage
 
 pytestmark = pytest.mark.anyio
 
@@ -80,7 +84,7 @@ async def pages(client: Client, api_token: str) -> list[Answer]:
     ]
     assert [answer.status for answer in answers] == [401, 401, 403, 400, 403, 403, 200]
     for answer in answers:
-        Page(answer.text)
+        MessagePage(answer.text)
     return answers
 
 
@@ -296,7 +300,7 @@ async def test_without_the_setting_a_frame_consumes_nothing(client: Client, api_
 async def test_the_question_can_be_answered_in_a_frame(asking: Client, api_token: str) -> None:
     token = await asking.issue(api_token)
     question = await asking.get(f"{PAGE}?chromeless=1&sso={token}", sec_fetch_dest="iframe")
-    fields = Page(question.text).fields
+    fields = MessagePage(question.text).fields
     body = urlencode(fields).encode()
     form = [("content-type", "application/x-www-form-urlencoded"), ("sec-fetch-dest", "iframe")]
     for origin in (PORTAL, INTRANET, "null", "https://evil.example"):

@@ -11,23 +11,14 @@ from sso_service.database.engine import Database
 from sso_service.permissions import Role
 from sso_service.service import Service
 from sso_service.sessions import Session, dump_session
-from tests.integration.test_issuing import away, make_api_token, on_sqlite, settled
-from tests.integration.test_login_safety import NOT_CANONICAL
-from tests.integration.test_session_endpoint import COOKIE, HALF_A_DAY, sign_in, sign_out_everywhere
-from tests.integration.test_verifying import without
-from tests.support._old import (
-    ACCOUNT,
-    JANE,
-    JOHN,
-    OTHER_ACCOUNT,
-    OTHER_TEAM,
-    PAGE,
-    TEAM,
-    Answer,
-    Client,
-    Clock,
-    changing,
-)
+from tests.support.api import make_api_token, settled
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
+from tests.support.databases import changing, on_sqlite
+from tests.support.hostile_links import NOT_CANONICAL
+from tests.support.outages import away, without
+from tests.support.sessions import COOKIE, HALF_A_DAY, sign_in, sign_out_everywhere
 
 pytestmark = pytest.mark.anyio
 

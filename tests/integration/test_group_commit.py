@@ -19,18 +19,18 @@ import pytest
 from sqlalchemy import Connection, event, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from scripts.tools.ports import free_port
 from sso_service.database import group_commit
 from sso_service.database.directory import NewPerson, Place, provision_all
 from sso_service.database.engine import Database, OutcomeUnknown, Overloaded, Unavailable
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.ledger import Redemption, Verdict, redeem_all
 from sso_service.database.schema import consumed_nonces
-from tests.support._old import ACCOUNT, free_port
+from tests.support.data import ACCOUNT
+from tests.support.databases import on_postgresql, on_sqlite
 
 pytestmark = pytest.mark.anyio
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 SHORT = 0.4
 """A deadline in seconds that is worth waiting for in a test."""
 
@@ -309,7 +309,7 @@ async def test_a_commit_that_loses_its_connection_is_never_repeated_and_nobody_i
     assert await lane.submit(9) == 90
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_server_that_dies_during_the_commit_leaves_the_outcome_unknown(
     lane: Lane, statements: list[str]
 ) -> None:
@@ -322,7 +322,7 @@ async def test_a_server_that_dies_during_the_commit_leaves_the_outcome_unknown(
     assert notes(lane.database) == [9]
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_server_that_dies_before_the_commit_leaves_nothing_and_says_so(
     lane: Lane, statements: list[str]
 ) -> None:
@@ -338,7 +338,7 @@ async def test_a_server_that_dies_before_the_commit_leaves_nothing_and_says_so(
     assert notes(lane.database) == [9]
 
 
-@ON_POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize(
     "error",
     ["RAISE EXCEPTION 'no'", "RAISE EXCEPTION 'no' USING ERRCODE = '57014'", "RAISE unique_violation"],
@@ -353,7 +353,7 @@ async def test_an_error_during_the_commit_leaves_the_outcome_unknown(
     assert statements.count("COMMIT") == len(lane.batches) == 1
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_warning_during_the_commit_leaves_the_outcome_unknown(lane: Lane, statements: list[str]) -> None:
     trigger(lane.database, "RAISE WARNING 'perhaps'", at_commit=True)
     results = await lane.submit_all(range(5))
@@ -363,7 +363,7 @@ async def test_a_warning_during_the_commit_leaves_the_outcome_unknown(lane: Lane
     assert await lane.submit(9) == 90
 
 
-@ON_POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize(("level", "at_commit"), [("NOTICE", True), ("WARNING", False)])
 async def test_a_notice_or_a_warning_before_the_commit_is_nothing_to_worry_about(
     lane: Lane, level: str, at_commit: bool
@@ -372,7 +372,7 @@ async def test_a_notice_or_a_warning_before_the_commit_is_nothing_to_worry_about
     assert await lane.submit_all([1, 2]) == [10, 20]
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_commit_that_did_not_wait_for_its_synchronous_standby_leaves_the_outcome_unknown(lane: Lane) -> None:
     waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
@@ -409,7 +409,7 @@ async def test_a_commit_that_turns_out_to_be_a_rollback_is_no_success(lane: Lane
     assert all(isinstance(result, OutcomeUnknown | Unavailable) for result in results), results
 
 
-@ON_POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize("at_commit", [False, True], ids=["before COMMIT", "at COMMIT"])
 @pytest.mark.parametrize("code", ["40001", "40P01"])
 async def test_a_transaction_that_the_server_ended_for_another_is_repeated(
@@ -423,7 +423,7 @@ async def test_a_transaction_that_the_server_ended_for_another_is_repeated(
     assert notes(lane.database) == [1, 2, 3]
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_batch_that_the_server_ended_for_another_is_repeated_one_by_one(lane: Lane) -> None:
     once = "IF nextval('attempts') <= 1 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END IF"
     trigger(lane.database, once, at_commit=True)
@@ -431,7 +431,7 @@ async def test_a_batch_that_the_server_ended_for_another_is_repeated_one_by_one(
     assert notes(lane.database) == [1, 2, 3]
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_transaction_that_the_server_ends_again_and_again_is_given_up(lane: Lane) -> None:
     trigger(lane.database, "RAISE EXCEPTION 'again' USING ERRCODE = '40001'", at_commit=True)
     with pytest.raises(Unavailable):
@@ -439,7 +439,7 @@ async def test_a_transaction_that_the_server_ends_again_and_again_is_given_up(la
     assert 1 < len(lane.batches) < 10
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_real_deadlock_is_repeated(lane: Lane) -> None:
     execute(lane.database, "INSERT INTO notes VALUES (100), (200)")
     touch = "UPDATE notes SET n = n WHERE n = {}"
@@ -533,7 +533,7 @@ async def test_each_waits_for_its_own_deadline(lanes: Callable[..., Lane]) -> No
     assert lane.batches == [[2]]
 
 
-@ON_POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize("fault", ["sleeps", "is stopped"])
 async def test_a_lane_whose_server_hangs_is_abandoned_and_later_operations_succeed(
     lanes: Callable[..., Lane], fault: str
@@ -560,7 +560,7 @@ async def test_a_lane_whose_server_hangs_is_abandoned_and_later_operations_succe
     assert sum(batch.count(1) for batch in lane.batches) == 1
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_server_that_began_to_hang_during_a_pause_is_abandoned_too(lanes: Callable[..., Lane]) -> None:
     lane = lanes(deadline=SHORT)
     pids: list[int] = []
@@ -577,7 +577,7 @@ async def test_a_server_that_began_to_hang_during_a_pause_is_abandoned_too(lanes
         os.kill(pids[0], signal.SIGCONT)
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_row_that_somebody_else_has_locked_is_waited_for_only_so_long(lanes: Callable[..., Lane]) -> None:
     lane = lanes()
     with superuser(lane.database) as rival:
@@ -591,7 +591,7 @@ async def test_a_row_that_somebody_else_has_locked_is_waited_for_only_so_long(la
     assert await lane.submit(1) == 10
 
 
-@ON_SQLITE
+@on_sqlite
 async def test_a_file_that_another_process_has_locked_is_waited_for_only_so_long(lanes: Callable[..., Lane]) -> None:
     lane = lanes()
     rival = Database(lane.database.url)
@@ -765,7 +765,7 @@ async def test_a_server_that_is_away_is_tried_a_few_times_a_second_however_many_
     database.close()
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_when_no_more_connections_can_be_made_those_that_are_there_go_on(lane: Lane, postgresql: str) -> None:
     name = lane.database.url.database
     with psycopg.connect(postgresql, autocommit=True) as connection:
@@ -804,7 +804,7 @@ async def test_an_error_of_the_operating_system_while_connecting_is_reported_at_
     assert await lane.submit(4) == 40
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_after_all_connections_were_cut_the_service_goes_on_without_a_restart(lane: Lane) -> None:
     with lane.database.connect(), lane.database.connect():  # so that there are several in the pool
         assert await lane.submit(1) == 10
@@ -835,7 +835,7 @@ def settings_of(connection: Connection) -> list[str]:
     return list(connection.exec_driver_sql(f"SELECT {query}").one())
 
 
-@ON_POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize(
     ("default", "inside"),
     [("off", "on"), ("local", "on"), ("remote_write", "on"), ("on", "on"), ("remote_apply", "remote_apply")],
@@ -869,7 +869,7 @@ def test_a_writing_transaction_is_durable_and_bounded_whatever_the_defaults_and_
     database.close()
 
 
-@ON_POSTGRESQL
+@on_postgresql
 def test_a_reading_transaction_is_bounded_and_cannot_write(database: Database) -> None:
     with database.connect() as connection:
         before = settings_of(connection)
@@ -882,7 +882,7 @@ def test_a_reading_transaction_is_bounded_and_cannot_write(database: Database) -
         assert connection.execute(select(consumed_nonces)).all() == []
 
 
-@ON_SQLITE
+@on_sqlite
 def test_every_sqlite_connection_flushes_each_commit_and_checks_foreign_keys(database: Database) -> None:
     names = ("journal_mode", "synchronous", "foreign_keys")
     with database.connect() as one, database.connect() as two, database.connect() as three:
@@ -891,7 +891,7 @@ def test_every_sqlite_connection_flushes_each_commit_and_checks_foreign_keys(dat
             assert values == ["wal", 2, 1]
 
 
-@ON_SQLITE
+@on_sqlite
 def test_an_sqlite_write_takes_its_place_before_it_reads(database: Database) -> None:
     """One that began with a read would fail when another wrote in between, however long it were willing to wait."""
     rival = Database(database.url)

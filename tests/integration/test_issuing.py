@@ -11,10 +11,10 @@ import time
 import traceback
 from base64 import urlsafe_b64decode
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import psycopg
 import pytest
@@ -26,79 +26,42 @@ from sso_service.database.engine import Database
 from sso_service.database.group_commit import MAX_WAITING
 from sso_service.database.schema import api_tokens, memberships, users
 from sso_service.keyring import KeyDirectory
-from sso_service.permissions import Role, Scope
-from sso_service.service import Service
-from sso_service.settings import read_settings
-from sso_service.web.app import create_app
-from tests.support._old import (
-    ACCOUNT,
-    JANE,
-    JOHN,
-    OTHER_ACCOUNT,
-    PAGE,
-    Answer,
-    Client,
-    Clock,
-    a_database_that,
-    changing,
-    closed,
-    renamed,
+from sso_service.permissions import Role
+from tests.support.api import (
+    INVALID_JSON,
+    LIMIT,
+    MISSING_TOKEN,
+    NEEDS_WRITE_SCOPE,
+    TOO_LARGE,
+    UNAVAILABLE,
+    VERIFY,
+    WRITE,
+    Refusal,
+    bearer,
+    encoded,
+    invalid,
+    make_api_token,
+    missing,
+    node,
+    padded,
+    refusal,
+    settled,
 )
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE
+from tests.support.databases import changing, on_postgresql, on_sqlite, watching
+from tests.support.outages import a_database_that, away, renamed
 
 pytestmark = pytest.mark.anyio
 
-T = TypeVar("T")
 
 URL = "/v1/sso_tokens"
-LIMIT = 16 * 1024
 DEADLINE = 2.5
 
-WRITE = frozenset({Scope.WRITE_SSO})
-VERIFY = frozenset({Scope.VERIFY_SSO})
 
-# For what has nothing to do with the kind of database.
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-
-
-class Refusal(NamedTuple):
-    """What an error says."""
-
-    status: int
-    code: str
-    details: dict[str, str] | None = None
-
-
-MISSING_TOKEN = Refusal(401, "missing_token")
-INSUFFICIENT_SCOPE = Refusal(403, "insufficient_scope", {"required_scope": "write:sso"})
-TOO_LARGE = Refusal(413, "payload_too_large")
-INVALID_JSON = Refusal(400, "invalid_json")
 USER_DISABLED = Refusal(403, "user_disabled")
 ROLE_NOT_ALLOWED = Refusal(403, "role_not_allowed")
-UNAVAILABLE = Refusal(503, "unavailable")
-
-
-def missing(field: str) -> Refusal:
-    return Refusal(422, "parameter_missing", {"field": field, "rule": "required"})
-
-
-def invalid(field: str, rule: str) -> Refusal:
-    return Refusal(422, "parameter_invalid", {"field": field, "rule": rule})
-
-
-def refusal(answer: Answer) -> Refusal:
-    """What an error says, once its form is found to be that of all errors."""
-    content = answer.json()
-    assert content.keys() == {"error"}
-    error = content["error"]
-    assert {"code", "message"} <= error.keys() <= {"code", "message", "details"}
-    assert isinstance(error["message"], str)
-    assert error["message"]
-    assert error.get("details", True)  # left out rather than empty
-    assert (answer.header("www-authenticate") == "Bearer") == (answer.status == 401)
-    assert (answer.header("retry-after") is not None) == (answer.status == 503)
-    assert int(answer.header("retry-after") or 1) > 0
-    return Refusal(answer.status, error["code"], error.get("details"))
 
 
 def issued(answer: Answer) -> tuple[str, bool]:
@@ -117,41 +80,8 @@ def claims(token: str) -> tuple[int, int, int, int]:
     return expires_at, user_id, account_id, nonce
 
 
-def bearer(secret: str) -> list[tuple[str, str]]:
-    return [("authorization", f"Bearer {secret}")]
-
-
-def encoded(content: object = JANE, **fields: object) -> bytes:
-    return json.dumps({**content, **fields} if isinstance(content, Mapping) else content).encode()
-
-
-def padded(size: int, content: object = JANE) -> bytes:
-    return encoded(content).ljust(size)
-
-
 async def post(client: Client, body: bytes, secret: str, *headers: tuple[str, str]) -> Answer:
     return await client.request("POST", URL, headers=[*bearer(secret), *headers], body=body)
-
-
-def make_api_token(
-    database: Database,
-    *,
-    account_id: int | None = ACCOUNT,
-    scopes: frozenset[Scope] = WRITE,
-    max_role: Role | None = None,
-    expires_at: int | None = None,
-) -> tuple[int, str]:
-    """Id and secret of a new API token."""
-    with changing(database) as connection:
-        return administration.create_api_token(
-            connection,
-            account_id=account_id,
-            name="tests",
-            scopes=scopes,
-            max_role=max_role,
-            expires_at=expires_at,
-            now=int(time.time()),
-        )
 
 
 class Known(NamedTuple):
@@ -181,39 +111,6 @@ def key_secret(keys_dir: Path) -> str:
     (path,) = keys_dir.glob("*.json")
     secret: str = json.loads(path.read_text())["secret"]
     return secret
-
-
-@contextmanager
-def node(url: str, keys: Path | KeyDirectory, clock: Clock, **variables: str) -> Iterator[Client]:
-    """A client of a node of its own on the database `url`."""
-    settings = read_settings({"SSO_DATABASE_URL": url, **variables})
-    directory = KeyDirectory(keys) if isinstance(keys, Path) else keys
-    service = Service(settings, Database(settings.database), directory, clock=clock)
-    try:
-        yield Client(create_app(service))
-    finally:
-        service.close()
-
-
-async def settled(call: Awaitable[T]) -> T:
-    """What `call` returns, after all that it set going beside itself is done as well."""
-    before = asyncio.all_tasks()
-    result = await call
-    await asyncio.gather(*(asyncio.all_tasks() - before))
-    return result
-
-
-@contextmanager
-def watching(database: Database) -> Iterator[Callable[[], object]]:
-    """A function whose result changes whenever something was written to a table or taken from a sequence."""
-    with database.connect() as connection:
-        if database.is_sqlite:
-            yield lambda: connection.exec_driver_sql("PRAGMA data_version").scalar_one()
-        else:
-            tables = ("users", "memberships", "api_tokens", "consumed_nonces")
-            rows = [f"SELECT '{table}', ctid::text, xmin::text FROM {table}" for table in tables]
-            rows.append("SELECT sequencename, last_value::text, '' FROM pg_sequences")
-            yield lambda: sorted(map(tuple, connection.exec_driver_sql(" UNION ALL ".join(rows)).all()))
 
 
 # --- the token -------------------------------------------------------------------------------------------------------
@@ -358,7 +255,7 @@ async def test_an_api_token_needs_the_scope(client: Client, database: Database) 
         "platform": make_api_token(database, account_id=None, scopes=VERIFY)[1],
     }
     answers = {name: refusal(await post(client, encoded(), secret)) for name, secret in secrets.items()}
-    assert answers == dict.fromkeys(secrets, INSUFFICIENT_SCOPE)
+    assert answers == dict.fromkeys(secrets, NEEDS_WRITE_SCOPE)
     assert number_of_users(database) == 0
     issued(await post(client, encoded(), make_api_token(database, scopes=WRITE | VERIFY)[1]))
 
@@ -564,13 +461,13 @@ async def test_of_several_faults_the_first_is_reported(client: Client, database:
         (expired, encoded(JANE)): MISSING_TOKEN,
         (expired_without_scope, encoded(JANE)): MISSING_TOKEN,
         (expired_without_scope, no_object): MISSING_TOKEN,
-        (verifier, too_large): INSUFFICIENT_SCOPE,
-        (verifier, no_json): INSUFFICIENT_SCOPE,
-        (verifier, no_object): INSUFFICIENT_SCOPE,
-        (verifier, b"{}"): INSUFFICIENT_SCOPE,
-        (verifier, wrong_for_john): INSUFFICIENT_SCOPE,
-        (verifier, encoded(JANE)): INSUFFICIENT_SCOPE,
-        (platform, no_json): INSUFFICIENT_SCOPE,
+        (verifier, too_large): NEEDS_WRITE_SCOPE,
+        (verifier, no_json): NEEDS_WRITE_SCOPE,
+        (verifier, no_object): NEEDS_WRITE_SCOPE,
+        (verifier, b"{}"): NEEDS_WRITE_SCOPE,
+        (verifier, wrong_for_john): NEEDS_WRITE_SCOPE,
+        (verifier, encoded(JANE)): NEEDS_WRITE_SCOPE,
+        (platform, no_json): NEEDS_WRITE_SCOPE,
         (capped, too_large): TOO_LARGE,
         (capped, padded(LIMIT + 1, {})): TOO_LARGE,
         (capped, padded(LIMIT + 1, JANE)): TOO_LARGE,
@@ -796,21 +693,6 @@ async def test_a_database_that_cannot_be_used_is_503_in_time(
         assert leak not in good.text + bad.text
     assert secret not in caplog.text
     assert "hunter2" not in caplog.text
-
-
-@contextmanager
-def away(database: Database) -> Iterator[None]:
-    """The database cannot be found until the end of the block, and nobody's connection outlives it."""
-    database.close()
-    if database.is_sqlite:
-        path = Path(str(database.url.database))
-        with renamed(path):
-            path.mkdir()
-            yield
-            path.rmdir()
-        return
-    with closed(database.url.render_as_string(hide_password=False)):
-        yield
 
 
 async def test_the_service_goes_on_by_itself_when_the_database_is_back(

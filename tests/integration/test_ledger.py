@@ -1,25 +1,19 @@
 """The ledger: a token is consumed once, nothing is consumed without need, and purging gives no token a second life."""
 
 import asyncio
-import signal
-import subprocess
-import sys
+import math
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import (
-    URL,
-    BigInteger,
-    ColumnElement,
-    bindparam,
     delete,
     event,
     func,
@@ -44,48 +38,15 @@ from sso_service.database.ledger import (
 )
 from sso_service.database.schema import consumed_floor, consumed_nonces
 from sso_service.keyring import KeyDirectory
-from sso_service.service import Service
+from sso_service.service import PURGE_INTERVAL, Service
 from sso_service.settings import Settings
 from sso_service.web.app import create_app
-from tests.support._old import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM, Client, Clock
-
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-NOW = 1_900_000_000
-HOUR = 3600
-
-
-class DatabaseAt(Database):
-    """A database whose clock is ours."""
-
-    def __init__(self, url: URL, clock: Clock) -> None:
-        super().__init__(url)
-        self.clock = clock
-
-    def now(self) -> ColumnElement[int]:
-        return bindparam(None, callable_=lambda: int(self.clock()), type_=BigInteger(), unique=True)
-
-
-@dataclass
-class World:
-    """A database, and the clocks of a node beside it."""
-
-    database: DatabaseAt
-    node: Clock = field(default_factory=lambda: Clock(NOW))
-    monotonic: Clock = field(default_factory=lambda: Clock(1000))
-
-    def purger(self) -> Purger:
-        return Purger(self.database, clock=self.node, monotonic=self.monotonic)
-
-    def wait(self, seconds: float) -> None:
-        for clock in (self.database.clock, self.node, self.monotonic):
-            clock.advance(seconds)
-
-
-@pytest.fixture
-def world(settings: Settings) -> Iterator[World]:
-    database = DatabaseAt(settings.database, Clock(NOW))
-    yield World(database)
-    database.close()
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
+from tests.support.databases import DatabaseAt, on_postgresql
+from tests.support.keys import TTL
+from tests.support.ledger import HOUR, NOW, World, claims, put, rows
 
 
 @pytest.fixture
@@ -95,10 +56,6 @@ def jane(database: Database) -> Place:
     return Place(person.user_id, ACCOUNT)
 
 
-def claims(expires_at: int, nonce: int = 0) -> bytes:
-    return floor_at(expires_at)[:4] + nonce.to_bytes(12, "big")
-
-
 def redeem(database: Database, place: Place, *wanted: bytes) -> list[Verdict]:
     return redeem_at(database, *(Redemption(each, place, NOW) for each in wanted))
 
@@ -106,16 +63,6 @@ def redeem(database: Database, place: Place, *wanted: bytes) -> list[Verdict]:
 def redeem_at(database: Database, *redemptions: Redemption) -> list[Verdict]:
     with database.connect() as connection, database.writing(connection):
         return [redeemed.verdict for redeemed in redeem_all(database, connection, redemptions)]
-
-
-def put(database: Database, *rows: bytes) -> None:
-    with database.connect() as connection, database.writing(connection):
-        connection.execute(consumed_nonces.insert(), [{"claims": row} for row in rows])
-
-
-def rows(database: Database) -> list[bytes]:
-    with database.connect() as connection:
-        return sorted(bytes(row) for row in connection.execute(select(consumed_nonces.c.claims)).scalars())
 
 
 def floor(database: Database) -> bytes:
@@ -192,7 +139,7 @@ def test_two_nodes_with_the_same_claims_in_opposite_order_redeem_each_once_and_d
     other.close()
 
 
-@ON_POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize(("end", "verdict"), [("COMMIT", Verdict.CONSUMED), ("ROLLBACK", Verdict.REDEEMED)])
 def test_a_claim_that_another_node_is_about_to_consume_is_waited_for(
     database: Database, jane: Place, end: str, verdict: Verdict
@@ -257,7 +204,7 @@ def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(dat
     assert rows(database) == [claims(NOW)]
 
 
-@ON_POSTGRESQL
+@on_postgresql
 def test_a_batch_consumes_in_the_order_of_the_claims_so_that_two_cannot_deadlock(
     database: Database, jane: Place
 ) -> None:
@@ -544,50 +491,6 @@ def test_one_purger_at_a_time_deletes_and_the_next_one_makes_up_for_it(world: Wo
     other.close()
 
 
-@pytest.mark.parametrize(
-    ("database_url", "end"),
-    [("sqlite", signal.SIGKILL), ("postgresql", signal.SIGKILL), ("postgresql", signal.SIGSTOP)],
-    indirect=["database_url"],
-)
-def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_from_it(
-    world: World, database_url: str, end: signal.Signals
-) -> None:
-    database, purger = world.database, world.purger()
-    put(database, claims(NOW - 9 * HOUR))
-    purger.run()
-    world.wait(61)
-    victim = subprocess.Popen(
-        [sys.executable, "-c", _DELETES_FOR_EVER, database_url], stdout=subprocess.PIPE, text=True
-    )
-    with victim:
-        assert victim.stdout is not None
-        assert victim.stdout.readline() == "True\n"
-        assert purger.run() == Round(elsewhere=True)
-        world.wait(61)
-        try:
-            victim.send_signal(end)
-            deadline = time.monotonic() + 10
-            while (done := purger.run()).elsewhere:
-                assert time.monotonic() < deadline
-                world.wait(61)
-                time.sleep(0.05)
-        finally:
-            victim.kill()
-    assert done == Round(deleted=1)
-
-
-_DELETES_FOR_EVER = """
-import sys, time
-from sso_service.database.engine import Database
-from sso_service.settings import read_settings
-database = Database(read_settings({"SSO_DATABASE_URL": sys.argv[1]}).database)
-with database.connect() as connection, database.purging(connection) as alone:
-    print(alone, flush=True)
-    while True:
-        time.sleep(1)
-"""
-
-
 def test_each_round_tells_about_how_many_rows_there_are_whatever_else_it_does(world: World) -> None:
     database, purger = world.database, world.purger()
     put(database, *(claims(NOW - 9 * HOUR, nonce) for nonce in range(3)), *(claims(NOW, nonce) for nonce in range(4)))
@@ -805,3 +708,32 @@ def test_a_purge_waits_for_longer_than_any_statement_may_live(database: Database
 def test_the_state_of_the_ledger_is_told_by_the_databases_own_clock(database: Database) -> None:
     with database.connect() as connection:
         assert abs(connection.execute(select(database.now())).scalar_one() - time.time()) < 2
+
+
+async def test_three_hours_of_logins_leave_the_rows_of_an_hour_and_five_minutes_and_two_purge_rounds(
+    client: Client, settings: Settings, clock: Clock, api_token: str
+) -> None:
+    monotonic = Clock(1000)
+    database = DatabaseAt(settings.database, clock)
+    purger = Purger(database, clock=clock, monotonic=monotonic)
+    start, each_round = clock(), 8
+    at_most = each_round * math.ceil((HOUR + TTL + 2 * PURGE_INTERVAL) / PURGE_INTERVAL)
+    left, logins = [], 0
+
+    async def sign_in() -> int:
+        browser = client.another()
+        return (await browser.get(f"{PAGE}?sso={await browser.issue(api_token)}")).status
+
+    while clock() < start + 3 * HOUR:
+        statuses = await asyncio.gather(*(sign_in() for _ in range(each_round)))
+        assert statuses == [303] * each_round
+        logins += each_round
+        assert not purger.run().skipped
+        with database.connect() as connection:
+            left.append(connection.execute(select(func.count()).select_from(consumed_nonces)).scalar_one())
+        for each in (clock, monotonic):
+            each.advance(PURGE_INTERVAL)
+    database.close()
+    assert max(left) <= at_most
+    assert left[-1] >= each_round * HOUR / PURGE_INTERVAL  # nothing that is younger than an hour is gone
+    assert logins > 2.5 * at_most

@@ -12,7 +12,10 @@ from sso_service.database.engine import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import Settings, SettingsError, read_settings
-from tests.support._old import JANE, PAGE, Answer, Client, Clock, changing
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import JANE, PAGE
+from tests.support.databases import changing
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)]
 

@@ -20,7 +20,10 @@ from sso_service.sessions import Session
 from sso_service.settings import Settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
-from tests.support._old import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE, Answer, Client, Clock, changing
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE
+from tests.support.databases import changing
 
 pytestmark = pytest.mark.anyio
 

@@ -1,11 +1,8 @@
 """`/metrics`: what Prometheus is told, of all workers together, and to whom."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from sso_service import keyring
 from sso_service.database import administration
@@ -15,26 +12,14 @@ from sso_service.permissions import Role, Scope
 from sso_service.service import Service
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
-from tests.support._old import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that, changing, serving
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, PAGE
+from tests.support.databases import changing, on_sqlite
+from tests.support.metrics import Samples, sample_of, samples_in
+from tests.support.outages import a_database_that
 
 pytestmark = pytest.mark.anyio
-
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def samples_in(text: str) -> Samples:
-    """Every sample by its name and its labels."""
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def value(samples: Samples, name: str, labels: Mapping[str, str] | None = None) -> float:
-    return samples.get((name, frozenset((labels or {}).items())), 0)
 
 
 class Counted:
@@ -49,7 +34,7 @@ class Counted:
         return self
 
     async def more(self, name: str, **labels: str) -> float:
-        return value(await self._now(), name, labels) - value(self._before, name, labels)
+        return sample_of(await self._now(), name, labels) - sample_of(self._before, name, labels)
 
     async def _now(self) -> Samples:
         answer = await self._client.get("/metrics")
@@ -164,7 +149,7 @@ async def test_metrics_are_told_while_the_database_is_away(tmp_path: Path, keys_
         answer = await Client(create_app(service)).get("/metrics")
         service.close()
     samples = samples_in(answer.text)
-    assert value(samples, "sso_ready") == 0
+    assert sample_of(samples, "sso_ready") == 0
     assert ("sso_clock_difference_seconds", frozenset()) not in samples
 
 
@@ -188,26 +173,6 @@ async def test_with_a_metrics_token_only_its_holder_is_told(
         assert (await get("/readyz", secret)).json() == {"status": "not ready"}
     assert "sso_requests_total" in (await get("/metrics", "hunter2")).text
     assert set((await get("/readyz", "hunter2")).json()["problems"]) == {"clock"}
-
-
-@on_sqlite
-def test_each_worker_tells_for_all(database_url: str, tmp_path: Path, keys_dir: Path, api_token: str) -> None:
-    env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
-    with serving(env, tmp_path / "log", workers=2) as running:
-        told = set()
-        # Each on a connection of its own, so that both workers are likely to have answered some.
-        for _ in range(40):
-            answer = httpx.post(
-                f"{running.url}/v1/sso_tokens", json=JANE, headers={"Authorization": f"Bearer {api_token}"}
-            )
-            assert answer.status_code == 201
-        for _ in range(20):
-            samples = samples_in(httpx.get(f"{running.url}/metrics").text)
-            told.add(
-                value(samples, "sso_tokens_issued_total", {"user_created": "yes"})
-                + value(samples, "sso_tokens_issued_total", {"user_created": "no"})
-            )
-    assert told == {40}
 
 
 @on_sqlite

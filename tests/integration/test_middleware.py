@@ -4,28 +4,20 @@ import asyncio
 import hashlib
 import hmac
 import html
-import logging
 import re
 import shutil
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import fastapi
 import httpx
 import pytest
-import uvicorn
 from itsdangerous import URLSafeTimedSerializer
-from starlette.applications import Starlette
-from starlette.authentication import requires
-from starlette.requests import HTTPConnection, Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from starlette.websockets import WebSocket
 
+from scripts.tools.ports import free_port
 from sso_service.client import AsyncSSOClient
 from sso_service.database import administration
 from sso_service.database.engine import Database
@@ -34,9 +26,13 @@ from sso_service.permissions import Role, permissions
 from sso_service.service import Service
 from sso_service.sessions import InvalidSession, check_form_token
 from sso_service.web.app import create_app
-from tests.integration.test_client import Wire, listening, says_nothing, told
-from tests.integration.test_issuing import VERIFY, make_api_token
-from tests.integration.test_login_safety import (
+from tests.support.api import VERIFY, make_api_token
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, TEAM
+from tests.support.databases import changing
+from tests.support.frontend import frontend
+from tests.support.hostile_links import (
     DESTINATIONS,
     HOSTILE_QUERIES,
     NOT_CANONICAL,
@@ -45,67 +41,13 @@ from tests.integration.test_login_safety import (
     refused,
     stays_on_this_host,
 )
-from tests.support._old import (
-    ACCOUNT,
-    JANE,
-    JOHN,
-    OTHER_ACCOUNT,
-    PAGE,
-    TEAM,
-    Answer,
-    Client,
-    Clock,
-    changing,
-    free_port,
-    serving,
-    wait_for_port,
-)
+from tests.support.python_client import SERVICE_URL
+from tests.support.wire import Wire, listening, says_nothing, told
 
 pytestmark = pytest.mark.anyio
 
-URL = "https://sso.example"
 EDITOR = permissions(Role.EDITOR)
 FORGED = "cT-zAAAAAAEAAAB73q2-77ZWSycVSMWcdGWPaRxidQA"
-
-
-async def who(request: HTTPConnection) -> Response:
-    """What the application knows of who asks, and what it was asked."""
-    user = request.user
-    content: dict[str, Any] = {"scopes": request.auth.scopes, "name": user.display_name, "query": request.url.query}
-    if user.is_authenticated:
-        content["email"] = user.email
-        content["account"] = user.account_id
-    return JSONResponse(content)
-
-
-@requires("posts:edit")
-async def edit(request: Request) -> Response:
-    return Response(status_code=204)
-
-
-@requires(["authenticated", "settings:edit"])
-async def settings_page(request: Request) -> Response:
-    return Response(status_code=204)
-
-
-async def talk(socket: WebSocket) -> None:
-    await socket.accept()
-    await socket.send_bytes(bytes((await who(socket)).body))
-    await socket.close()
-
-
-def frontend(**options: Any) -> Starlette:
-    """A frontend that an integrator might write."""
-    app = Starlette(
-        routes=[
-            Route("/edit", edit),
-            Route("/settings", settings_page),
-            WebSocketRoute("/ws", talk),
-            Route("/{path:path}", who, methods=["GET", "POST", "PUT", "DELETE", "OPTIONS"]),
-        ]
-    )
-    app.add_middleware(SSOLogin, **{"service_url": URL, **options})
-    return app
 
 
 @pytest.fixture
@@ -149,7 +91,7 @@ def is_unused(transport: httpx.ASGITransport, platform_token: str) -> Callable[[
     """Whether a login token is still good."""
 
     async def is_unused(token: str) -> bool:
-        async with AsyncSSOClient(URL, platform_token, transport=transport) as client:
+        async with AsyncSSOClient(SERVICE_URL, platform_token, transport=transport) as client:
             return (await client.verify(token)).active
 
     return is_unused
@@ -225,7 +167,7 @@ async def test_the_user_is_all_that_the_service_said(
         seen.append(scope["user"])
         await Response()(scope, receive, send)
 
-    browser = Client(SSOLogin(app, service_url=URL, api_token=verify_token, transport=transport, clock=clock))
+    browser = Client(SSOLogin(app, service_url=SERVICE_URL, api_token=verify_token, transport=transport, clock=clock))
     await browser.get(f"/?sso={await client.issue(api_token)}")
     assert seen == []
     await browser.get("/")
@@ -658,7 +600,7 @@ async def test_a_websocket_knows_who_is_there_and_signs_nobody_in(
 )
 def test_what_cannot_work_is_refused_when_the_application_starts(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
-        SSOLogin(Response(), **{"service_url": URL, "api_token": "t", **options})
+        SSOLogin(Response(), **{"service_url": SERVICE_URL, "api_token": "t", **options})
 
 
 # --- when the service does not do its work ---------------------------------------------------------------------------
@@ -779,93 +721,3 @@ async def test_without_a_servers_state_each_login_closes_its_own(
     async with living(app, state):
         await sign_in(browser, client, api_token)
     assert transport.closed == 4
-
-
-# --- with real servers -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def running(app: ASGIApp) -> Iterator[str]:
-    """The URL of a uvicorn that serves `app` until the end of the block."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_for_port(port)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def fastapi_frontend(service_url: str, api_token: str) -> fastapi.FastAPI:
-    """The same in FastAPI."""
-    app = fastapi.FastAPI()
-    app.add_middleware(SSOLogin, service_url=service_url, api_token=api_token)
-
-    @app.get("/edit", status_code=204)
-    @requires("posts:edit")
-    async def edit(request: fastapi.Request) -> None:
-        pass
-
-    @app.get("/{path:path}")
-    async def who(request: fastapi.Request) -> dict[str, Any]:
-        user = request.user
-        return {"email": user.email if user.is_authenticated else None, "scopes": request.auth.scopes}
-
-    return app
-
-
-def starlette_frontend(service_url: str, api_token: str) -> Starlette:
-    return frontend(service_url=service_url, api_token=api_token)
-
-
-@pytest.mark.parametrize("make", [starlette_frontend, fastapi_frontend])
-def test_a_frontend_signs_people_in_over_the_network(
-    make: Callable[[str, str], ASGIApp],
-    database: Database,
-    database_url: str,
-    keys_dir: Path,
-    api_token: str,
-    verify_token: str,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}
-    headers = {"Authorization": f"Bearer {api_token}"}
-    with serving(env, tmp_path / "log") as service, httpx.Client(headers=headers) as intranet:
-
-        def issue(person: dict[str, str]) -> str:
-            token: str = intranet.post(f"{service.url}/v1/sso_tokens", json=person).json()["token"]
-            return token
-
-        jane, again, john = issue(JANE), issue(JANE), issue(JOHN)
-        app = make(service.url, verify_token)
-        with running(app) as url, httpx.Client(base_url=url) as browser:
-            assert browser.get("/edit").status_code == 403
-            answer = browser.get(f"{PAGE}?a=1&sso={jane}")
-            assert (answer.status_code, answer.headers["location"]) == (303, f"{PAGE}?a=1")
-            assert browser.get("/edit").status_code == 204
-            assert browser.get("/who").json()["email"] == JANE["email"]
-            assert browser.get(f"{PAGE}?sso={jane}").status_code == 303
-            question = browser.get(f"{PAGE}?sso={john}")
-            assert question.status_code == 200
-            (href,) = re.findall(r'<a [^>]*href="([^"]*)"', question.text)
-            assert browser.get(html.unescape(href)).headers["location"] == PAGE
-            assert browser.get("/who").json()["email"] == JOHN["email"]
-            assert httpx.get(f"{url}/?sso={jane}").status_code == 401
-        # Whoever serves the application next has an event loop of its own.
-        with running(app) as url:
-            assert httpx.get(f"{url}/?sso={again}").status_code == 303
-        for person in (JANE, JOHN):
-            assert asyncio.run(Client(app).get(f"/?sso={issue(person)}")).status == 303
-    with running(app) as url:
-        answer = httpx.get(f"{url}/?sso={jane}")
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
-    written = [record.getMessage() for record in caplog.records if record.name == "uvicorn.access"]
-    assert any(f"GET {PAGE}?a=1 HTTP/1.1" in line for line in written)
-    for secret in (jane, again, john, api_token, verify_token):
-        assert not any(secret in record.getMessage() for record in caplog.records if record.name.startswith("uvicorn"))
-        assert secret not in "".join(r.getMessage() for r in caplog.records if r.name.startswith("sso_service"))

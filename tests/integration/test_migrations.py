@@ -18,7 +18,7 @@ from sso_service.database import migrations
 from sso_service.database.engine import Database
 from sso_service.database.migrations import SchemaMismatch
 from sso_service.database.schema import SCHEMA_VERSION, consumed_floor, metadata
-from tests.support._old import command
+from tests.support.processes import command
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -23,7 +21,6 @@ from urllib.parse import urlencode, urlsplit
 import html5lib
 import jsonschema_rs
 import pytest
-from anyio import run_process
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -42,29 +39,16 @@ from sso_service.web import errors, login, requests
 from sso_service.web.api import decode_person, decode_token
 from sso_service.web.app import create_app
 from sso_service.web.observed import Observed
-from sso_service.web.openapi import document, page
-from tests.support._old import ACCOUNT, JANE, JOHN, PAGE, Answer, Client, Clock, a_database_that, changing, serving
-from tests.support.repository import SUPPORT
-from tests.support.schemathesis_hooks import ADDRESSES
+from sso_service.web.openapi import page
+from tests.support.addresses import ADDRESSES
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, PAGE
+from tests.support.databases import changing, on_sqlite
+from tests.support.openapi import DOCUMENT, LOGIN, OPERATIONS, SIGN_OUTS, Json, make_api_token
+from tests.support.outages import a_database_that
 
 pytestmark = pytest.mark.anyio
-
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-Json = dict[str, Any]
-DOCUMENT: Json = json.loads(json.dumps(document()))
-OPERATIONS = {
-    (method.upper(), path): operation for path, item in DOCUMENT["paths"].items() for method, operation in item.items()
-}
-LOGIN = "/{path}"
-
-
-def make_api_token(database: Database, *scopes: Scope, max_role: Role | None = None) -> str:
-    with changing(database) as connection:
-        _, secret = administration.create_api_token(
-            connection, account_id=ACCOUNT, name="x", scopes=frozenset(scopes), now=1, max_role=max_role
-        )
-    return secret
 
 
 def validator(schema: Json) -> jsonschema_rs.Draft202012Validator:
@@ -318,7 +302,6 @@ class Witness:
 
 ISSUE, VERIFY, CONSUME, REVOKE = (f"/v1/sso_tokens{name}" for name in ("", "/verify", "/consume", "/revoke"))
 SIGN_IN, CONFIRM = f"GET {LOGIN}", "POST /sso/confirm"
-SIGN_OUTS = ("/logout", "/sso/sign-out-everywhere")
 KIM, LEA = {**JANE, "email": "kim@example.com"}, {**JANE, "email": "lea@example.com"}
 SAME_ORIGIN = ("sec-fetch-site", "same-origin")
 
@@ -480,56 +463,6 @@ async def an_outage_is_answered(witness: Witness, client: Client, broken: Client
     witness.see(503, SIGN_IN, await broken.get(f"{PAGE}?sso={body['token']}"), "unavailable")
     witness.see(503, CONFIRM, await confirm(broken, form), "unavailable")
     witness.see(503, "GET /readyz", await broken.get("/readyz"))
-
-
-# --- schemathesis ----------------------------------------------------------------------------------------------------
-
-
-@on_sqlite
-async def test_schemathesis_finds_nothing_that_is_not_as_documented(
-    client: Client, database: Database, database_url: str, tmp_path: Path
-) -> None:
-    secret = make_api_token(database, *Scope)
-    await client.get(f"{PAGE}?sso={await client.issue(secret)}")
-    environment = {
-        **os.environ,
-        "SCHEMATHESIS_HOOKS": str(SUPPORT / "schemathesis_hooks.py"),
-        "API_TOKEN": secret,
-        "STUDIO_SESSION": client.cookies["studio_session"],
-    }
-    # From a file: the operation that it loads the document from would not be tested.
-    (tmp_path / "openapi.json").write_bytes((await client.get("/openapi.json")).body)
-    command = [
-        sys.executable,
-        "-m",
-        "schemathesis.cli",
-        "--config-file",
-        str(SUPPORT / "schemathesis.toml"),
-    ]
-    arguments = "run openapi.json --checks all --no-color --report har --report-har-path seen.har --url"
-    with serving({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}, tmp_path / "log") as running:
-        done = await run_process(
-            [*command, *arguments.split(), running.url], cwd=tmp_path, env=environment, check=False
-        )
-    told = done.stdout.decode()
-    assert done.returncode == 0, told + done.stderr.decode()
-    assert f"Tested: {len(OPERATIONS)}" in told
-
-    # It was not for lack of trying: every success that is documented has occurred.
-    seen = set()
-    for entry in json.loads((tmp_path / "seen.har").read_text())["log"]["entries"]:
-        method, path = entry["request"]["method"], urlsplit(entry["request"]["url"]).path
-        path = path if path in DOCUMENT["paths"] else LOGIN
-        seen.add((method, path, str(entry["response"]["status"])))
-    successes = {
-        (method, path, status)
-        for (method, path), operation in OPERATIONS.items()
-        for status in operation["responses"]
-        if status < "400" and path != "/sso/confirm"
-    }
-    # These are pages, which are asked for by `Accept`, and OpenAPI knows no parameter of that name.
-    successes -= {("POST", path, "200") for path in SIGN_OUTS}
-    assert successes <= seen
 
 
 # --- the page --------------------------------------------------------------------------------------------------------

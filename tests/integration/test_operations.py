@@ -2,8 +2,6 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,18 +13,19 @@ from sso_service.database.engine import Database, Unavailable
 from sso_service.keyring import KeyDirectory
 from sso_service.people import FieldError
 from sso_service.permissions import Scope
-from sso_service.service import InsufficientScope, RateLimited, Service
-from sso_service.settings import read_settings
-from sso_service.web.app import create_app
+from sso_service.service import InsufficientScope, RateLimited
 from sso_service.web.errors import EXCEPTION_HANDLERS, problem_of
 from sso_service.web.requests import BodyTooLarge
-from tests.support._old import JANE, PAGE, Answer, Client, Clock, a_database_that, changing, renamed
-from tests.system.test_survival import until
+from tests.support.api import node
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.connections import until
+from tests.support.data import JANE, PAGE
+from tests.support.databases import changing, on_sqlite
+from tests.support.outages import a_database_that, renamed
 
 pytestmark = pytest.mark.anyio
 
-# For what has nothing to do with the kind of database.
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 DEADLINE = 2.5
 
@@ -39,18 +38,6 @@ OWN_PATHS = {
     "/readyz": {"GET", "HEAD"},
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW", "get")
-
-
-@contextmanager
-def node(url: str, keys: Path | KeyDirectory, clock: Clock) -> Iterator[Client]:
-    """A client of a node of its own on the database `url`."""
-    settings = read_settings({"SSO_DATABASE_URL": url})
-    directory = KeyDirectory(keys) if isinstance(keys, Path) else keys
-    service = Service(settings, Database(settings.database), directory, clock=clock)
-    try:
-        yield Client(create_app(service))
-    finally:
-        service.close()
 
 
 def execute(database: Database, statement: str) -> None:

@@ -5,12 +5,12 @@ from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, update
 
+from scripts.tools.ports import free_port
 from sso_service import tokens
 from sso_service.database import administration
 from sso_service.database.engine import Database
@@ -22,88 +22,13 @@ from sso_service.sessions import Session
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
-from tests.support._old import (
-    ACCOUNT,
-    JANE,
-    JOHN,
-    OTHER_ACCOUNT,
-    OTHER_TEAM,
-    PAGE,
-    PORTAL,
-    Answer,
-    Client,
-    Clock,
-    changing,
-    free_port,
-)
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, PORTAL
+from tests.support.databases import changing, on_sqlite
+from tests.support.pages import MessagePage
 
 pytestmark = pytest.mark.anyio
-
-# For what is decided before any database is asked, or does not depend on which one answers.
-any_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-VOID = {"meta", "input", "link", "br", "img", "hr"}
-
-
-class Page(HTMLParser):
-    """A page's elements. Making one fails unless its elements are balanced and those that every page has occur once."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.lang = ""
-        self.form: tuple[str, str] | None = None
-        self.fields: dict[str, str] = {}
-        self.links: list[str] = []
-        self.texts: dict[str, str] = {}
-        self.attributes: list[tuple[str, str, str]] = []
-        self._open: list[str] = []
-        self._seen: list[str] = []
-        self._declaration = ""
-        self.feed(html)
-        self.close()
-        assert self._open == []
-        assert self._declaration.lower() == "doctype html"
-        assert html.lower().startswith("<!doctype html>")
-        for element in ("html", "head", "body", "main", "title", "h1"):
-            assert self._seen.count(element) == 1, element
-        assert self._seen.index("head") < self._seen.index("body") < self._seen.index("main") < self._seen.index("h1")
-
-    @property
-    def elements(self) -> set[str]:
-        return set(self._seen)
-
-    def handle_decl(self, decl: str) -> None:
-        self._declaration = decl
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = {name: value or "" for name, value in attrs}
-        assert len(found) == len(attrs), "an attribute occurs twice"
-        self.attributes += [(tag, name, value) for name, value in found.items()]
-        self._seen.append(tag)
-        if tag not in VOID:
-            self._open.append(tag)
-        match tag:
-            case "html":
-                self.lang = found["lang"]
-            case "form":
-                assert self.form is None
-                self.form = (found["method"], found["action"])
-            case "input":
-                assert "form" in self._open
-                assert found["type"] == "hidden"
-                assert found["name"] not in self.fields
-                self.fields[found["name"]] = found["value"]
-            case "a":
-                self.links.append(found["href"])
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self._open:
-            self.texts[self._open[-1]] = self.texts.get(self._open[-1], "") + data
-        else:
-            assert data.strip() == "", "text outside the page"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +52,7 @@ class Trouble:
         return await self.client.request(self.method, self.target, headers=[*self.headers, *more], body=self.body)
 
 
-def text_of(page: Page) -> str:
+def text_of(page: MessagePage) -> str:
     return " ".join(page.texts.values())
 
 
@@ -199,7 +124,7 @@ async def asked(client: Client, api_token: str) -> tuple[Client, str, Answer]:
 # --- what a page says ------------------------------------------------------------------------------------------------
 
 
-@any_database
+@on_sqlite
 async def test_a_login_that_does_not_work_is_a_page_in_german_or_english_or_json_where_that_is_asked_for(
     client: Client, service: Service, database: Database, api_token: str, clock: Clock
 ) -> None:
@@ -209,7 +134,7 @@ async def test_a_login_that_does_not_work_is_a_page_in_german_or_english_or_json
             assert answer.status == trouble.status, trouble.name
             assert answer.header("content-type") == "text/html; charset=utf-8"
             assert answer.header("content-language") == lang
-            page = Page(answer.text)
+            page = MessagePage(answer.text)
             assert page.lang == lang
             assert page.texts["title"] == page.texts["h1"]
             assert page.form is None
@@ -219,14 +144,14 @@ async def test_a_login_that_does_not_work_is_a_page_in_german_or_english_or_json
         assert set(answer.json()["error"]) == {"code", "message"}
 
 
-@any_database
+@on_sqlite
 async def test_each_page_says_why_and_what_to_do(
     client: Client, service: Service, database: Database, api_token: str, clock: Clock
 ) -> None:
     said: dict[tuple[str, str], tuple[str, str]] = {}
     for trouble in await troubles(client, service, database, api_token, clock):
         for lang in ("en", "de"):
-            page = Page((await trouble.meet(accept_language=lang)).text)
+            page = MessagePage((await trouble.meet(accept_language=lang)).text)
             words = page.texts["h1"], page.texts["p"]
             assert said.setdefault((trouble.code, lang), words) == words
             assert len(words[1].split()) >= 8, "a sentence, not a code"
@@ -289,13 +214,13 @@ LANGUAGES = [
 ]
 
 
-@any_database
+@on_sqlite
 async def test_the_language_is_the_one_of_the_two_that_the_browser_puts_first(client: Client) -> None:
     for header, lang in LANGUAGES:
         headers = [] if header is None else [("accept-language", header)]
         answer = await client.request("GET", "/?sso=x", headers=headers)
         assert answer.status == 401
-        assert (answer.header("content-language"), Page(answer.text).lang) == (lang, lang), str(header)[:80]
+        assert (answer.header("content-language"), MessagePage(answer.text).lang) == (lang, lang), str(header)[:80]
 
 
 ACCEPTS = [
@@ -312,7 +237,7 @@ ACCEPTS = [
 ]
 
 
-@any_database
+@on_sqlite
 async def test_json_is_for_those_who_ask_for_it(client: Client) -> None:
     for header, media_type in ACCEPTS:
         headers = [] if header is None else [("accept", header)]
@@ -322,13 +247,13 @@ async def test_json_is_for_those_who_ask_for_it(client: Client) -> None:
             assert {"accept", "accept-language"} <= set((answer.header("vary") or "").lower().split(", "))
 
 
-@any_database
+@on_sqlite
 async def test_the_question_says_who_would_be_replaced_in_german_or_english(client: Client, api_token: str) -> None:
     browser, token, _ = await asked(client, api_token)
     said = set()
     for lang, go_on in (("en", "Continue"), ("de", "Weiter")):
         answer = await browser.get(f"{PAGE}?sso={token}", accept_language=lang)
-        page = Page(answer.text)
+        page = MessagePage(answer.text)
         assert (page.lang, answer.header("content-language")) == (lang, lang)
         assert JANE["email"] in page.texts["p"]
         assert page.texts["button"] == go_on
@@ -339,7 +264,7 @@ async def test_the_question_says_who_would_be_replaced_in_german_or_english(clie
 # --- what a page does not do -----------------------------------------------------------------------------------------
 
 
-@any_database
+@on_sqlite
 async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
     client: Client, service: Service, database: Database, api_token: str, clock: Clock
 ) -> None:
@@ -362,7 +287,7 @@ async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
         assert answer.header("cache-control") == "no-store"
         # Whatever the policy, another site never learns the address of a page, which may still carry a token.
         assert answer.header("referrer-policy") in {"no-referrer", "strict-origin", "origin"}
-        page = Page(answer.text)
+        page = MessagePage(answer.text)
         assert page.elements <= {
             *("html", "head", "meta", "title", "body", "main", "h1", "p", "a"),
             *("form", "input", "button", "style", "link"),
@@ -374,7 +299,7 @@ async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
             assert (tag, name) in {("a", "href"), ("link", "href")} or "//" not in value
 
 
-@any_database
+@on_sqlite
 async def test_a_refused_login_neither_signs_in_nor_signs_out_nor_redirects(
     client: Client, service: Service, database: Database, api_token: str, clock: Clock
 ) -> None:
@@ -388,7 +313,7 @@ async def test_a_refused_login_neither_signs_in_nor_signs_out_nor_redirects(
             assert answer.header("x-content-type-options") == "nosniff"
 
 
-@any_database
+@on_sqlite
 async def test_nothing_but_the_hidden_field_of_the_question_ever_has_the_token(
     client: Client, service: Service, database: Database, api_token: str, clock: Clock
 ) -> None:
@@ -405,7 +330,7 @@ async def test_nothing_but_the_hidden_field_of_the_question_ever_has_the_token(
     assert answer.status == 200
     assert answer.text.count(token) == 1
     assert token not in str(answer.headers)
-    page = Page(answer.text)
+    page = MessagePage(answer.text)
     assert [(tag, name) for tag, name, value in page.attributes if token in value] == [("input", "value")]
     assert page.fields["token"] == token
     assert token not in page.fields["form"] + page.fields["target"]
@@ -423,7 +348,7 @@ HOSTILE = [
 ]
 
 
-@any_database
+@on_sqlite
 async def test_a_hostile_address_is_shown_as_the_text_that_it_is(
     client: Client, service: Service, database: Database, api_token: str, clock: Clock
 ) -> None:
@@ -435,19 +360,19 @@ async def test_a_hostile_address_is_shown_as_the_text_that_it_is(
             connection.execute(insert(memberships).values(user_id=user_id, account_id=ACCOUNT, role="editor"))
         client.cookies["studio_session"] = service.session_cookie(Session(user_id, ACCOUNT, int(clock())))
         for lang in ("en", "de"):
-            page = Page((await client.get(f"{PAGE}?sso={token}", accept_language=lang)).text)
+            page = MessagePage((await client.get(f"{PAGE}?sso={token}", accept_language=lang)).text)
             assert email in page.texts["p"]
             assert not {"script", "img", "b", "i"} & page.elements
 
 
-@any_database
+@on_sqlite
 async def test_a_hostile_query_is_a_value_of_the_question_s_form_and_nothing_else(
     client: Client, api_token: str
 ) -> None:
     browser, token, _ = await asked(client, api_token)
     query = "a=\"><script>alert(1)</script>&b='onclick=x&c={{7*7}}{0}&amp;&lt;=%3Cscript%3E"
     answer = await browser.get(f"{PAGE}?{query}&sso={token}")
-    page = Page(answer.text)
+    page = MessagePage(answer.text)
     assert page.fields["target"] == f"{PAGE}?{query}"
     assert "script" not in page.elements
     assert "alert" not in text_of(page)
@@ -461,7 +386,7 @@ async def test_a_page_links_the_portal_only_when_the_signature_held(
 ) -> None:
     for trouble in await troubles(client, service, database, api_token, clock):
         answer = await trouble.meet()
-        assert Page(answer.text).links == ([PORTAL] if trouble.portal else []), trouble.name
+        assert MessagePage(answer.text).links == ([PORTAL] if trouble.portal else []), trouble.name
         if not trouble.portal:
             assert "portal.example" not in answer.text + str(answer.headers), trouble.name
 
@@ -476,18 +401,18 @@ async def test_a_page_links_no_portal_where_none_is_set(
     token = await client.issue(secret)
     answer = await client.get(f"{PAGE}?sso={token}")  # a page of the account that has a portal, but it is not theirs
     assert answer.status == 403
-    assert Page(answer.text).links == []
+    assert MessagePage(answer.text).links == []
     assert (await client.another().get(f"/?sso={token}")).status == 303
     used = await client.another().get(f"/?sso={token}")
     assert used.status == 401
-    assert Page(used.text).links == []
+    assert MessagePage(used.text).links == []
     clock.advance(300)
     expired = await client.another().get(f"/?sso={token}")
     assert expired.status == 401
-    assert Page(expired.text).links == []
+    assert MessagePage(expired.text).links == []
 
 
-@any_database
+@on_sqlite
 async def test_a_page_links_nothing_but_an_https_url(client: Client, database: Database, api_token: str) -> None:
     token = await client.issue(api_token)
     assert (await client.another().get(f"/?sso={token}")).status == 303
@@ -497,7 +422,7 @@ async def test_a_page_links_nothing_but_an_https_url(client: Client, database: D
             connection.execute(update(accounts).where(accounts.c.id == ACCOUNT).values(portal_url=url))
         answer = await client.another().get(f"/?sso={token}")
         assert answer.status == 401
-        linked[url] = Page(answer.text).links
+        linked[url] = MessagePage(answer.text).links
     assert not any(linked.values()), linked
 
 
@@ -507,7 +432,7 @@ async def test_a_portal_s_url_is_linked_as_it_is(client: Client, database: Datab
         connection.execute(update(accounts).where(accounts.c.id == ACCOUNT).values(portal_url=url))
     token = await client.issue(api_token)
     await client.another().get(f"/?sso={token}")
-    page = Page((await client.another().get(f"/?sso={token}")).text)
+    page = MessagePage((await client.another().get(f"/?sso={token}")).text)
     assert page.links == [url]
     assert ("a", "rel", "noreferrer") in page.attributes
 
@@ -542,8 +467,8 @@ async def test_without_its_database_the_service_asks_to_come_again_and_consumes_
             assert answer.header("set-cookie") is None
             assert answer.header("location") is None
             assert answer.header("cache-control") == "no-store"
-            assert words in Page(answer.text).texts["h1"]
-            assert Page(answer.text).lang == lang
+            assert words in MessagePage(answer.text).texts["h1"]
+            assert MessagePage(answer.text).lang == lang
             assert token not in answer.text
         answer = await browser.get(f"{PAGE}?sso={token}", accept="application/json")
         assert (answer.status, answer.error) == (503, "unavailable")

@@ -17,40 +17,36 @@ from sso_service.database.schema import consumed_floor
 from sso_service.permissions import Role
 from sso_service.service import Service
 from sso_service.tokens import Claims
-from tests.integration.test_consuming import (
-    LIFETIME,
+from tests.support.api import (
+    INVALID_JSON,
+    LIMIT,
+    MISSING_TOKEN,
+    NEEDS_WRITE_SCOPE,
     OUTCOME_UNKNOWN,
     TOKEN_CONSUMED,
     TOKEN_EXPIRED,
     TOKEN_INVALID,
-    browse,
-    consume,
-    login,
-)
-from tests.integration.test_issuing import (
-    INSUFFICIENT_SCOPE,
-    INVALID_JSON,
-    LIMIT,
-    MISSING_TOKEN,
     TOO_LARGE,
     UNAVAILABLE,
     VERIFY,
     WRITE,
     Refusal,
-    away,
     bearer,
     encoded,
     invalid,
     make_api_token,
     missing,
     node,
-    on_sqlite,
     refusal,
     settled,
 )
-from tests.integration.test_single_use import consumed, lost_table, read_only
-from tests.integration.test_verifying import ACTIVE, CONSUMED, EXPIRED, state
-from tests.support._old import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, changing
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE
+from tests.support.databases import changing, on_sqlite
+from tests.support.ledger import number_consumed
+from tests.support.outages import away, lost_table, read_only
+from tests.support.redeeming import ACTIVE, CONSUMED, EXPIRED, LIFETIME, browse, consume, login, state
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +81,7 @@ async def test_an_unused_token_that_is_taken_back_lets_nobody_in(
     assert await browse(client, token) == (401, "token_consumed")
     assert refusal(await consume(client, token, verifier)) == TOKEN_CONSUMED
     assert await state(client, token, verifier) == CONSUMED
-    assert consumed(database) == 1
+    assert number_consumed(database) == 1
     assert await browse(client, untouched) == (303, PAGE)
 
 
@@ -199,7 +195,7 @@ async def test_an_expired_token_needs_no_taking_back(
     for token in (taken, late, unused):
         assert refusal(await revoke(client, token, api_token)) == TOKEN_EXPIRED
         assert await state(client, token, verifier) == EXPIRED
-    assert consumed(database) == 1
+    assert number_consumed(database) == 1
 
 
 async def test_a_token_below_the_purge_floor_has_expired(client: Client, api_token: str, database: Database) -> None:
@@ -207,7 +203,7 @@ async def test_a_token_below_the_purge_floor_has_expired(client: Client, api_tok
     with changing(database) as connection:
         connection.execute(update(consumed_floor).values(claims=b"\xff" * 16))
     assert refusal(await revoke(client, token, api_token)) == TOKEN_EXPIRED
-    assert consumed(database) == 0
+    assert number_consumed(database) == 0
 
 
 async def test_a_token_that_is_not_ours_is_invalid_and_consumes_nothing(
@@ -230,7 +226,7 @@ async def test_a_token_that_is_not_ours_is_invalid_and_consumes_nothing(
     ):
         answer = await client.post_json(URL, {"token": text}, token=api_token)
         assert refusal(answer) == TOKEN_INVALID, text
-    assert consumed(database) == 0
+    assert number_consumed(database) == 0
     assert await browse(client, token) == (303, PAGE)
 
 
@@ -281,7 +277,7 @@ async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
     good, too_large = encoded({"token": token}), encoded({"token": token}).ljust(LIMIT + 1)
     cases = {(secret, body): MISSING_TOKEN for secret in ("x", expired) for body in (too_large, b"x", b"{}", good)}
     cases |= {
-        (secret, body): INSUFFICIENT_SCOPE
+        (secret, body): NEEDS_WRITE_SCOPE
         for secret in (verifier, platform, scopeless)
         for body in (too_large, b"x", b"{}", good)
     }
@@ -299,7 +295,7 @@ async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
         }
     answers = {case: await client.request("POST", URL, headers=bearer(case[0]), body=case[1]) for case in cases}
     assert {case: refusal(answer) for case, answer in answers.items()} == cases
-    assert consumed(database) == 0
+    assert number_consumed(database) == 0
     assert revoked(await revoke(client, token, both)) is True
 
 
@@ -349,7 +345,7 @@ async def test_a_commit_that_loses_its_connection_is_answered_as_outcome_unknown
     answer = await revoke(client, token, api_token)
     event.remove(database.engine, "do_execute", lose_connection)
     assert refusal(answer) == OUTCOME_UNKNOWN
-    assert consumed(database) == after
+    assert number_consumed(database) == after
     assert revoked(await revoke(client, token, api_token)) is not after
 
 

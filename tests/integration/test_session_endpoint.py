@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
+from scripts.tools.ports import free_port
 from sso_service import keyring
 from sso_service.database import administration, members
 from sso_service.database.engine import Database, Overloaded
@@ -18,43 +19,16 @@ from sso_service.service import Service
 from sso_service.sessions import COOKIE_LENGTH
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
-from tests.support._old import (
-    ACCOUNT,
-    JANE,
-    JOHN,
-    OTHER_ACCOUNT,
-    OTHER_TEAM,
-    PAGE,
-    TEAM,
-    Answer,
-    Client,
-    Clock,
-    changing,
-    free_port,
-)
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
+from tests.support.databases import changing, on_sqlite
+from tests.support.sessions import COOKIE, HALF_A_DAY, sign_in, sign_out_everywhere
 
 pytestmark = pytest.mark.anyio
 
-# For what has nothing to do with the kind of database.
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-
-COOKIE = "studio_session"
-HALF_A_DAY = 43_200
 
 EDITOR = ["ideas:edit", "ideas:view", "posts:edit", "posts:view"]
-
-
-def sign_out_everywhere(database: Database, now: float, email: str = JANE["email"]) -> None:
-    with changing(database) as connection:
-        administration.sign_out_user(connection, email, now=int(now))
-
-
-async def sign_in(client: Client, api_token: str, person: dict[str, str] = JANE, page: str = PAGE) -> str:
-    """The cookie of a new session."""
-    token = await client.issue(api_token, person)
-    answer = await client.get(f"{page}?sso={token}")
-    assert answer.status == 303, answer
-    return client.cookies[COOKIE]
 
 
 async def with_cookie(client: Client, value: str) -> Answer:

@@ -9,19 +9,23 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import Connection, insert, select, update
 
+from scripts.tools.ports import free_port
 from sso_service.database import administration
 from sso_service.database.directory import digest
 from sso_service.database.engine import Database
 from sso_service.database.schema import api_tokens, memberships, users
 from sso_service.permissions import Role, Scope
 from sso_service.service import Service
-from tests.support._old import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, Client, Clock, changing, free_port
-from tests.support._studio import (
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT
+from tests.support.databases import changing, on_sqlite
+from tests.support.pages import Page
+from tests.support.studio import (
     API_TOKENS,
     HTML,
     MEMBERS,
     SAME_ORIGIN,
-    Page,
     add_members,
     page_of,
     see,
@@ -32,7 +36,6 @@ from tests.support._studio import (
 
 pytestmark = pytest.mark.anyio
 
-any_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 DAY = 86400
 NEVER = "\u2013"
@@ -203,7 +206,7 @@ SAID = {
 }
 
 
-@any_database
+@on_sqlite
 async def test_each_wrong_field_is_named_and_the_form_comes_back_as_it_was_filled_in(
     admin: Client, database: Database
 ) -> None:
@@ -224,7 +227,7 @@ async def test_each_wrong_field_is_named_and_the_form_comes_back_as_it_was_fille
     assert everything(database) == before
 
 
-@any_database
+@on_sqlite
 async def test_an_expiry_is_at_most_3650_days_however_it_is_written(
     admin: Client, database: Database, clock: Clock
 ) -> None:
@@ -583,7 +586,7 @@ FOREIGN: list[list[tuple[str, str]]] = [
 ]
 
 
-@any_database
+@on_sqlite
 async def test_nothing_is_changed_unless_one_of_our_own_pages_asks(admin: Client, database: Database) -> None:
     before = everything(database)
     for address, fields in await every_change(database):
@@ -595,7 +598,7 @@ async def test_nothing_is_changed_unless_one_of_our_own_pages_asks(admin: Client
     assert everything(database) == before
 
 
-@any_database
+@on_sqlite
 async def test_the_origin_alone_says_well_enough_that_a_page_is_ours(admin: Client, database: Database) -> None:
     for address, fields in await every_change(database):
         answer = await submit(admin, address, fields, origin=[("origin", "http://studio.example")])
@@ -619,7 +622,7 @@ async def test_nobody_but_an_admin_changes_anything(
 # --- trouble ---------------------------------------------------------------------------------------------------------
 
 
-@any_database
+@on_sqlite
 async def test_without_a_database_every_page_says_to_try_again(
     service: Service, admin: Client, database: Database
 ) -> None:
@@ -642,7 +645,7 @@ async def test_a_form_that_is_too_large_or_breaks_off_changes_nothing(admin: Cli
     assert everything(database) == before
 
 
-@any_database
+@on_sqlite
 async def test_a_form_of_somebody_who_went_away_meanwhile_is_nobodys_error(admin: Client, database: Database) -> None:
     before = everything(database)
     john = id_of(database, JOHN["email"])

@@ -12,7 +12,10 @@ from scripts.tools.timing.dudect import THRESHOLD, Measured, largest_t
 from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Scope
-from tests.support._old import ACCOUNT, JANE, Client, Clock, changing
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE
+from tests.support.databases import changing
 
 pytestmark = pytest.mark.anyio
 

@@ -2,111 +2,23 @@
 
 import asyncio
 import os
-import signal
 import subprocess
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from http.cookiejar import DefaultCookiePolicy
-from itertools import cycle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event
 
 from sso_service.database.engine import Database
-from sso_service.database.schema import consumed_nonces
 from sso_service.service import Service
-from tests.support._old import JANE, PAGE, Answer, Client, Running, serving
+from tests.support.client import Answer, Client
+from tests.support.data import PAGE
+from tests.support.ledger import number_consumed
+from tests.support.outages import lost_table, read_only
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def env(database_url: str, keys_dir: Path, tmp_path: Path) -> dict[str, str]:
-    return {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
-
-
-@asynccontextmanager
-async def browsers(running: Running) -> AsyncIterator[Iterator[httpx.AsyncClient]]:
-    """Browsers in turn, none of which keeps a cookie or follows a redirect."""
-    async with AsyncExitStack() as stack:
-        made = [httpx.AsyncClient(base_url=running.url, timeout=20, follow_redirects=False) for _ in range(10)]
-        for browser in made:
-            browser.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            await stack.enter_async_context(browser)
-        yield cycle(made)
-
-
-async def issue(client: httpx.AsyncClient, api_token: str) -> str:
-    answer = await client.post("/v1/sso_tokens", json=JANE, headers={"Authorization": f"Bearer {api_token}"})
-    assert answer.status_code == 201, answer.text
-    token: str = answer.json()["token"]
-    return token
-
-
-async def open_link(client: httpx.AsyncClient, token: str) -> int:
-    """The status of opening a login link; with a session if it is 303, without one otherwise."""
-    answer = await client.get(f"{PAGE}?sso={token}")
-    assert ("studio_session" in answer.headers.get("set-cookie", "")) == (answer.status_code == 303)
-    return answer.status_code
-
-
-async def test_fifty_tokens_redeemed_by_twenty_requests_each_at_once_make_fifty_logins(
-    env: dict[str, str], tmp_path: Path, api_token: str
-) -> None:
-    with serving(env, tmp_path / "log", workers=2) as running:
-        async with browsers(running) as some:
-            tokens = [await issue(next(some), api_token) for _ in range(50)]
-            statuses: list[tuple[str, int]] = []
-            for start in range(0, 50, 5):
-                links = tokens[start : start + 5] * 20
-                answers = await asyncio.gather(*(open_link(next(some), token) for token in links))
-                statuses += zip(links, answers, strict=True)
-    assert Counter(statuses) == {(token, status): n for token in tokens for status, n in ((303, 1), (401, 19))}
-
-
-async def test_a_service_that_is_killed_in_the_middle_of_logins_lets_no_token_work_twice(
-    env: dict[str, str], tmp_path: Path, api_token: str
-) -> None:
-    logins: Counter[str] = Counter()
-    answered = 0
-    few = asyncio.Semaphore(10)
-
-    async def visit(client: httpx.AsyncClient, token: str) -> None:
-        nonlocal answered
-        async with few:
-            try:
-                logins[token] += await open_link(client, token) == 303
-                answered += 1
-            except httpx.TransportError:
-                return  # nobody can tell
-            if answered == 40:
-                kill(running.process.pid)
-
-    with serving(env, tmp_path / "log", workers=2) as running:
-        async with browsers(running) as some:
-            tokens = [await issue(next(some), api_token) for _ in range(120)]
-            await asyncio.gather(*(visit(next(some), token) for token in tokens))
-    before = logins.copy()
-    assert 40 <= before.total() < 120  # some got in and some did not
-
-    with serving(env, tmp_path / "log", workers=2) as running:
-        async with browsers(running) as some:
-            for _ in range(2):
-                await asyncio.gather(*(visit(next(some), token) for token in tokens))
-    assert max(logins.values()) == 1
-    assert logins.total() > before.total()  # what was not used is still good
-
-
-def kill(pid: int) -> None:
-    """SIGKILL to a process of ours and all that it started, it first, so that it starts nothing anew."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    os.kill(pid, signal.SIGKILL)
-    for child in children:
-        kill(int(child))
 
 
 async def test_issuing_a_thousand_tokens_for_a_known_user_writes_nothing(
@@ -147,28 +59,6 @@ def session_in(answer: Answer) -> bool:
     return "studio_session" in (answer.header("set-cookie") or "")
 
 
-def consumed(database: Database) -> int:
-    with database.connect() as connection:
-        return len(connection.execute(select(consumed_nonces)).all())
-
-
-@contextmanager
-def lost_table(database: Database) -> Iterator[None]:
-    _run(database, "ALTER TABLE consumed_nonces RENAME TO elsewhere")
-    yield
-    _run(database, "ALTER TABLE elsewhere RENAME TO consumed_nonces")
-
-
-@contextmanager
-def read_only(database: Database) -> Iterator[None]:
-    """As after a failover, when the old primary is a standby now."""
-    _run(database, f"ALTER DATABASE {database.url.database} SET default_transaction_read_only = on")
-    database.close()
-    yield
-    _run(database, f"SET transaction_read_only = off; ALTER DATABASE {database.url.database} RESET ALL")
-    database.close()
-
-
 @contextmanager
 def read_only_file(database: Database) -> Iterator[None]:
     """As on a file system that was mounted anew to be read only, and connections that were opened then."""
@@ -194,11 +84,6 @@ def damaged_table(database: Database) -> Iterator[None]:
     yield
     database.close()
     path.write_bytes(sound)
-
-
-def _run(database: Database, statement: str) -> None:
-    with database.connect() as connection:
-        connection.exec_driver_sql(statement)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +132,6 @@ async def test_a_login_whose_commit_loses_its_connection_is_none_and_says_that_t
     assert not session_in(answer)
     assert (answer.status, answer.error) == (503, "outcome_unknown")
     assert answer.header("retry-after")
-    assert consumed(database) == after
+    assert number_consumed(database) == after
     again = [(await client.another().get(f"{PAGE}?sso={token}")).status for _ in range(2)]
     assert again == ([401, 401] if after else [303, 401])

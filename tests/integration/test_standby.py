@@ -9,12 +9,13 @@ from sso_service.database.engine import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import Settings, read_settings
-from tests.integration.test_single_use import consumed
-from tests.support._old import PAGE, Client, Clock
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import PAGE
+from tests.support.databases import on_postgresql
+from tests.support.ledger import number_consumed
 
 pytestmark = pytest.mark.anyio
-
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_it_is_not_required_unless_that_is_set() -> None:
     assert read_settings({"SSO_REQUIRE_SYNC_STANDBY": "1"}).require_sync_standby
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_nothing_is_consumed_without_a_standby(
     client: Client, api_token: str, verifier: str, database: Database
 ) -> None:
@@ -42,7 +43,7 @@ async def test_nothing_is_consumed_without_a_standby(
     revoke = await client.post_json("/v1/sso_tokens/revoke", {"token": token}, token=api_token)
     for answer in (login, consume, revoke):
         assert (answer.status, answer.error, answer.header("retry-after")) == (503, "unavailable", "2")
-    assert consumed(database) == 0
+    assert number_consumed(database) == 0
     verified = await client.post_json("/v1/sso_tokens/verify", {"token": token}, token=verifier)
     assert verified.json()["active"] is True
     ready = await client.get("/readyz")

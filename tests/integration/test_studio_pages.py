@@ -13,15 +13,18 @@ from sso_service.database.engine import Database
 from sso_service.database.schema import accounts, teams, users
 from sso_service.permissions import ACTIONS, SECTIONS, Role, Scope, may, may_view
 from sso_service.service import Service
-from tests.support._old import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, TEAM, Client, Clock, changing
-from tests.support._studio import (
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, TEAM
+from tests.support.databases import changing, on_sqlite
+from tests.support.pages import Page
+from tests.support.studio import (
     API_TOKENS,
     HOME,
     HTML,
     MEMBERS,
     SAME_ORIGIN,
     SETTINGS,
-    Page,
     add_members,
     page_of,
     see,
@@ -32,8 +35,6 @@ from tests.support._studio import (
 
 pytestmark = pytest.mark.anyio
 
-# For what does not depend on which database answers.
-any_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 each_role = pytest.mark.parametrize("role", list(Role))
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)> &amp; %(name)s {{ 7*7 }}"
@@ -79,7 +80,7 @@ async def test_a_role_sees_its_sections_and_no_link_to_the_others(
             assert page.sections == [f"{HOME}/{each}" for each in allowed]
 
 
-@any_database
+@on_sqlite
 @each_role
 async def test_a_page_says_who_is_signed_in_where_and_what_their_role_may_do(
     client: Client, database: Database, api_token: str, role: Role
@@ -122,7 +123,7 @@ async def test_nobody_sees_another_account_or_a_team_that_is_not_the_accounts(
         assert answer.status == 403, path
 
 
-@any_database
+@on_sqlite
 async def test_who_is_not_signed_in_gets_a_page_or_json_as_they_ask(client: Client) -> None:
     for path in ("/", f"/client/{ACCOUNT}", HOME, f"{HOME}/posts", SETTINGS, MEMBERS, f"{HOME}/nothing"):
         assert (await page_of(client, path, 401)).words("h1") == "You are not signed in"
@@ -151,7 +152,7 @@ async def test_who_was_disabled_removed_or_signed_out_sees_no_page_any_more(
 # --- addresses -------------------------------------------------------------------------------------------------------
 
 
-@any_database
+@on_sqlite
 @pytest.mark.parametrize("query", ["", "?chromeless=1"])
 async def test_an_unknown_page_is_a_page_that_says_so(
     client: Client, database: Database, api_token: str, query: str
@@ -183,7 +184,7 @@ async def test_an_unknown_page_is_a_page_that_says_so(
         assert (answer.status, answer.error) == (404, "not_found")
 
 
-@any_database
+@on_sqlite
 async def test_another_spelling_of_a_section_is_another_section(
     client: Client, database: Database, api_token: str
 ) -> None:
@@ -225,7 +226,7 @@ async def test_an_account_without_a_team_has_no_first_page(client: Client, datab
     await page_of(browser, HOME, 403)
 
 
-@any_database
+@on_sqlite
 async def test_a_slash_at_the_end_and_head_make_no_difference(
     client: Client, database: Database, api_token: str
 ) -> None:
@@ -241,7 +242,7 @@ async def test_a_slash_at_the_end_and_head_make_no_difference(
     assert (await client.request("HEAD", f"{HOME}/posts", headers=[HTML])).status == 401
 
 
-@any_database
+@on_sqlite
 @pytest.mark.parametrize("query", ["", "?chromeless=1"])
 async def test_a_wrong_method_is_told_the_right_ones(
     client: Client, database: Database, api_token: str, query: str
@@ -264,7 +265,7 @@ async def test_a_wrong_method_is_told_the_right_ones(
             assert answer.error == "method_not_allowed"
 
 
-@any_database
+@on_sqlite
 async def test_without_the_setting_there_are_no_pages_and_login_goes_on(
     client: Client, service: Service, database: Database, api_token: str
 ) -> None:
@@ -284,7 +285,7 @@ async def test_without_the_setting_there_are_no_pages_and_login_goes_on(
         assert len(administration.list_api_tokens_of(connection, limit=9, account_id=ACCOUNT)) == 1
 
 
-@any_database
+@on_sqlite
 async def test_a_login_link_to_a_page_signs_in_and_leads_to_the_page(
     client: Client, database: Database, api_token: str
 ) -> None:
@@ -308,7 +309,7 @@ def is_chromeless(address: str) -> bool:
     return parse_qs(urlsplit(address).query).get("chromeless") == ["1"]
 
 
-@any_database
+@on_sqlite
 async def test_chromeless_pages_have_no_navigation_and_stay_so_wherever_one_goes_from_them(
     client: Client, database: Database, api_token: str
 ) -> None:
@@ -372,7 +373,7 @@ async def test_what_is_done_on_a_chromeless_page_leads_back_to_one(
     assert "header" not in Page(wrong.text).elements
 
 
-@any_database
+@on_sqlite
 async def test_a_page_is_chromeless_only_if_its_address_says_so(
     client: Client, database: Database, api_token: str
 ) -> None:
@@ -425,7 +426,7 @@ async def test_whatever_people_typed_is_text(client: Client, database: Database,
     assert (await page_of(admin, addresses[-1])).words("h2") == f"Revoke {name}?"
 
 
-@any_database
+@on_sqlite
 async def test_what_was_searched_for_or_filled_in_comes_back_as_text(
     client: Client, database: Database, api_token: str
 ) -> None:
@@ -476,7 +477,7 @@ async def all_answers(client: Client, database: Database, api_token: str) -> lis
     return found
 
 
-@any_database
+@on_sqlite
 async def test_no_page_can_be_kept_framed_or_made_to_load_or_run_anything(
     client: Client, database: Database, api_token: str
 ) -> None:
@@ -494,7 +495,7 @@ async def test_no_page_can_be_kept_framed_or_made_to_load_or_run_anything(
         assert frame_options == "DENY"
 
 
-@any_database
+@on_sqlite
 async def test_the_origins_that_are_named_and_no_others_may_frame_every_page(
     client: Client, service: Service, database: Database, api_token: str
 ) -> None:
@@ -506,7 +507,7 @@ async def test_the_origins_that_are_named_and_no_others_may_frame_every_page(
             assert frame_options == ""
 
 
-@any_database
+@on_sqlite
 async def test_every_page_speaks_the_browsers_language(client: Client, database: Database, api_token: str) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
     with changing(database) as connection:

@@ -1,7 +1,6 @@
 """`POST /v1/sso_tokens/verify`: what a token is worth now, for a Studio that asks. It uses nothing up."""
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,71 +14,51 @@ from sso_service import keyring, tokens
 from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.database.schema import consumed_floor
-from sso_service.permissions import Role, Scope
+from sso_service.permissions import Role
 from sso_service.service import Service
 from sso_service.tokens import Claims
-from tests.integration.test_issuing import (
+from tests.support.api import (
     INVALID_JSON,
     LIMIT,
     MISSING_TOKEN,
+    NEEDS_VERIFY_SCOPE,
     TOO_LARGE,
     UNAVAILABLE,
     VERIFY,
     WRITE,
     Refusal,
-    away,
     bearer,
     encoded,
     invalid,
     make_api_token,
     missing,
-    on_sqlite,
     padded,
     refusal,
     settled,
-    watching,
 )
-from tests.support._old import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE, Answer, Client, Clock, changing
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE
+from tests.support.databases import changing, on_sqlite, watching
+from tests.support.outages import away, without
+from tests.support.redeeming import (
+    ACTIVE,
+    BAD_SIGNATURE,
+    CONSUMED,
+    EXPIRED,
+    LIFETIME,
+    MALFORMED,
+    NO_ACCESS,
+    VERIFY_URL,
+    ask,
+    ref,
+    state,
+    token_key,
+)
 
 pytestmark = pytest.mark.anyio
 
-URL = "/v1/sso_tokens/verify"
-LIFETIME = 300
 EMAIL = JANE["email"]
-
-INSUFFICIENT_SCOPE = Refusal(403, "insufficient_scope", {"required_scope": Scope.VERIFY_SSO})
-
-# Every answer to a token that is not good is one of these: `{"active": false, "reason": ..., "ref": ...}`.
-MALFORMED, BAD_SIGNATURE, EXPIRED, CONSUMED, NO_ACCESS = (
-    "malformed",
-    "bad_signature",
-    "expired",
-    "consumed",
-    "no_access",
-)
-ACTIVE = "active"
-
-
-def ref(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()[:12]
-
-
-async def ask(client: Client, token: object, secret: str) -> Answer:
-    return await client.post_json(URL, {"token": token}, token=secret)
-
-
-async def state(client: Client, token: str, secret: str) -> str:
-    """`active`, or the reason why not, in an answer that has nothing else to say of a token that is not good."""
-    answer = await ask(client, token, secret)
-    assert answer.status == 200, answer
-    assert answer.header("set-cookie") is None
-    assert token not in answer.text
-    content = answer.json()
-    if content["active"] is True:
-        return ACTIVE
-    assert content == {"active": False, "reason": content["reason"], "ref": ref(token)}
-    reason: str = content["reason"]
-    return reason
 
 
 async def works(client: Client, token: str) -> bool:
@@ -87,22 +66,6 @@ async def works(client: Client, token: str) -> bool:
     answer = await client.another().get(f"{PAGE}?sso={token}")
     assert answer.status in {303, 401, 403}
     return answer.status == 303
-
-
-def token_key(service: Service, clock: Clock) -> bytes:
-    return service.keys.ring.signing_key(int(clock())).token_key
-
-
-@contextmanager
-def without(database: Database, *tables: str) -> Iterator[None]:
-    """The database has no such tables until the end of the block."""
-    with changing(database) as connection:
-        for table in tables:
-            connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO lost_{table}")
-    yield
-    with changing(database) as connection:
-        for table in tables:
-            connection.exec_driver_sql(f"ALTER TABLE lost_{table} RENAME TO {table}")
 
 
 # --- a token that is good --------------------------------------------------------------------------------------------
@@ -447,7 +410,7 @@ async def test_while_the_database_is_away_nothing_is_said_of_any_token(
     with away(database):
         for text in (token, "x"):
             assert refusal(await ask(client, text, verifier)) == UNAVAILABLE
-        assert refusal(await client.post_json(URL, {"token": token})) == MISSING_TOKEN
+        assert refusal(await client.post_json(VERIFY_URL, {"token": token})) == MISSING_TOKEN
     assert await state(client, token, verifier) == ACTIVE
 
 
@@ -467,7 +430,7 @@ async def test_of_several_faults_the_first_is_reported(
     too_large, no_json, no_object, no_token = b"x" * (LIMIT + 1), b"x", b"[]", b"{}"
 
     unidentified = dict.fromkeys([too_large, no_json, no_object, no_token, good], MISSING_TOKEN)
-    unprivileged = dict.fromkeys([too_large, no_json, no_object, no_token, good], INSUFFICIENT_SCOPE)
+    unprivileged = dict.fromkeys([too_large, no_json, no_object, no_token, good], NEEDS_VERIFY_SCOPE)
     entitled = {
         too_large: TOO_LARGE,
         padded(LIMIT + 1, {}): TOO_LARGE,
@@ -487,17 +450,17 @@ async def test_of_several_faults_the_first_is_reported(
     cases = {(secret, body): told for secret in ("x", expired, revoked) for body, told in unidentified.items()}
     cases |= {(secret, body): told for secret in (api_token, scopeless) for body, told in unprivileged.items()}
     cases |= {(secret, body): told for secret in (verifier, platform, both) for body, told in entitled.items()}
-    answers = {case: await client.request("POST", URL, headers=bearer(case[0]), body=case[1]) for case in cases}
+    answers = {case: await client.request("POST", VERIFY_URL, headers=bearer(case[0]), body=case[1]) for case in cases}
     assert {case: refusal(answer) for case, answer in answers.items()} == cases
     for secret in (verifier, platform, both):
-        assert (await client.request("POST", URL, headers=bearer(secret), body=good)).json()["active"] is True
+        assert (await client.request("POST", VERIFY_URL, headers=bearer(secret), body=good)).json()["active"] is True
 
 
 @on_sqlite
 async def test_path_and_method_come_before_the_api_token(client: Client) -> None:
-    assert refusal(await client.request("POST", f"{URL}/x", body=b"x")) == Refusal(404, "not_found")
+    assert refusal(await client.request("POST", f"{VERIFY_URL}/x", body=b"x")) == Refusal(404, "not_found")
     for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
-        answer = await client.request(method, URL, body=b"x" * (LIMIT + 1))
+        answer = await client.request(method, VERIFY_URL, body=b"x" * (LIMIT + 1))
         assert refusal(answer) == Refusal(405, "method_not_allowed")
         assert answer.header("allow") == "POST"
 
@@ -507,10 +470,10 @@ async def test_what_is_not_asked_for_is_ignored(client: Client, api_token: str, 
     token = await client.issue(api_token)
     extra = {"token": token, "account_id": OTHER_ACCOUNT, "email": 5, "x": "\0\ud800", "y": [None, {}]}
     for body in (encoded(extra), b'{"token": "x", ' + encoded(extra)[1:]):  # of equal names the last counts
-        answer = await client.request("POST", f"{URL}?token=x&sso={token}", headers=bearer(verifier), body=body)
+        answer = await client.request("POST", f"{VERIFY_URL}?token=x&sso={token}", headers=bearer(verifier), body=body)
         assert answer.json()["active"] is True
         assert answer.header("set-cookie") is None
-    in_query = await client.request("POST", f"{URL}?token={token}", headers=bearer(verifier), body=b"{}")
+    in_query = await client.request("POST", f"{VERIFY_URL}?token={token}", headers=bearer(verifier), body=b"{}")
     assert refusal(in_query) == missing("token")
     assert await state(client, token, verifier) == ACTIVE
 
@@ -530,9 +493,9 @@ async def test_no_answer_and_no_log_line_shows_a_token(
     answers = [await ask(client, text, secret) for text in (token, forged, token + "x") for secret in (verifier, "x")]
     answers += [
         await ask(client, [token], verifier),
-        await client.request("POST", URL, headers=bearer(verifier), body=token.encode()),
-        await client.request("GET", f"{URL}?token={token}", headers=bearer(verifier)),
-        await client.request("POST", f"{URL}/{token}", headers=bearer(verifier)),
+        await client.request("POST", VERIFY_URL, headers=bearer(verifier), body=token.encode()),
+        await client.request("GET", f"{VERIFY_URL}?token={token}", headers=bearer(verifier)),
+        await client.request("POST", f"{VERIFY_URL}/{token}", headers=bearer(verifier)),
     ]
     clock.advance(LIFETIME)
     answers.append(await ask(client, token, verifier))

@@ -19,7 +19,9 @@ from typing import Any
 import psutil
 import psycopg
 
-from tests.support._old import free_port, program, wait_for_port
+from scripts.tools.ports import free_port
+from tests.support.processes import wait_for_port
+from tests.support.programs import program
 
 SUPERUSER = {"username": "postgres", "password": "superuser"}
 REPLICATION = {"username": "replicator", "password": "replicator"}

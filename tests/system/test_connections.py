@@ -14,7 +14,8 @@ import pytest
 
 from sso_service import keyring
 from sso_service.web.protocol import HEAD_TIMEOUT, MAX_BODY, MAX_HEAD
-from tests.support._old import PAGE, Running, serving
+from tests.support.data import PAGE
+from tests.support.processes import Running, serving
 
 KIB = 1024
 ALIVE = b"GET /healthz HTTP/1.1\r\nHost: studio.example\r\n\r\n"

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tools.ports import free_port
 from sso_service.settings import Settings
-from tests.support._old import free_port, program, serving
+from tests.support.processes import serving
+from tests.support.programs import program
 from tests.support.repository import DEPLOY
 
 UNITS = sorted(path.name for path in DEPLOY.glob("sso-service*"))

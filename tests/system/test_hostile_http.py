@@ -22,8 +22,14 @@ from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Scope
 from sso_service.settings import read_settings
-from tests.support._old import ACCOUNT, JANE, PAGE, Answer, Running, changing, program, serving
-from tests.system.test_proxies import PROXIES, House, application, house_with, proxying
+from tests.support.client import Answer
+from tests.support.data import ACCOUNT, JANE, PAGE
+from tests.support.databases import changing
+from tests.support.deployments import House, house_with
+from tests.support.processes import Running, serving
+from tests.support.programs import program
+from tests.support.proxies import PROXIES, proxying
+from tests.support.studio_server import application
 
 HOST = b"Host: studio.example"
 PERSON = json.dumps(JANE).encode()

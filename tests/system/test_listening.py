@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from scripts.tools.ports import free_port
 from sso_service.settings import Settings
-from tests.support._old import JANE, PAGE, free_port, program, serving, wait_for_port
-from tests.system.test_serve import refused
+from tests.support.command_line import refused
+from tests.support.data import JANE, PAGE
+from tests.support.processes import serving, wait_for_port
+from tests.support.programs import program
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

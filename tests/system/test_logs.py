@@ -11,10 +11,12 @@ from typing import Any
 import httpx
 import pytest
 
+from scripts.tools.ports import free_port
 from sso_service.tokens import ref
-from tests.support._old import JANE, PAGE, Client, command, free_port, serving, wait_for_port
-
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+from tests.support.client import Client
+from tests.support.data import JANE, PAGE
+from tests.support.databases import on_sqlite
+from tests.support.processes import command, serving, wait_for_port
 
 
 def serve_some(env: dict[str, str], log: Path, api_token: str) -> tuple[str, str]:

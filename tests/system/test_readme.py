@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from sso_service.settings import Settings
-from tests.support._old import PAGE, Running, program, serving
+from tests.support.data import PAGE
+from tests.support.processes import Running, serving
+from tests.support.programs import program
 from tests.support.repository import README
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -12,7 +12,9 @@ import pytest
 
 from sso_service.client import SSOClient
 from sso_service.settings import Settings
-from tests.support._old import ACCOUNT, JANE, PAGE, Running, program, serving
+from tests.support.data import ACCOUNT, JANE, PAGE
+from tests.support.processes import Running, serving
+from tests.support.programs import program
 from tests.support.repository import SUPPORT
 
 HOST = "studio.example"

@@ -16,20 +16,17 @@ from typing import cast
 
 import pytest
 
+from scripts.tools.ports import free_port
 from sso_service.database.engine import Database
-from tests.support._old import Running, free_port, program, serving
-from tests.system.test_proxies import HOST, PROXIES, Proxy, application, proxying, started
-from tests.system.test_survival import Line, Reply, claims_of, consumed, issue, login, until
+from tests.support.connections import Line, Reply, issue, login, until
+from tests.support.databases import on_postgresql, on_sqlite
+from tests.support.ledger import claims_of, consumed_claims
+from tests.support.processes import Running, serving
+from tests.support.programs import program
+from tests.support.proxies import HOST, PROXIES, Proxy, proxying, started
+from tests.support.studio_server import application
 
 pytestmark = pytest.mark.anyio
-
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-
-
-@pytest.fixture
-def env(database_url: str, keys_dir: Path, tmp_path: Path) -> dict[str, str]:
-    return {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
 
 
 # --- load ------------------------------------------------------------------------------------------------------------
@@ -145,7 +142,7 @@ def haproxy(ports: Sequence[int], directory: Path) -> Iterator[int]:
         yield port
 
 
-@ON_POSTGRESQL
+@on_postgresql
 async def test_two_nodes_are_restarted_in_turn_and_no_request_through_any_proxy_fails_or_is_made_twice(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str
 ) -> None:
@@ -179,7 +176,7 @@ async def test_two_nodes_are_restarted_in_turn_and_no_request_through_any_proxy_
 
         logins = [token for crowd in crowds for token in crowd.logins]
         print([len(crowd.logins) for crowd in crowds])  # shown by -rP
-        assert {claims_of(token) for token in logins} == consumed(database)
+        assert {claims_of(token) for token in logins} == consumed_claims(database)
         for crowd in crowds:
             assert await crowd.again() == {401}
 
@@ -192,7 +189,7 @@ def ready(port: int) -> bool:
     return status == 200
 
 
-@ON_SQLITE
+@on_sqlite
 async def test_a_node_that_is_told_to_stop_says_so_and_serves_until_balancers_have_heard_it(
     env: dict[str, str], tmp_path: Path, api_token: str
 ) -> None:
@@ -269,7 +266,7 @@ def test_nginx_sends_a_request_to_another_node_if_one_takes_no_connections(tmp_p
 # --- one node, on a socket that stays open ---------------------------------------------------------------------------
 
 
-@ON_SQLITE
+@on_sqlite
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_node_on_a_socket_that_stays_open_is_restarted_and_no_request_fails(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str, workers: int
@@ -287,11 +284,11 @@ async def test_a_node_on_a_socket_that_stays_open_is_restarted_and_no_request_fa
                 await asyncio.to_thread(node.close)
                 node = stack.enter_context(await asyncio.to_thread(start))
             visitors.over = True
-        assert {claims_of(token) for token in visitors.logins} == consumed(database)
+        assert {claims_of(token) for token in visitors.logins} == consumed_claims(database)
         assert await visitors.again() == {401}
 
 
-@ON_SQLITE
+@on_sqlite
 async def test_workers_are_replaced_one_by_one_on_sighup_and_no_request_fails(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str
 ) -> None:
@@ -307,5 +304,5 @@ async def test_workers_are_replaced_one_by_one_on_sighup_and_no_request_fails(
             before = len(visitors.logins)
             await until(lambda: len(visitors.logins) > before + 100)
             visitors.over = True
-        assert {claims_of(token) for token in visitors.logins} == consumed(database)
+        assert {claims_of(token) for token in visitors.logins} == consumed_claims(database)
     assert "Traceback" not in running.log.read_text()

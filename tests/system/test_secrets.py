@@ -25,8 +25,10 @@ from sqlalchemy import make_url
 
 from sso_service import keyring
 from sso_service.keyring import SigningKey
-from tests.integration.test_cli import API_TOKEN, emptied, run
-from tests.support._old import JANE, JOHN, PAGE, Running, serving
+from tests.support.command_line import API_TOKEN, run
+from tests.support.data import JANE, JOHN, PAGE
+from tests.support.databases import emptied
+from tests.support.processes import Running, serving
 
 PIECE = 12
 """Characters of a secret that nobody comes across by chance."""

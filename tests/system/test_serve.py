@@ -19,10 +19,11 @@ import pytest
 
 from sso_service import keyring
 from sso_service.database.schema import SCHEMA_VERSION
-from tests.support._old import JANE, PAGE, Running, command, serving
+from tests.support.command_line import refused
+from tests.support.data import JANE, PAGE
+from tests.support.databases import on_postgresql, on_sqlite
+from tests.support.processes import Running, command, serving
 
-ON_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 MEGABYTE = 1024 * 1024
 MEMORY_LIMIT = 90 * MEGABYTE
 LINUX = Path("/proc/self/smaps_rollup").exists()
@@ -107,14 +108,6 @@ def received(connection: socket.socket, *, until: bytes | None = None) -> bytes:
     return content
 
 
-def refused(*arguments: str, env: Mapping[str, str]) -> str:
-    """The one line that a command ends with which does not do what it was told."""
-    done = command(*arguments, env=env)
-    assert (done.returncode, done.stdout) == (1, ""), done
-    [line] = done.stderr.splitlines()
-    return line
-
-
 def test_two_workers_are_two_processes_that_answer_for_one_service(
     env: dict[str, str], tmp_path: Path, api_token: str
 ) -> None:
@@ -165,7 +158,7 @@ def resident(pid: int) -> int:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@ON_SQLITE
+@on_sqlite
 def test_sigterm_answers_who_was_already_asking_and_ends_everything(
     env: dict[str, str], tmp_path: Path, api_token: str, workers: int
 ) -> None:
@@ -197,7 +190,7 @@ def test_sigterm_answers_who_was_already_asking_and_ends_everything(
     assert "ERROR" not in log
 
 
-@ON_SQLITE
+@on_sqlite
 def test_sigterm_waits_for_connections_that_ask_nothing_no_longer_than_they_may_be_idle(
     env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -212,7 +205,7 @@ def test_sigterm_waits_for_connections_that_ask_nothing_no_longer_than_they_may_
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@ON_SQLITE
+@on_sqlite
 def test_a_port_that_is_taken_is_said_to_be_so_in_one_line(env: dict[str, str], workers: int) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -221,12 +214,12 @@ def test_a_port_that_is_taken_is_said_to_be_so_in_one_line(env: dict[str, str], 
         assert port in refused("serve", "--workers", str(workers), env=env | {"SSO_PORT": port})
 
 
-@ON_SQLITE
+@on_sqlite
 def test_an_address_that_is_not_ours_is_said_to_be_so_in_one_line(env: dict[str, str]) -> None:
     assert "192.0.2.1" in refused("serve", env=env | {"SSO_HOST": "192.0.2.1"})
 
 
-@ON_SQLITE
+@on_sqlite
 def test_a_misspelt_setting_is_warned_about_and_the_service_starts(env: dict[str, str], tmp_path: Path) -> None:
     with accepting(env | {"SSO_TOKEN_TLL": "hunter2"}, tmp_path / "log") as running:
         assert ask(running, "GET", "/readyz")[0] == 200
@@ -234,7 +227,7 @@ def test_a_misspelt_setting_is_warned_about_and_the_service_starts(env: dict[str
     assert "hunter2" not in running.log.read_text()
 
 
-@ON_SQLITE
+@on_sqlite
 def test_an_embedded_database_is_brought_up_to_date_at_start_and_old_keys_do_not_survive_an_empty_one(
     env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -248,7 +241,7 @@ def test_an_embedded_database_is_brought_up_to_date_at_start_and_old_keys_do_not
     assert len(entries) == 2
 
 
-@ON_POSTGRESQL
+@on_postgresql
 @pytest.mark.parametrize(
     ("change", "remedy"),
     [
@@ -262,14 +255,14 @@ def test_a_postgresql_that_is_empty_or_old_is_not_served(env: Mapping[str, str],
     assert remedy in refused("serve", "--workers", "2", env=env)
 
 
-@ON_SQLITE
+@on_sqlite
 def test_a_service_without_a_key_does_not_start(env: dict[str, str], tmp_path: Path) -> None:
     for path in (tmp_path / "keys").iterdir():
         path.unlink()
     assert "sso-service keys rotate --lead 0" in refused("serve", env=env)
 
 
-@ON_SQLITE
+@on_sqlite
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_service_that_is_told_to_end_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, workers: int) -> None:
     with serving(env, tmp_path / "log", workers=workers) as running:

@@ -18,9 +18,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from scripts.tools.audit import BASELINE, LOCKS, ROOT, Unreachable, allow, vulnerabilities, wrong_secrets
+from scripts.tools.ports import free_port
 from sso_service import keyring
 from sso_service.sessions import Session, dump_session
-from tests.support._old import free_port
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: Mapping[str, list[str]] = PROJECT["optional-dependencies"]

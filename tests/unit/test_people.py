@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sso_service import people
 from sso_service.people import FieldError, Person, normalise_email
-from tests.support._old import JANE
-from tests.support.schemathesis_hooks import ADDRESSES
+from tests.support.addresses import ADDRESSES
+from tests.support.data import JANE
 
 NAMES = ["first_name", "last_name"]
 FIELDS = ["email", *NAMES]

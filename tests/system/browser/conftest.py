@@ -4,44 +4,19 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import trustme
 import uvicorn
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 from starlette.types import ASGIApp
 
-from sso_service.cli import DEMO_ACCOUNT, DEMO_ADMIN, DEMO_TEAM
+from scripts.tools.ports import free_port
 from sso_service.client import SSOClient
-from tests.support._old import command, free_port, program, serving, wait_for_port
-
-ADMIN = {"email": DEMO_ADMIN, "first_name": "Demo", "last_name": "Admin"}
-
-
-@dataclass(frozen=True, slots=True)
-class Demo:
-    """A service that serves the demo account, and what its `init --demo` printed: a login link, an API token."""
-
-    url: str
-    env: Mapping[str, str]
-    admin_link: str
-    client: SSOClient
-
-    def address(self, page: str) -> str:
-        """Where a page of the demo team is; `page` is what follows the team's path."""
-        return f"{self.url}/client/{DEMO_ACCOUNT}/t/{DEMO_TEAM}/{page}"
-
-    def link(self, person: Mapping[str, str], page: str = "posts") -> str:
-        """A login link for a person."""
-        return self.client.login_url(self.address(page), **person)
-
-    def open(self, context: BrowserContext, person: Mapping[str, str], page: str = "posts") -> Page:
-        """A page in this browser, opened by a login link for a person."""
-        opened = context.new_page()
-        opened.goto(self.link(person, page))
-        return opened
+from tests.support.demo import Demo
+from tests.support.processes import command, serving, wait_for_port
+from tests.support.programs import program
 
 
 # Not for the session: Playwright keeps an event loop running in this thread, which no asynchronous test bears.

@@ -20,7 +20,7 @@ from sso_service.keyring import KeyDirectory
 from sso_service.service import Service
 from sso_service.settings import Settings
 from sso_service.web.app import create_app
-from tests.support._old import JANE, PAGE
+from tests.support.data import JANE, PAGE
 
 Https = Callable[[ASGIApp, str], str]
 

@@ -7,8 +7,8 @@ import pytest
 from playwright.sync_api import BrowserContext, Locator, Page, Response
 
 from sso_service.client import InvalidAPIToken, SSOClient
-from tests.support._old import JANE, JOHN
-from tests.system.browser.conftest import ADMIN, Demo
+from tests.support.data import JANE, JOHN
+from tests.support.demo import ADMIN, Demo
 
 Browsers = Callable[..., BrowserContext]
 

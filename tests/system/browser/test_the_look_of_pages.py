@@ -21,8 +21,8 @@ from sso_service.database.schema import accounts
 from sso_service.permissions import Role, Scope
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
-from tests.support._old import JANE, JOHN, PORTAL
-from tests.system.browser.conftest import ADMIN, Demo
+from tests.support.data import JANE, JOHN, PORTAL
+from tests.support.demo import ADMIN, Demo
 
 SCREENSHOTS = Path(__file__).parent / "screenshots" / "all"
 

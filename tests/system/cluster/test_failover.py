@@ -21,8 +21,9 @@ from typing import Self
 import psutil
 import pytest
 
-from tests.support._old import ACCOUNT, PAGE, TEAM, Running, command, serving
+from tests.support.data import ACCOUNT, PAGE, TEAM
 from tests.support.patroni import Cluster, Node, balancing, running_cluster, until
+from tests.support.processes import Running, command, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 

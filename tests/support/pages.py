@@ -1,29 +1,7 @@
-"""What the tests of the Studio's pages share: a page that was taken apart, and browsers where somebody is signed in."""
+"""HTML pages, taken apart."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from typing import Any
-from urllib.parse import urlencode
-
-import msgspec
-from sqlalchemy import Connection, insert, literal, select
-
-from sso_service.database import administration
-from sso_service.database.engine import Database
-from sso_service.database.schema import memberships, users
-from sso_service.permissions import Role
-from sso_service.service import Service
-from sso_service.web.app import create_app
-from tests.support._old import ACCOUNT, JANE, TEAM, Answer, Client, changing
-
-HOME = f"/client/{ACCOUNT}/t/{TEAM}"
-SETTINGS = f"{HOME}/settings"
-API_TOKENS, MEMBERS = f"{SETTINGS}/api-tokens", f"{SETTINGS}/team"
-
-HTML = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8")
-SAME_ORIGIN = ("sec-fetch-site", "same-origin")
 
 _VOID = {"meta", "input", "link", "br"}
 
@@ -128,59 +106,65 @@ class Page(HTMLParser):
         return any(tag == open_tag for open_tag, _ in self._open)
 
 
-def add_members(connection: Connection, count: int) -> None:
-    """Editors of `ACCOUNT`: `Firstname0 Lastname0`, `m0@example.com` and so on."""
-    people = [
-        {"email": f"m{n}@example.com", "first_name": f"Firstname{n}", "last_name": f"Lastname{n}", "created_at": 1}
-        for n in range(count)
-    ]
-    connection.execute(insert(users), people)
-    found = select(users.c.id, literal(ACCOUNT), literal(str(Role.EDITOR))).where(users.c.email.like("m%@example.com"))
-    connection.execute(insert(memberships).from_select(["user_id", "account_id", "role"], found))
+VOID = {"meta", "input", "link", "br", "img", "hr"}
 
 
-@contextmanager
-def with_settings(service: Service, **changes: Any) -> Iterator[Client]:
-    """A client of another service over the same database and keys, with some settings changed."""
-    settings = msgspec.structs.replace(service.settings, **changes)
-    other = Service(settings, Database(settings.database), service.keys, clock=service.now)
-    yield Client(create_app(other))
-    other.close()
+class MessagePage(HTMLParser):
+    """A page's elements. Making one fails unless its elements are balanced and those that every page has occur once."""
 
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.lang = ""
+        self.form: tuple[str, str] | None = None
+        self.fields: dict[str, str] = {}
+        self.links: list[str] = []
+        self.texts: dict[str, str] = {}
+        self.attributes: list[tuple[str, str, str]] = []
+        self._open: list[str] = []
+        self._seen: list[str] = []
+        self._declaration = ""
+        self.feed(html)
+        self.close()
+        assert self._open == []
+        assert self._declaration.lower() == "doctype html"
+        assert html.lower().startswith("<!doctype html>")
+        for element in ("html", "head", "body", "main", "title", "h1"):
+            assert self._seen.count(element) == 1, element
+        assert self._seen.index("head") < self._seen.index("body") < self._seen.index("main") < self._seen.index("h1")
 
-async def signed_in(
-    client: Client, database: Database, api_token: str, role: Role, person: Mapping[str, str] = JANE
-) -> Client:
-    """Another browser, in which `person`, who has this role, is signed in."""
-    browser = client.another()
-    token = await browser.issue(api_token, person)
-    with changing(database) as connection:
-        administration.set_role(connection, person["email"], ACCOUNT, role)
-    answer = await browser.get(f"/?sso={token}")
-    assert answer.status == 303, answer
-    return browser
+    @property
+    def elements(self) -> set[str]:
+        return set(self._seen)
 
+    def handle_decl(self, decl: str) -> None:
+        self._declaration = decl
 
-async def see(browser: Client, target: str) -> Answer:
-    """The answer to a person who goes to `target`."""
-    return await browser.request("GET", target, headers=[HTML])
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        assert len(found) == len(attrs), "an attribute occurs twice"
+        self.attributes += [(tag, name, value) for name, value in found.items()]
+        self._seen.append(tag)
+        if tag not in VOID:
+            self._open.append(tag)
+        match tag:
+            case "html":
+                self.lang = found["lang"]
+            case "form":
+                assert self.form is None
+                self.form = (found["method"], found["action"])
+            case "input":
+                assert "form" in self._open
+                assert found["type"] == "hidden"
+                assert found["name"] not in self.fields
+                self.fields[found["name"]] = found["value"]
+            case "a":
+                self.links.append(found["href"])
 
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
 
-async def page_of(browser: Client, target: str, status: int = 200) -> Page:
-    """The page that a person sees at `target`."""
-    answer = await see(browser, target)
-    assert answer.status == status, (target, answer.status)
-    assert answer.header("content-type") == "text/html; charset=utf-8"
-    return Page(answer.text)
-
-
-async def submit(
-    browser: Client,
-    target: str,
-    fields: Sequence[tuple[str, str]] = (),
-    *,
-    origin: Sequence[tuple[str, str]] = (SAME_ORIGIN,),
-) -> Answer:
-    """The answer to a form, sent from one of our pages unless `origin` says otherwise."""
-    headers = [HTML, *origin, ("content-type", "application/x-www-form-urlencoded")]
-    return await browser.request("POST", target, headers=headers, body=urlencode(fields).encode())
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts[self._open[-1]] = self.texts.get(self._open[-1], "") + data
+        else:
+            assert data.strip() == "", "text outside the page"
