@@ -12,12 +12,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from sso_service import cli, logs
-from sso_service.audit import Event, EventName
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service import cli
+from sso_service.database.transactions import Database
+from sso_service.observability import logs
+from sso_service.observability.audit import Event, EventName
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import ref
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, PAGE, TEAM

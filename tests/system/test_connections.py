@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sso_service import keyring
-from sso_service.web.protocol import HEAD_TIMEOUT, MAX_BODY, MAX_HEAD
+from sso_service.server.protocol import HEAD_TIMEOUT, MAX_BODY, MAX_HEAD
 from tests.support.data import PAGE
 from tests.support.processes import Running, serving
 
