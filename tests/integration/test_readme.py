@@ -86,7 +86,7 @@ def test_the_public_names_of_the_client_can_be_imported() -> None:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[tuple[str, Running]]:
-    """What `./scripts/serve` prints, and the service that it starts."""
+    """Yield the output of `./scripts/serve` and the service that it starts."""
     env = {"SSO_HOME": str(tmp_path)}
     printed = command("init", "--demo", env=env).stdout  # on the default port, as in the README
     with serving(env, tmp_path / "log", port=free_port()) as running:
@@ -122,7 +122,7 @@ def test_the_tour_shows_what_the_commands_print(demo: tuple[str, Running], tmp_p
     (shown_session,) = re.findall(r'^    (\{"user":.*?\]\})$', readme, re.DOTALL | re.MULTILINE)
     assert session.json() == json.loads(shown_session)
 
-    # What `inspect` reports: the same lines, and the same values where they do not depend on time and chance.
+    # The report of `inspect`: the same lines, and the same values except those that depend on time and chance.
     inspected = command("inspect", token, env={"SSO_HOME": str(tmp_path)}).stdout.splitlines()
     shown = re.findall(r"sso-service inspect \S+\n((?:    .+\n)+)", readme)[0].splitlines()
     assert [line.split()[0] for line in inspected] == [line.split()[0] for line in shown]
