@@ -27,9 +27,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from sso_service.client import AsyncSSOClient
+from sso_service.client.middleware import SSOLogin, SSOUser
 from sso_service.database import administration
 from sso_service.database.engine import Database
-from sso_service.middleware import SSOLogin, SSOUser
 from sso_service.permissions import Role, permissions
 from sso_service.service import Service
 from sso_service.sessions import InvalidSession, check_form_token
@@ -690,7 +690,7 @@ async def test_a_service_that_fails_is_told_as_such_and_logged_once(
     answer = await browser.get(f"{PAGE}?sso={FORGED}", accept="application/json")
     assert (answer.status, answer.error, answer.header("retry-after")) == (503, expected, retry_after)
     assert (refused(answer), answer.header("cache-control"), len(wire.requests)) == (True, "no-store", 1)
-    (record,) = [record for record in caplog.records if record.name == "sso_service.middleware"]
+    (record,) = [record for record in caplog.records if record.name == "sso_service.client.middleware"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)
     assert FORGED not in caplog.text
     assert "secret" not in caplog.text
