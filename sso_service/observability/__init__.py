@@ -1,0 +1,1 @@
+"""What operators see: audit events, log lines, metrics and traces."""
