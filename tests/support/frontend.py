@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from sso_service.middleware import SSOLogin
+from sso_service.client.middleware import SSOLogin
 from tests.support.python_client import SERVICE_URL
 
 
