@@ -14,14 +14,13 @@ from typing import Any
 import httpx
 import pytest
 from itsdangerous import URLSafeTimedSerializer
-from sso_service.client.middleware import SSOLogin, SSOUser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scripts.tools.ports import free_port
 from sso_service.client import AsyncSSOClient
+from sso_service.client.middleware import SSOLogin, SSOUser
 from sso_service.database.transactions import Database
-from sso_service.errors import InvalidSession
 from sso_service.permissions import Role, permissions
 from sso_service.services.node import Node
 from sso_service.sessions import check_form_token
@@ -633,7 +632,7 @@ async def test_a_service_that_fails_is_told_as_such_and_logged_once(
     answer = await browser.get(f"{PAGE}?sso={FORGED}", accept="application/json")
     assert (answer.status, answer.error, answer.header("retry-after")) == (503, expected, retry_after)
     assert (refused(answer), answer.header("cache-control"), len(wire.requests)) == (True, "no-store", 1)
-    (record,) = [record for record in caplog.records if record.name == "sso_service.middleware"]
+    (record,) = [record for record in caplog.records if record.name == "sso_service.client.middleware"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)
     assert FORGED not in caplog.text
     assert "secret" not in caplog.text
