@@ -13,12 +13,17 @@ import pytest
 from click.testing import CliRunner
 
 from sso_service import cli
+<<<<<<< HEAD
 from sso_service.database import administration
 from sso_service.database.engine import Database
+=======
+from sso_service.database.transactions import Database
+>>>>>>> 84519d4fa5187f98dd6e8c28fb725a099e449e96
 from sso_service.observability import logs
 from sso_service.observability.audit import Event, EventName
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import ref
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, PAGE, TEAM

@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
+from sso_service.errors import SettingsError
 from sso_service.keyring import KeyDirectory
-from sso_service.service import Service
-from sso_service.settings import Settings, SettingsError, read_settings
+from sso_service.services.node import Node
+from sso_service.settings import Settings, read_settings
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import JANE, PAGE
@@ -28,10 +29,8 @@ def limits() -> Mapping[str, object]:
 
 
 @pytest.fixture
-def service(
-    settings: Settings, database: Database, keys_dir: Path, clock: Clock, limits: Mapping[str, object]
-) -> Service:
-    return Service(msgspec.structs.replace(settings, **limits), database, KeyDirectory(keys_dir), clock=clock)
+def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock, limits: Mapping[str, object]) -> Node:
+    return Node(msgspec.structs.replace(settings, **limits), database, KeyDirectory(keys_dir), clock=clock)
 
 
 @pytest.mark.parametrize("limits", [{"rate_limit": "3/hour"}])

@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from sso_service import keyring
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Role, Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, PAGE
@@ -119,7 +120,7 @@ async def test_size_and_duration_of_batches_are_measured(client: Client, api_tok
     assert await counted.increase("sso_batch_seconds_count", kind="redeem") == 1
 
 
-async def test_the_state_of_the_node_is_exposed(client: Client, service: Service, clock: Clock, keys_dir: Path) -> None:
+async def test_the_state_of_the_node_is_exposed(client: Client, service: Node, clock: Clock, keys_dir: Path) -> None:
     async def gauges() -> dict[str, float]:
         samples = samples_in((await client.get("/metrics")).text)
         return {name: samples[name, frozenset()] for name, labels in samples if not labels}
@@ -141,7 +142,7 @@ async def test_the_state_of_the_node_is_exposed(client: Client, service: Service
 async def test_metrics_are_available_during_a_database_outage(tmp_path: Path, keys_dir: Path) -> None:
     with a_database_that("refuses to connect", tmp_path) as url:
         settings = read_settings({"SSO_DATABASE_URL": url})
-        service = Service(settings, Database(settings.database), KeyDirectory(keys_dir))
+        service = Node(settings, open_database(settings), KeyDirectory(keys_dir))
         answer = await Client(create_app(service)).get("/metrics")
         service.close()
     samples = samples_in(answer.text)
@@ -154,8 +155,8 @@ async def test_metrics_and_readiness_details_require_the_metrics_token(
     database: Database, keys_dir: Path, clock: Clock, api_token: str
 ) -> None:
     settings = read_settings({"SSO_METRICS_TOKEN": "hunter2"})
-    client = Client(create_app(Service(settings, database, KeyDirectory(keys_dir), clock=clock)))
-    clock.advance(100)  # makes the node not ready, so that there are details
+    client = Client(create_app(Node(settings, database, KeyDirectory(keys_dir), clock=clock)))
+    clock.advance(100)  # so that there is something to be told
 
     async def get(path: str, secret: str | None) -> Answer:
         return await client.request("GET", path, headers=[("authorization", f"Bearer {secret}")] if secret else [])

@@ -14,18 +14,19 @@ from typing import Any
 import httpx
 import pytest
 from itsdangerous import URLSafeTimedSerializer
+from sso_service.client.middleware import SSOLogin, SSOUser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scripts.tools.ports import free_port
 from sso_service.client import AsyncSSOClient
-from sso_service.database import administration
-from sso_service.database.engine import Database
-from sso_service.middleware import SSOLogin, SSOUser
+from sso_service.database.transactions import Database
+from sso_service.errors import InvalidSession
 from sso_service.permissions import Role, permissions
-from sso_service.service import Service
-from sso_service.sessions import InvalidSession, check_form_token
+from sso_service.services.node import Node
+from sso_service.sessions import check_form_token
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.api import VERIFY, make_api_token
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
@@ -58,7 +59,7 @@ def database_url(sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def transport(service: Service) -> httpx.ASGITransport:
+def transport(service: Node) -> httpx.ASGITransport:
     """The way to the real application of the service."""
     return httpx.ASGITransport(create_app(service))
 
@@ -685,7 +686,7 @@ async def living(app: ASGIApp, state: dict[str, Any] | None) -> AsyncIterator[No
 
 
 async def test_one_client_serves_for_as_long_as_the_server_lives(
-    service: Service, client: Client, api_token: str, verify_token: str, clock: Clock
+    service: Node, client: Client, api_token: str, verify_token: str, clock: Clock
 ) -> None:
     transport = Counted(create_app(service))
     app = frontend(api_token=verify_token, transport=transport, clock=clock)
@@ -705,7 +706,7 @@ async def test_one_client_serves_for_as_long_as_the_server_lives(
 
 @pytest.mark.parametrize("state", [None, {}])
 async def test_without_a_servers_state_each_login_closes_its_own(
-    service: Service,
+    service: Node,
     client: Client,
     api_token: str,
     verify_token: str,

@@ -18,6 +18,7 @@ import fastapi
 import httpx
 import pytest
 import uvicorn
+from sso_service.client.middleware import SSOLogin
 from starlette.applications import Starlette
 from starlette.authentication import requires
 from starlette.types import ASGIApp
@@ -25,9 +26,8 @@ from starlette.types import ASGIApp
 from scripts.tools.ports import free_port
 from sso_service import tokens
 from sso_service.client import AsyncSSOClient, SSOClient, TokenConsumed, TokenExpired
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
-from sso_service.middleware import SSOLogin
 from sso_service.tokens import Claims
 from tests.support.api import BOTH, make_api_token
 from tests.support.client import Client
