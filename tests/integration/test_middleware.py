@@ -21,6 +21,7 @@ from scripts.tools.ports import free_port
 from sso_service.client import AsyncSSOClient
 from sso_service.client.middleware import SSOLogin, SSOUser
 from sso_service.database.transactions import Database
+from sso_service.errors import InvalidForm
 from sso_service.permissions import Role, permissions
 from sso_service.services.node import Node
 from sso_service.sessions import check_form_token
@@ -474,7 +475,7 @@ async def test_each_purpose_has_a_key_of_its_own_that_is_made_from_the_api_token
     how = {"key_derivation": "none", "digest_method": hashlib.sha256}
     content = URLSafeTimedSerializer(key, signer_kwargs=how).loads(session)
     assert content == [1, *JANE.values(), ACCOUNT, "editor", EDITOR]
-    with pytest.raises(InvalidSession):
+    with pytest.raises(InvalidForm):
         check_form_token(proof, token, b"", session, [key], now=int(clock()))
 
     # Neither is good for what the other is good for.

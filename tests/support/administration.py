@@ -4,6 +4,7 @@ from typing import cast
 
 from sqlalchemy import ColumnElement, Connection, literal
 
+from sso_service.database import members
 from sso_service.database.accounts import (
     add_account,
     add_team,
@@ -15,7 +16,6 @@ from sso_service.database.accounts import (
 from sso_service.database.members import find_user, list_memberships, sign_out_member
 from sso_service.database.transactions import Database
 from sso_service.permissions import Role
-from tests.support import administration
 
 __all__ = [
     "add_account",
@@ -48,33 +48,33 @@ class _Clock:
 def set_role(connection: Connection, email: str, account_id: int, role: Role) -> int:
     """Change a member's role, and return the user's id."""
     user_id = find_user(connection, email).id
-    administration.set_role(connection, account_id, user_id, role)
+    members.set_role(connection, account_id, user_id, role)
     return user_id
 
 
 def remove_member(connection: Connection, email: str, account_id: int) -> int:
     """Remove a member, and return the user's id."""
     user_id = find_user(connection, email).id
-    administration.remove_member(connection, account_id, user_id)
+    members.remove_member(connection, account_id, user_id)
     return user_id
 
 
 def disable_user(connection: Connection, email: str, *, now: int) -> int:
     """Disable a user at `now` (Unix seconds), and return their id."""
     user_id = find_user(connection, email).id
-    administration.disable_user(connection, user_id, database=cast("Database", _Clock(now)))
+    members.disable_user(connection, user_id, database=cast("Database", _Clock(now)))
     return user_id
 
 
 def enable_user(connection: Connection, email: str) -> int:
     """Enable a user, and return their id."""
     user_id = find_user(connection, email).id
-    administration.enable_user(connection, user_id)
+    members.enable_user(connection, user_id)
     return user_id
 
 
 def sign_out_user(connection: Connection, email: str, *, now: int) -> int:
     """End a user's sessions at `now` (Unix seconds), and return their id."""
     user_id = find_user(connection, email).id
-    administration.sign_out_user(connection, user_id, database=cast("Database", _Clock(now)))
+    members.sign_out_user(connection, user_id, database=cast("Database", _Clock(now)))
     return user_id

@@ -119,7 +119,7 @@ class Person(msgspec.Struct, frozen=True):
     email: str
 
 
-class database_at(Record, frozen=True):
+class Database(Record, frozen=True):
     """What the database held at the end: claims (16 bytes, in hex) that were consumed, the purge floor, the people."""
 
     consumed: tuple[str, ...]
