@@ -9,7 +9,8 @@ metrics and `/v1/sso_tokens/verify` use. Messages never contain a login token, a
             LoginRefused        genuine: TokenExpired, TokenConsumed, NoAccess, RoleForbidden
         ApiTokenError           NotAuthenticated, InsufficientScope, RateLimited
         UserDisabled, RoleNotAllowed, NotSignedIn, InvalidSession, InvalidForm
-        RequestError            InvalidJSON, FieldError, BodyTooLarge, BodyTooSlow, CrossOrigin, NotANavigation
+        RequestError            InvalidJSON, FieldError, BodyTooLarge, BodyTooSlow, CrossOrigin, NotANavigation,
+                                AddressNotFound, MethodNotAllowed
             PathError           NotCanonical, NotAStudioPath
         DatabaseError           Unavailable (Overloaded), OutcomeUnknown
         AccountError            NotFound, Conflict, NotAnAdmin, LastAdmin
@@ -228,6 +229,22 @@ class NotANavigation(RequestError):
     """The request does not come from a person who opens a login link in a window."""
 
     code = "not_a_navigation"
+
+
+class AddressNotFound(RequestError):
+    """Nothing exists at this address."""
+
+    code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The address does not support the method. `allowed` lists those that it supports, sorted."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(allowed)
+        self.allowed = allowed
 
 
 class PathError(RequestError):

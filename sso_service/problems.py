@@ -7,7 +7,7 @@ every layer may use it.
 
 from dataclasses import dataclass, field
 
-from sso_service.errors import FieldError, RateLimited, ServiceError
+from sso_service.errors import FieldError, MethodNotAllowed, RateLimited, ServiceError
 from sso_service.http import Problem
 
 RETRY_AFTER = "2"
@@ -322,7 +322,11 @@ def api_problem(error: ServiceError) -> Problem:
     """Return `error` as an API client sees it."""
     entry = ENTRIES[error.code]
     message = str(error) if isinstance(error, FieldError) else entry.message.format(**error.details or {})
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, RateLimited) else entry.headers
+    headers = entry.headers
+    if isinstance(error, RateLimited):
+        headers = {"Retry-After": str(error.retry_after)}
+    elif isinstance(error, MethodNotAllowed):
+        headers = {"Allow": error.allowed}
     return Problem(entry.status, entry.code or error.code, message, error.details, headers)
 
 

@@ -1,1 +1,1 @@
-"""What operators see: audit events, log lines, metrics and traces."""
+"""Audit events, log lines, metrics and traces, for operators."""

@@ -1,6 +1,6 @@
-"""What is written down about each issue, login, refusal and change: who, where, and which token, by its `ref`.
+"""Audit events: who issued, signed in, was refused or changed something, and which login token, by its `ref`.
 
-The events are a closed list. None has a field that could hold a token, an API token or a key.
+The events are a closed list. No field can hold a login token, an API token or a key.
 """
 
 import logging
@@ -8,13 +8,13 @@ from enum import StrEnum, auto
 
 import msgspec
 
-from sso_service.logs import Lines
+from sso_service.observability.logs import AUDIT_LOGGER, LineWriter
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(AUDIT_LOGGER)
 
 
 class EventName(StrEnum):
-    """All that is written down."""
+    """Every audit event."""
 
     TOKEN_ISSUED = auto()
     API_REFUSED = auto()
@@ -36,23 +36,23 @@ class EventName(StrEnum):
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Something that happened. What is not known, or does not apply, is left out."""
+    """An event. Fields that are unknown or do not apply are left out of the log."""
 
     event: EventName
     user_id: int | None = None
-    """Whom it is about."""
+    """The user whom the event is about."""
     account_id: int | None = None
     by_user_id: int | None = None
-    """The admin who did it."""
+    """The admin who made the change."""
     operator: str | None = None
-    """Who did it on the command line: their name on the machine."""
+    """The operator who made the change on the command line: the user name on that machine."""
     api_token_id: int | None = None
     ref: str | None = None
     """The login token: see `tokens.ref`."""
     way: str | None = None
-    """How a token was redeemed: `browser` or `api`."""
+    """How the login token was redeemed: `browser` or `api`."""
     reason: str | None = None
-    """Why it was refused."""
+    """Why the request was refused."""
     user_created: bool = False
     role: str | None = None
     key_id: str | None = None
@@ -63,8 +63,13 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def record(event: Event) -> None:
-    """Writes the event down, as a line of the log."""
-    if Lines.installed:
-        Lines.installed.say(event)
+    """Write the event to the log.
+
+    A serving process installs one `LineWriter` as the only handler of this logger, and the event goes straight to it.
+    Otherwise the event becomes an ordinary record, whose message is the struct.
+    """
+    handlers = log.handlers
+    if handlers and isinstance(writer := handlers[0], LineWriter):
+        writer.write_event(event)
     else:
-        log.info(event)  # a struct, of which each format makes what it needs
+        log.info(event)

@@ -1,7 +1,7 @@
-"""What Prometheus is told. Counted in files that all workers of a node share, so that any of them can tell for all.
+"""Prometheus metrics. All workers of a node count in shared files, so any worker can report for the whole node.
 
-`prometheus_client` decides when it is imported whether it counts in `PROMETHEUS_MULTIPROC_DIR`; `web/server.py` sets
-that before.
+`prometheus_client` decides at its import whether it counts in `PROMETHEUS_MULTIPROC_DIR`. `server/supervisor.py` sets
+this variable first, so no module that a command imports may import this one.
 """
 
 import os
@@ -13,40 +13,43 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from sso_service.audit import Event, EventName
+from sso_service.observability.audit import Event, EventName
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.5, 5.0)
 
-REQUESTS = Counter("sso_requests", "Requests answered.", ["route", "status"])
-REQUEST_SECONDS = Histogram("sso_request_seconds", "Time to answer a request.", ["route"], buckets=_SECONDS)
+REQUESTS = Counter("sso_requests", "Requests by route and status.", ["route", "status"])
+REQUEST_SECONDS = Histogram("sso_request_seconds", "Duration of requests.", ["route"], buckets=_SECONDS)
 ISSUED = Counter("sso_tokens_issued", "Login tokens issued.", ["user_created"])
-REVOKED = Counter("sso_tokens_revoked", "Login tokens taken back.")
-LOGINS = Counter("sso_logins", "Attempts to sign in with a token.", ["way", "outcome"])
-API_REFUSALS = Counter("sso_api_refusals", "Requests with an API token that were refused.", ["reason"])
+REVOKED = Counter("sso_tokens_revoked", "Login tokens revoked.")
+LOGINS = Counter("sso_logins", "Attempts to sign in with a login token.", ["way", "outcome"])
+API_REFUSALS = Counter("sso_api_refusals", "Refused requests with an API token.", ["reason"])
 BATCH_SIZE = Histogram(
-    "sso_batch_size", "Operations in a transaction.", ["kind"], buckets=[2**power for power in range(10)]
+    "sso_batch_size", "Operations in one transaction.", ["kind"], buckets=[2**power for power in range(10)]
 )
-BATCH_SECONDS = Histogram("sso_batch_seconds", "Time that a transaction took.", ["kind"], buckets=_SECONDS)
+BATCH_SECONDS = Histogram("sso_batch_seconds", "Duration of transactions.", ["kind"], buckets=_SECONDS)
 
 
-# To look up what belongs to some labels takes as long as to count there, so each is looked up once. There are few.
+# Looking up the child of some labels costs as much as counting, so each is looked up once. There are few.
 _requests, _request_seconds = cache(REQUESTS.labels), cache(REQUEST_SECONDS.labels)
 _issued, _logins, _api_refusals = cache(ISSUED.labels), cache(LOGINS.labels), cache(API_REFUSALS.labels)
 
 
 def count_request(route: str, status: int, seconds: float) -> None:
-    """Counts a request that was answered with `status` after some `seconds`."""
+    """Count a request that was answered with `status` after `seconds`.
+
+    `route` must be one of a fixed set of names: clients must not be able to create time series.
+    """
     _requests(route, status).inc()
     _request_seconds(route).observe(seconds)
 
 
 def count_login(way: str, outcome: str) -> None:
-    """Counts an attempt to sign in."""
+    """Count an attempt to sign in. `way` is `browser` or `api`."""
     _logins(way, outcome).inc()
 
 
 def batches(kind: str) -> Callable[[int, float], None]:
-    """What takes note of a batch of one kind of operation: its size, and the seconds that its transaction took."""
+    """Return the function that records one batch of this kind: its operations, and its duration in seconds."""
     size, seconds = BATCH_SIZE.labels(kind), BATCH_SECONDS.labels(kind)
 
     def observe(operations: int, duration: float) -> None:
@@ -57,7 +60,7 @@ def batches(kind: str) -> Callable[[int, float], None]:
 
 
 def count(event: Event) -> None:
-    """Counts what was written down."""
+    """Count an audit event. Events of changes that admins and operators make have no metric."""
     match event.event:
         case EventName.TOKEN_ISSUED:
             _issued("yes" if event.user_created else "no").inc()
@@ -72,24 +75,24 @@ def count(event: Event) -> None:
 
 
 class Gauges(Collector):
-    """What is true at this moment. What is not known is left out."""
+    """The state of the node at this moment: for each name its meaning and value. Unknown values are left out."""
 
     def __init__(self, values: dict[str, tuple[str, float | None]]) -> None:
         self._values = values
 
     def collect(self) -> Iterable[Metric]:
-        """The values, each with its name and what it means."""
+        """Yield the known values."""
         for name, (meaning, value) in self._values.items():
             if value is not None:
                 yield GaugeMetricFamily(name, meaning, value)
 
 
 def exposition(gauges: Gauges) -> bytes:
-    """All metrics of this node, in Prometheus' text format."""
+    """Return all metrics of this node in Prometheus' text format."""
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call] # the library has no types there
-    else:  # whoever runs the application in another way, in one process
+    else:  # a single process that was not started by `sso-service serve`
         registry.register(REGISTRY)
     registry.register(gauges)
     return generate_latest(registry)

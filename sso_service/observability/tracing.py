@@ -1,7 +1,9 @@
-"""Traces for OpenTelemetry: a span for each request, within the trace of whoever asks. For the extra `tracing`.
+"""OpenTelemetry traces: one span for each request, within the trace of the caller. For the extra `tracing`.
 
-The usual instrumentation notes the whole URL, and with it login tokens. This one notes the path and no query.
+The usual instrumentation records the whole URL, and with it login tokens. This one records the path without the query.
 """
+
+from collections.abc import Callable
 
 from opentelemetry import propagate
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -11,15 +13,16 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sso_service.web.observed import Observed
-
 
 class Traced:
-    """The application, with a span for each request. Where to send them is said by the `OTEL_*` variables."""
+    """ASGI middleware that records one span for each request. The `OTEL_*` variables name the collector.
 
-    def __init__(self, app: Observed) -> None:
-        self._app: ASGIApp = app
-        self._route = app.route
+    `route` returns the name of a request's route. There are few names, and none contains anything that a client sent.
+    """
+
+    def __init__(self, app: ASGIApp, route: Callable[[Scope], str]) -> None:
+        self._app = app
+        self._route = route
         resource = Resource.create({SERVICE_NAME: "sso-service"}).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -28,7 +31,7 @@ class Traced:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            self._provider.shutdown()  # sends what it has; nobody else does at the end of a worker
+            self._provider.shutdown()  # the lifespan is over: send the spans that are left before the worker ends
             return
         route = self._route(scope)
         span = self._tracer.start_span(
@@ -43,7 +46,7 @@ class Traced:
             },
         )
 
-        async def send_and_note(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             if message["type"] == "http.response.start":
                 span.set_attribute("http.response.status_code", message["status"])
                 if message["status"] >= 500:
@@ -51,6 +54,6 @@ class Traced:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send_and_record)
         finally:
             span.end()

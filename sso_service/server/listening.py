@@ -1,4 +1,4 @@
-"""Where the service listens: on a port, on a unix socket, or on what whoever starts it has opened already."""
+"""The sockets on which the service listens: a port, a unix socket, or sockets that the parent process has opened."""
 
 import os
 import socket
@@ -6,18 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from sso_service.errors import CannotListen
 from sso_service.settings import Settings
 
+UNIX = "unix"
+"""The client's name on a connection through a unix socket, which has no address."""
 _FIRST_PASSED = 3
 """The number of the first socket that systemd passes: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
-UNIX = "unix"
-"""How we name whoever comes through a unix socket, and so has no address."""
 _UDS_MODE = 0o660
-"""Who can write to a unix socket is believed as a proxy is, so not everybody can: our user, and the file's group."""
-
-
-class CannotListen(Exception):
-    """The address is taken or not ours, or what was passed is no socket that listens."""
+"""Clients of the unix socket are trusted like a proxy, so only our user and the file's group may connect."""
 
 
 def listen(
@@ -27,22 +24,22 @@ def listen(
     fd: int | None = None,
     environ: Mapping[str, str] = MappingProxyType({}),
 ) -> list[socket.socket]:
-    """The sockets to serve on, bound.
+    """Return the bound sockets to serve on.
 
-    They are the unix socket `uds`, or the descriptor `fd`, or those that systemd passes by LISTEN_FDS in `environ`
-    (sd_listen_fds(3)), or host and port of the settings. Raises `CannotListen`.
+    In this order: the unix socket `uds`, the descriptor `fd`, the sockets that systemd passes by LISTEN_FDS in
+    `environ` (sd_listen_fds(3)), host and port of the settings. Raises `CannotListen`.
     """
     if uds is not None:
         return [_unix(uds)]
     if fd is not None:
         return [_passed(fd)]
-    if environ.get("LISTEN_PID") == str(os.getpid()):  # else they were meant for a process that started us
+    if environ.get("LISTEN_PID") == str(os.getpid()):  # otherwise the sockets are for the process that started us
         return [_passed(_FIRST_PASSED + number) for number in range(int(environ.get("LISTEN_FDS", "1")))]
     return [_port(settings.host, settings.port)]
 
 
 def name_of(listener: socket.socket) -> str:
-    """Where a socket listens, for people."""
+    """Return the address of a listening socket for the log."""
     address = listener.getsockname()
     if not isinstance(address, tuple):
         return f"unix:{address}"
@@ -63,8 +60,8 @@ def _port(host: str, port: int) -> socket.socket:
 def _unix(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX)
     try:
-        if path.is_socket() and not _answers(path):
-            path.unlink()  # of a service that was killed
+        if path.is_socket() and not _is_in_use(path):
+            path.unlink()  # left behind by a service that was killed
         listener.bind(str(path))
         path.chmod(_UDS_MODE)
     except OSError as error:
@@ -73,7 +70,7 @@ def _unix(path: Path) -> socket.socket:
     return listener
 
 
-def _answers(path: Path) -> bool:
+def _is_in_use(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
@@ -84,10 +81,10 @@ def _answers(path: Path) -> bool:
 
 def _passed(fd: int) -> socket.socket:
     try:
-        listener = socket.socket(fileno=fd)  # which finds out its family by itself
+        listener = socket.socket(fileno=fd)  # detects the address family
         listens = listener.type == socket.SOCK_STREAM and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     except OSError as error:
         raise CannotListen(f"file descriptor {fd}: {error.strerror}") from error
-    if not listens:
-        raise CannotListen(f"file descriptor {fd} is not a socket that listens")  # `Accept=yes` in the .socket unit?
+    if not listens:  # for example because of `Accept=yes` in the .socket unit
+        raise CannotListen(f"file descriptor {fd} is not a listening socket")
     return listener
