@@ -5,12 +5,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sso_service.errors import CrossOrigin, NotAStudioPath, NotCanonical, NotFound, NotSignedIn, ServiceError
+from sso_service.errors import (
+    AddressNotFound,
+    CrossOrigin,
+    MethodNotAllowed,
+    NotSignedIn,
+    PathError,
+    ServiceError,
+)
 from sso_service.http import accepts_html, is_same_origin
 from sso_service.paths import StudioPath, judge
 from sso_service.permissions import SECTIONS, may_view
@@ -65,9 +71,9 @@ class PageRequest:
 
     @property
     def record_id(self) -> int:
-        """The id in the path. Raises `NotFound` if it cannot be one."""
+        """The id in the path. Raises `AddressNotFound` if it is not a valid one."""
         if not _RECORD_ID.fullmatch(found := self.request.path_params["id"]):
-            raise NotFound("the path contains no valid id")
+            raise AddressNotFound
         return int(found)
 
     @property
@@ -138,7 +144,7 @@ class View:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self._handlers.get(scope["method"])
         if handler is None:
-            raise HTTPException(405, headers={"Allow": ", ".join(self._handlers)})
+            raise MethodNotAllowed(", ".join(self._handlers))
         response = await handler(scope["page_request"])
         await response(scope, receive, send)
 
@@ -162,9 +168,9 @@ class RequireSession:
             await self._app(inner, receive, send)
         except ClientDisconnect:
             return
-        except Exception as error:
-            code = _page_code(error)
-            if code is None or not accepts_html(scope):
+        except ServiceError as error:
+            code = _PAGE_CODES.get(error.code, error.code)
+            if not accepts_html(scope) or code not in ENTRIES or ENTRIES[code].title is None:
                 raise
             framed_by = self._node.settings.origins_of("embed_origins")
             await message_page(scope, code, framed_by=framed_by)(scope, receive, send)
@@ -172,10 +178,10 @@ class RequireSession:
     async def _authorize(self, scope: Scope) -> tuple[StudioPath, SignedIn]:
         try:
             path = judge(scope["raw_path"])
-        except (NotCanonical, NotAStudioPath):
-            raise HTTPException(404) from None
+        except PathError:
+            raise AddressNotFound from None
         if path.account_id is None and scope["raw_path"] != b"/":
-            raise HTTPException(404)
+            raise AddressNotFound
         session = await current_session(self._node, scope)
         if session is None:
             raise NotSignedIn
@@ -183,15 +189,3 @@ class RequireSession:
         if scope["method"] == "POST" and not is_same_origin(scope):
             raise CrossOrigin
         return path, signed_in
-
-
-def _page_code(error: Exception) -> str | None:
-    """Return the code of the page for `error`, or None if it has no page."""
-    match error:
-        case ServiceError(code=code):
-            code = _PAGE_CODES.get(code, code)
-        case HTTPException(status_code=404):
-            code = "not_found"
-        case _:
-            return None
-    return code if code in ENTRIES and ENTRIES[code].title else None

@@ -1,10 +1,10 @@
 """The Studio's sections and the routes of its pages, for installations where no real Studio is behind the service."""
 
-from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sso_service.errors import AddressNotFound
 from sso_service.permissions import ACTIONS, SECTIONS, may
 from sso_service.services.node import Node
 from sso_service.web.studio import api_tokens, team
@@ -38,7 +38,7 @@ async def home(page_request: PageRequest) -> Response:
     if team_id is None:
         teams = await page_request.node.accounts.list_teams(page_request.account_id)
         if not teams:
-            raise HTTPException(404)
+            raise AddressNotFound
         team_id = teams[0].id
     query = "?chromeless=1" if page_request.chromeless else ""
     return RedirectResponse(f"/client/{page_request.account_id}/t/{team_id}/posts{query}", 303)
@@ -48,7 +48,7 @@ async def section(page_request: PageRequest) -> Response:
     """Show who is signed in, and what their role may do in the section."""
     name = page_request.request.path_params["section"]
     if name not in SECTIONS:
-        raise HTTPException(404)
+        raise AddressNotFound
     actions = [(action, may(page_request.signed_in.role, name, action)) for action in ACTIONS]
     return await page_request.render("section.html", actions=actions)
 
@@ -59,4 +59,4 @@ async def settings(page_request: PageRequest) -> Response:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    raise HTTPException(404)
+    raise AddressNotFound
