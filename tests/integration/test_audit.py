@@ -17,6 +17,7 @@ from sso_service.database.transactions import Database
 from sso_service.observability import logs
 from sso_service.observability.audit import Event, EventName
 from sso_service.permissions import Role, Scope
+from sso_service.services import installation
 from sso_service.tokens import ref
 from tests.support import administration
 from tests.support.client import Client
@@ -247,7 +248,7 @@ def test_changes_by_an_operator_go_to_the_system_log(tmp_path: Path, system_log:
 
     run("init", "--demo")
     key = system_log.take()[0]["key_id"]
-    demo = cli.DEMO_ADMIN
+    demo = installation.DEMO_ADMIN.email
     expected = {
         ("account", "add", "New"): {"event": "account_added", "account_id": 124},
         ("team", "add", "124", "New"): {"event": "team_added", "account_id": 124},

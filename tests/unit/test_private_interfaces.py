@@ -72,7 +72,6 @@ PARAMETERS: dict[str, set[str]] = {
 
 STARLETTE_PARTS: dict[str, set[str]] = {
     "starlette.responses:Response": {"raw_headers"},
-    "starlette.routing:Router": {"default", "redirect_slashes"},
 }
 """Attributes that the package uses and Starlette's documentation does not mention."""
 

@@ -199,7 +199,7 @@ class Model:
         """What is broken is mended, and the history is whole."""
         self.mend()
         self.wait(1)
-        database = database_at(
+        database = Database(
             consumed=tuple(claims.hex() for claims in self.consumed),
             floor=self.floor.hex(),
             people=tuple(Person(user_id, email) for email, user_id in self.people.items()),
