@@ -24,40 +24,47 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """The settings. The field `token_ttl` is the variable `SSO_TOKEN_TTL`, and so on."""
 
     home: str = "."
-    """The directory against which relative paths resolve."""
+    """Directory against which relative paths resolve. `scripts/serve` sets it to the repository."""
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    """TCP port to listen on; `0` lets the system choose one."""
     database_url: str = "sqlite:///var/sso.db"
+    """Database: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME`."""
     keys_dir: str = "keys"
+    """Directory of the signing keys. All nodes of an installation share it."""
     token_ttl: Annotated[int, Meta(ge=1, le=3600)] = 300
-    """Seconds for which a login token is good."""
+    """Lifetime of a login token, in seconds. All nodes need the same value."""
     session_ttl: Annotated[int, Meta(ge=60, le=30 * 86400)] = 43200
-    """Seconds for which a session lasts."""
+    """Lifetime of a session, in seconds. All nodes need the same value."""
     confirm_login: bool = False
-    """Ask for a click before a link signs in."""
+    """Ask for a click before a login link signs the user in."""
     studio_pages: bool = True
-    """Show pages of a Studio; not wanted where a real one stands behind the service."""
+    """Serve the built-in pages of a Studio. Turn it off when a real Studio is behind the service."""
     embed_origins: str = ""
-    """Origins whose pages may show a Studio in a frame, separated by blanks or commas."""
+    """Origins whose pages may show the Studio in a frame, such as `https://intranet.example`, separated by spaces or
+    commas."""
     cors_origins: str = ""
-    """Origins whose scripts may call the API from a browser, likewise."""
+    """Origins whose scripts may call the API from a browser, separated by spaces or commas."""
     rate_limit: str = ""
-    """Requests that an API token may make, such as `100/minute`, in each worker; any number if empty."""
+    """Requests that an API token may make in each worker, such as `100/minute`; unlimited if empty."""
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
-    """Requests that a worker may have begun and not answered. More are turned away."""
+    """Complete requests that a worker may have in progress. Further requests get 503 `overloaded`."""
     drain: Annotated[int, Meta(ge=0, le=300)] = 0
-    """Seconds for which a node that is told to stop goes on and says by `/readyz` that nobody shall be sent to it."""
+    """Seconds for which a node that received SIGTERM reports not ready by `/readyz` but keeps serving."""
     require_sync_standby: bool = False
-    """Consume tokens only while PostgreSQL waits for a synchronous standby."""
+    """Consume login tokens only while PostgreSQL has a synchronous standby; otherwise answer 503."""
     metrics_token: str = ""
-    """What `/metrics` and the details of `/readyz` are told for, as a Bearer token; to everybody if empty."""
+    """Bearer token required for `/metrics` and for the details of `/readyz`. If empty, every client gets both."""
     log_format: LogFormat = "text"
+    """Format of the log: lines of text, or one JSON object a line."""
     access_log: bool = False
-    """Write a line for each request, without its `sso`."""
+    """Write a log line for each request, without its `sso` parameter."""
     tracing: bool = False
-    """Send traces to an OpenTelemetry collector; needs the extra `tracing`."""
+    """Send OpenTelemetry traces; needs the extra `tracing`."""
     trusted_proxies: str = "127.0.0.1"
-    """Addresses or networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are believed."""
+    """Addresses or networks of proxies, separated by commas. `X-Forwarded-For` and `X-Forwarded-Proto` count only from
+    these, and from clients of a unix socket."""
 
     @property
     def keys_path(self) -> Path:
