@@ -1,0 +1,1 @@
+"""The scripts of this repository, and the programs that they run."""

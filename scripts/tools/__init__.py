@@ -1,0 +1,1 @@
+"""The programs behind `scripts/bench`, `prove`, `fuzz`, `timing` and `audit`."""
