@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from sso_service import cli, logs
-from sso_service.audit import Event, EventName
+from sso_service.audit import Event
 from sso_service.database import administration
 from sso_service.database.engine import Database
 from sso_service.permissions import Role, Scope
@@ -273,8 +273,3 @@ def test_what_an_operator_changes_goes_to_the_system_log(tmp_path: Path, system_
     assert [event["event"] for event in system_log.look()] == ["key_revoked", "key_created"]
     run("keys", "rotate", "--prune")
     assert [event["event"] for event in system_log.look()] == ["key_created", "key_deleted"]
-
-
-def test_the_events_are_a_closed_list_and_the_readme_has_it() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert [event for event in EventName if f"`{event}`" not in readme] == []
