@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sso_service.errors import KeyDirectoryUnreadable, KeyRingError, KeysBusy, NoSigningKey, UnknownKey
 from sso_service.tokens import CLOCK_ALLOWANCE
 
 ROTATION_LEAD = 60
@@ -41,26 +42,6 @@ _OUR_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{12})", re.ASCII)
 _LATEST = 2**32 - 1
 
 log = logging.getLogger(__name__)
-
-
-class KeyRingError(Exception):
-    """A problem with the signing keys, in words for the operator."""
-
-
-class Busy(KeyRingError):
-    """Another process is changing the keys."""
-
-
-class KeyDirectoryUnreadable(KeyRingError):
-    """The directory cannot be listed or written."""
-
-
-class NoSigningKey(KeyRingError):
-    """No key may sign now."""
-
-
-class UnknownKey(KeyRingError):
-    """There is no key of this id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +221,7 @@ def prune(directory: Path, *, now: int, lifetime: int, dry_run: bool = False) ->
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lets one process at a time change the directory's keys. Raises `Busy` at once if another is at it.
+    """Lets one process at a time change the directory's keys. Raises `KeysBusy` at once if another is at it.
 
     Rotating twice at once would do no harm, but is not what anybody wants. It ends with the process, however that ends.
     """
@@ -254,7 +235,7 @@ def locked(directory: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise Busy(f"another process is changing the keys in {directory}") from None
+        raise KeysBusy(f"another process is changing the keys in {directory}") from None
     finally:
         os.close(lock)
 

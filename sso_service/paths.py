@@ -12,17 +12,11 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from sso_service.errors import NotAStudioPath, NotCanonical
+
 _PLAIN = re.compile(rb"(?:/[A-Za-z0-9_-]+)+/?")
 _ENCODED = re.compile(rb"%[0-9A-Fa-f]{2}")
 _ID = re.compile(rb"[1-9][0-9]{0,9}")
-
-
-class NotCanonical(Exception):
-    """The path can be read in more than one way."""
-
-
-class NotAStudioPath(Exception):
-    """The path claims to be under `/client` but is not of the form of a Studio path."""
 
 
 class StudioPath(msgspec.Struct, frozen=True):

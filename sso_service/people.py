@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import email_validator
 import msgspec
 
+from sso_service.errors import FieldError
+
 EMAIL_LENGTH = 254
 """Characters in an e-mail address (RFC 5321 section 4.5.3.1.3, less the angle brackets)."""
 NAME_LENGTH = 100
@@ -21,24 +23,6 @@ email_validator.SPECIAL_USE_DOMAIN_NAMES = [
     if name not in {"local", "internal", "corp", "test"}
     and not name.endswith((".local", ".internal", ".corp", ".test"))
 ]
-
-
-_RULES = {
-    "required": "is required",
-    "type": "must be a text",
-    "max_length": "is too long",
-    "characters": "has characters that are not allowed",
-    "email": "is not an e-mail address",
-}
-
-
-class FieldError(ValueError):
-    """A field breaks a rule: `required`, `type`, `max_length`, `characters` or `email`."""
-
-    def __init__(self, field: str, rule: str) -> None:
-        super().__init__(f"{field} {_RULES[rule]}.")
-        self.field = field
-        self.rule = rule
 
 
 class Person(msgspec.Struct, frozen=True):
@@ -81,6 +65,21 @@ def normalise_email(email: str) -> str:
     if checked.ascii_email is None:
         raise FieldError("email", "email")
     return checked.ascii_email.lower()
+
+
+def check_name(value: str) -> str:
+    """Return the trimmed name of an account, a team or an API token. Raises `FieldError`.
+
+    It has 1 to 100 printable characters. Escape sequences, for example, could change what a terminal displays.
+    """
+    name = value.strip()
+    if not name:
+        raise FieldError("name", "required")
+    if len(name) > NAME_LENGTH:
+        raise FieldError("name", "max_length")
+    if not name.isprintable():
+        raise FieldError("name", "characters")
+    return name
 
 
 def _text(fields: Mapping[str, object], field: str, max_length: int) -> str:

@@ -14,6 +14,7 @@ from itsdangerous import BadData, Signer, URLSafeTimedSerializer
 from itsdangerous.encoding import base64_encode, int_to_bytes
 from itsdangerous.signer import SigningAlgorithm
 
+from sso_service.errors import InvalidForm, InvalidSession
 from sso_service.tokens import CLOCK_ALLOWANCE
 
 FORM_LIFETIME = 300
@@ -22,10 +23,6 @@ FORM_LIFETIME = 300
 
 COOKIE_LENGTH = 128
 """Characters of a cookie value that are looked at. Ours have 82 at most."""
-
-
-class InvalidSession(BadData):
-    """The cookie, or the form token, is not one that we made, or not for this, or too old."""
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -90,11 +87,14 @@ def dump_form_token(token: str, target: bytes, browser: str, form_key: bytes, *,
 def check_form_token(
     form_token: str, token: str, target: bytes, browser: str, form_keys: Sequence[bytes], *, now: int
 ) -> None:
-    """Raises `InvalidSession` unless `form_token` was made for exactly this within the last `FORM_LIFETIME` seconds."""
-    payload, made_at = _signed(form_token, form_keys)
-    _check_age(now - made_at, FORM_LIFETIME)
+    """Raise `InvalidForm` unless `form_token` was made for exactly this within the last `FORM_LIFETIME` seconds."""
+    try:
+        payload, made_at = _signed(form_token, form_keys)
+        _check_age(now - made_at, FORM_LIFETIME)
+    except InvalidSession as error:
+        raise InvalidForm(str(error)) from error
     if not isinstance(payload, str) or not hmac.compare_digest(payload, _binding(token, target, browser)):
-        raise InvalidSession("the form was made for something else")
+        raise InvalidForm("the form was made for something else")
 
 
 def _binding(token: str, target: bytes, browser: str) -> str:

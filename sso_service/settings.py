@@ -1,4 +1,4 @@
-"""Every setting, its variable and its default. Read once into one object; nothing else reads the environment."""
+"""Every setting with its variable and default, read once into one object. No other module reads the environment."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,10 @@ import limits
 import msgspec
 from limits import RateLimitItem
 from msgspec import Meta
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
 
-from sso_service.logs import LogFormat
+from sso_service.errors import SettingsError
 
-
-class SettingsError(Exception):
-    """A variable has a value that it cannot have; the message names the variable and never repeats the value."""
+LogFormat = Literal["text", "json"]
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f"SSO_{field.upper()}"):
@@ -72,7 +68,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
         return Path(self.home, self.keys_dir)
 
     def origins_of(self, field: Literal["embed_origins", "cors_origins"]) -> tuple[str, ...]:
-        """The origins in a field. Raises `SettingsError`."""
+        """Return the origins in a field. Raises `SettingsError`."""
         try:
             return _origins(getattr(self, field))
         except ValueError:
@@ -82,31 +78,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
 
     @property
     def rate(self) -> RateLimitItem | None:
-        """The rate limit, if there is one. Raises `SettingsError`."""
+        """The rate limit, or None. Raises `SettingsError`."""
         try:
             return limits.parse(self.rate_limit) if self.rate_limit else None
         except ValueError:
             raise SettingsError("SSO_RATE_LIMIT must be such as 100/minute or 5000/hour") from None
 
-    @property
-    def database(self) -> URL:
-        """The database's URL, with the driver that we use and an absolute path."""
-        try:
-            url = make_url(self.database_url)
-        except (ArgumentError, ValueError):  # ValueError: a port that is no number
-            raise SettingsError("SSO_DATABASE_URL is not a URL such as sqlite:///var/sso.db") from None
-        match url.get_backend_name():
-            case "sqlite":
-                if url.database in {None, "", ":memory:"}:
-                    raise SettingsError("SSO_DATABASE_URL: an SQLite database must be a file, or it is lost at exit")
-                return url.set(drivername="sqlite", database=str(Path(self.home, str(url.database)).absolute()))
-            case "postgresql" | "postgres":
-                return url.set(drivername="postgresql+psycopg")
-        raise SettingsError("SSO_DATABASE_URL must begin with sqlite: or postgresql:")
 
-
-# An origin as browsers write it (RFC 6454 section 6.2). Without TLS only on one's own machine: whoever sits between
-# could otherwise put a page of theirs into it.
+# An origin as browsers write it (RFC 6454 section 6.2). Without TLS only on the local machine: otherwise an attacker in
+# the network could serve a page under that origin.
 _ORIGIN = re.compile(r"(https://[a-z0-9.-]+|http://(?:localhost|127\.0\.0\.1))(?::([1-9][0-9]{0,4}))?")
 
 
@@ -114,7 +94,7 @@ def _is_origin(text: str) -> bool:
     if not (found := _ORIGIN.fullmatch(text)):
         return False
     port = int(found[2] or 0)
-    # Browsers leave the usual port out, so an origin that has it is nobody's.
+    # Browsers omit the default port, so an origin that contains it would never match.
     return port <= 65535 and port != (443 if text.startswith("https:") else 80)
 
 
@@ -127,15 +107,14 @@ def _origins(value: str) -> tuple[str, ...]:
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings in `environ`; a variable that is empty counts as not set. Raises `SettingsError`."""
+    """Return the settings in `environ`. An empty variable counts as not set. Raises `SettingsError`."""
     given = {name: value for name, value in environ.items() if name.startswith("SSO_") and value != ""}
     try:
         settings = msgspec.convert(given, Settings, strict=False)
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$.")
         raise SettingsError(f"{path.rstrip('`')}: {problem.lower()}") from None
-    # What is wrong is to be found now, not at first use.
-    settings.database.get_backend_name()
+    # Report errors now and not at first use.
     settings.origins_of("embed_origins")
     settings.origins_of("cors_origins")
     _ = settings.rate
@@ -143,6 +122,6 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
 
 
 def unknown_settings(environ: Mapping[str, str]) -> list[str]:
-    """The `SSO_*` variables in `environ` that are no settings: misspelt, most likely."""
+    """Return the `SSO_*` variables in `environ` that are not settings, probably misspelled."""
     known = {field.encode_name for field in msgspec.structs.fields(Settings)}
     return sorted(name for name in environ if name.startswith("SSO_") and name not in known)

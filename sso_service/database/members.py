@@ -1,31 +1,47 @@
-"""What the admins of an account see and change: its members and their roles.
+"""Users and memberships: reading and changing them. Each function runs in the caller's transaction."""
 
-Changes are made in a transaction that began with `check_admin`.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, update
 
-from sso_service.database.administration import NotFound, sessions_end, sign_out
-from sso_service.database.engine import Database
+from sso_service.database.accounts import find_account
 from sso_service.database.schema import accounts, memberships, users
+from sso_service.database.transactions import Database
+from sso_service.errors import LastAdmin, NotAnAdmin, NotFound, Overloaded
 from sso_service.permissions import Role
 from sso_service.tokens import CLOCK_ALLOWANCE
 
-
-class NotAnAdmin(Exception):
-    """Who asks for the change is not an admin of the account, or not any more."""
+T = TypeVar("T")
 
 
-class LastAdmin(Exception):
-    """The change would leave the account without an admin."""
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    """A user as operators see it. Times are Unix seconds."""
+
+    id: int
+    email: str
+    first_name: str
+    last_name: str
+    created_at: int
+    disabled_at: int | None
+    sessions_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A user's role in an account."""
+
+    account_id: int
+    account_name: str
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Somebody who belongs to an account."""
+    """A user in an account."""
 
     id: int
     email: str
@@ -36,11 +52,33 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Members:
-    """Some of the members that were asked for, and how many there are in all."""
+class MemberPage:
+    """Some of the members that a search found, and the total."""
 
     members: Sequence[Member]
     total: int
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def find_user(connection: Connection, email: str) -> UserRecord:
+    """Return the user. `email` is normalised. Raises `NotFound`."""
+    columns = (users.c[name] for name in UserRecord.__slots__)
+    for row in connection.execute(select(*columns).where(users.c.email == email)):
+        return UserRecord(*row)
+    raise NotFound(f"there is no user {email}")
+
+
+def list_memberships(connection: Connection, user_id: int) -> list[Membership]:
+    """Return the accounts of a user with the role in each, by account id."""
+    rows = connection.execute(
+        select(accounts.c.id, accounts.c.name, memberships.c.role)
+        .join_from(memberships, accounts, memberships.c.account_id == accounts.c.id)
+        .where(memberships.c.user_id == user_id)
+        .order_by(accounts.c.id)
+    )
+    return [Membership(account_id, name, Role(role)) for account_id, name, role in rows]
 
 
 _COLUMNS = (
@@ -53,89 +91,146 @@ _COLUMNS = (
 )
 
 
-def list_members(connection: Connection, account_id: int, *, search: str = "", offset: int = 0, limit: int) -> Members:
-    """The account's members by name, those in whose name or address `search` occurs, from `offset` on."""
-    of_account = memberships.c.account_id == account_id
-    wanted: list[ColumnElement[bool]] = [of_account]
+def list_members(
+    connection: Connection, account_id: int, *, search: str = "", offset: int = 0, limit: int
+) -> MemberPage:
+    """Return `limit` members from `offset` on, by name: all, or those whose name or address contains `search`."""
+    conditions: list[ColumnElement[bool]] = [memberships.c.account_id == account_id]
     if search:
         name = users.c.first_name + " " + users.c.last_name
-        wanted.append(or_(users.c.email.icontains(search, autoescape=True), name.icontains(search, autoescape=True)))
-    joined = select(*_COLUMNS).join_from(memberships, users, memberships.c.user_id == users.c.id).where(*wanted)
-    rows = connection.execute(
-        joined.order_by(func.lower(users.c.last_name), func.lower(users.c.first_name), users.c.id)
+        conditions.append(
+            or_(users.c.email.icontains(search, autoescape=True), name.icontains(search, autoescape=True))
+        )
+    found = select(*_COLUMNS).join_from(memberships, users, memberships.c.user_id == users.c.id).where(*conditions)
+    page = (
+        found.order_by(func.lower(users.c.last_name), func.lower(users.c.first_name), users.c.id)
         .offset(offset)
         .limit(limit)
     )
-    total = connection.execute(select(func.count()).select_from(joined.subquery())).scalar_one()
-    return Members([_member(*row) for row in rows], total)
+    total = connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
+    return MemberPage([_member(*row) for row in connection.execute(page)], total)
 
 
 def find_member(connection: Connection, account_id: int, user_id: int) -> Member:
-    """The member. Raises `NotFound`."""
-    row = connection.execute(
+    """Return the member. Raises `NotFound`."""
+    rows = connection.execute(
         select(*_COLUMNS)
         .join_from(memberships, users, memberships.c.user_id == users.c.id)
-        .where(memberships.c.account_id == account_id, memberships.c.user_id == user_id)
-    ).one_or_none()
-    if row is None:
-        raise NotFound(f"user {user_id} is not a member of account {account_id}")
-    return _member(*row)
+        .where(*_membership(account_id, user_id))
+    )
+    for row in rows:
+        return _member(*row)
+    raise NotFound(f"user {user_id} is not a member of account {account_id}")
 
 
-def set_member_role(connection: Connection, account_id: int, user_id: int, role: Role) -> None:
-    """Gives a member another role. Raises `NotFound` or `LastAdmin`."""
-    member = find_member(connection, account_id, user_id)
-    connection.execute(update(memberships).where(*_membership(account_id, member.id)).values(role=role))
-    _check_an_admin_remains(connection, account_id)
+# --- changing members ------------------------------------------------------------------------------------------------
+
+
+def as_admin(work: Callable[[Connection], T], *, account_id: int, admin_id: int) -> Callable[[Connection], T]:
+    """Return `work`, restricted to what an admin of the account may do.
+
+    It raises `NotAnAdmin` unless `admin_id` is an admin when the transaction runs, and `LastAdmin` if `work` leaves the
+    account without one.
+    """
+
+    def guarded(connection: Connection) -> T:
+        # The lock on the account's row serialises changes to its members. Without it, two admins could demote each
+        # other at the same moment, because each transaction still sees the other as the remaining admin. FOR NO KEY
+        # UPDATE lets new members join in parallel, whose membership refers to the row.
+        connection.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update(key_share=True))
+        if connection.execute(_admins(account_id).where(users.c.id == admin_id)).first() is None:
+            raise NotAnAdmin(f"user {admin_id} is not an admin of account {account_id}")
+        result = work(connection)
+        if connection.execute(_admins(account_id).limit(1)).first() is None:
+            raise LastAdmin(f"account {account_id} would have no admin")
+        return result
+
+    return guarded
+
+
+def set_role(connection: Connection, account_id: int, user_id: int, role: Role) -> None:
+    """Change a member's role. Raises `NotFound`."""
+    find_account(connection, account_id)
+    find_member(connection, account_id, user_id)
+    connection.execute(update(memberships).where(*_membership(account_id, user_id)).values(role=role))
 
 
 def remove_member(connection: Connection, account_id: int, user_id: int) -> None:
-    """Takes a member out of the account. Raises `NotFound` or `LastAdmin`."""
-    member = find_member(connection, account_id, user_id)
-    connection.execute(delete(memberships).where(*_membership(account_id, member.id)))
-    _check_an_admin_remains(connection, account_id)
+    """Remove a member from the account. The user stays. Raises `NotFound`."""
+    find_account(connection, account_id)
+    find_member(connection, account_id, user_id)
+    connection.execute(delete(memberships).where(*_membership(account_id, user_id)))
 
 
 def sign_out_member(connection: Connection, account_id: int, user_id: int, *, database: Database) -> None:
-    """Ends all sessions of a member in this account; those in other accounts are not ours to end.
+    """End all sessions of a member in this account. Sessions in other accounts go on.
 
-    Raises `NotFound`, or `Overloaded` if this was done too often within these seconds.
+    Raises `NotFound`, or `Overloaded` if this was done too often within a few seconds.
     """
-    member = find_member(connection, account_id, user_id)
-    where = _membership(account_id, member.id)
-    # By the database's clock: ours may be ahead, and no node would accept a new session until it has caught up.
+    find_member(connection, account_id, user_id)
+    where = _membership(account_id, user_id)
+    # By the database's clock: if a node's clock is ahead, other nodes would refuse new sessions until they caught up.
     dates = select(memberships.c.sessions_from, users.c.sessions_from, database.now())
     *before, now = connection.execute(dates.join_from(memberships, users).where(*where)).one()
-    # Half as far ahead as for the user: whatever an account does, there is room for "sign out everywhere" after it.
-    later = sessions_end(*before, now=now, ahead=CLOCK_ALLOWANCE // 4)
+    # Half as far ahead as for the user: whatever an account's admins do, "sign out everywhere" stays possible.
+    later = _next_sessions_from(*before, now=now, ahead=CLOCK_ALLOWANCE // 4)
     connection.execute(update(memberships).where(*where).values(sessions_from=later))
 
 
+# --- changing users --------------------------------------------------------------------------------------------------
+
+
+def disable_user(connection: Connection, user_id: int, *, database: Database) -> None:
+    """Disable the user: all current and future tokens and sessions are rejected."""
+    # So that no session becomes valid again when the user is enabled. Disabling must work even if the user has signed
+    # out too often to do so once more.
+    with suppress(Overloaded):
+        sign_out_user(connection, user_id, database=database)
+    connection.execute(
+        update(users)
+        .where(users.c.id == user_id, users.c.disabled_at.is_(None))
+        .values(disabled_at=_now(connection, database))
+    )
+
+
+def enable_user(connection: Connection, user_id: int) -> None:
+    """Undo `disable_user`."""
+    connection.execute(update(users).where(users.c.id == user_id).values(disabled_at=None))
+
+
 def sign_out_user(connection: Connection, user_id: int, *, database: Database) -> None:
-    """Ends all sessions of a user, in all accounts."""
-    sign_out(connection, user_id, now=connection.execute(select(database.now())).scalar_one())
+    """End every session that the user has begun so far, in all accounts.
 
-
-def check_admin(connection: Connection, account_id: int, admin_id: int) -> None:
-    """Raises `NotAnAdmin` unless the user is one now, and keeps everybody else from changing that until the end.
-
-    The lock on the account's row makes changes to its members go one after the other. Without it two admins could
-    demote each other at the same moment, each still seeing the other as the one who remains. It is one that lets
-    newcomers join meanwhile, whose membership refers to the row.
+    A session records its start to the second, so sessions of the current second end too. A session that begins later in
+    this second is dated to the next one, and after a further sign-out in the same second to the one after that. Raises
+    `Overloaded` if this was done too often within a few seconds.
     """
-    connection.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update(key_share=True))
-    found = connection.execute(_admins(account_id).where(users.c.id == admin_id)).first()
-    if found is None:
-        raise NotAnAdmin(f"user {admin_id} is not an admin of account {account_id}")
+    of_user = select(users.c.sessions_from).where(users.c.id == user_id)
+    of_memberships = select(memberships.c.sessions_from).where(memberships.c.user_id == user_id)
+    before = connection.scalars(of_user.union_all(of_memberships)).all()
+    later = _next_sessions_from(*before, now=_now(connection, database), ahead=CLOCK_ALLOWANCE // 2)
+    connection.execute(update(users).where(users.c.id == user_id).values(sessions_from=later))
 
 
-def _check_an_admin_remains(connection: Connection, account_id: int) -> None:
-    if connection.execute(_admins(account_id).limit(1)).first() is None:
-        raise LastAdmin(f"account {account_id} would have no admin")
+def _next_sessions_from(*before: int, now: int, ahead: int) -> int:
+    """Return the `sessions_from` that ends what began up to `now`, and what `before` has dated to a later second.
+
+    `before` is each `sessions_from` by which a session may be dated. Raises `Overloaded` if the result would be more
+    than `ahead` seconds after `now`: nodes refuse sessions from too far in the future.
+    """
+    later = max(*before, now) + 1
+    if later > now + ahead:
+        raise Overloaded("signed out too often within a few seconds, or the database's clock was set back")
+    return later
+
+
+def _now(connection: Connection, database: Database) -> int:
+    # The database's clock: if a node's clock is ahead, other nodes would refuse new sessions until they caught up.
+    return connection.execute(select(database.now())).scalar_one()
 
 
 def _admins(account_id: int) -> Select[tuple[int]]:
-    """Those who can act as admins: somebody who is disabled cannot."""
+    """Select the members that can act as admins: disabled ones cannot."""
     return (
         select(users.c.id)
         .join_from(memberships, users, memberships.c.user_id == users.c.id)

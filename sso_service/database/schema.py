@@ -1,4 +1,4 @@
-"""The tables. Times are integer Unix seconds; ids are unsigned 32-bit numbers, as a token holds them in four bytes."""
+"""The tables. Times are integer Unix seconds. Ids are unsigned 32-bit numbers, the size that a token has room for."""
 
 from sqlalchemy import (
     BigInteger,
@@ -14,7 +14,7 @@ from sqlalchemy import (
 )
 
 SCHEMA_VERSION = "0002"
-"""The Alembic revision that these tables are. A test compares it with the migrations."""
+"""The Alembic revision of these tables. A test compares it with the migrations."""
 
 metadata = MetaData(
     naming_convention={
@@ -26,7 +26,7 @@ metadata = MetaData(
     }
 )
 
-# SQLite numbers rows by itself only where the column is called INTEGER, to the letter.
+# SQLite numbers rows only if the column's type is spelled INTEGER.
 _Id = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -52,8 +52,8 @@ teams = Table(
     _fits_the_token(),
 )
 
-# Ids of users are never used again (AUTOINCREMENT; an identity that refuses to begin anew): an id that came back would
-# make the old owner's tokens and sessions the new owner's.
+# Ids of users are never reused (AUTOINCREMENT; an identity that does not cycle): a reused id would give the tokens and
+# sessions of one user to another.
 users = Table(
     "users",
     metadata,
@@ -74,7 +74,7 @@ memberships = Table(
     Column("user_id", _Id, ForeignKey(users.c.id), primary_key=True, autoincrement=False),
     Column("account_id", _Id, ForeignKey(accounts.c.id), primary_key=True, autoincrement=False, index=True),
     Column("role", String(20), nullable=False),
-    # The time before which no session of theirs in this account counts: an account's admins have no say in others.
+    # Sessions in this account from before this time are not valid. Other accounts are not affected.
     Column("sessions_from", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("role IN ('editor', 'publisher', 'admin')", name="role_exists"),
     sqlite_with_rowid=False,
@@ -86,19 +86,21 @@ api_tokens = Table(
     Column("id", _Id, Identity(), primary_key=True),
     Column("account_id", _Id, ForeignKey(accounts.c.id), index=True),  # null: a platform API token
     Column("name", String(100), nullable=False),
-    Column("digest", String(64), nullable=False, unique=True),  # hex SHA-256 of the secret; revoked: "-" comes first
+    Column(
+        "digest", String(64), nullable=False, unique=True
+    ),  # hex SHA-256 of the secret; starts with "-" once revoked
     Column("hint", String(20), nullable=False),
     Column("scopes", String(200), nullable=False),  # separated by spaces, as in RFC 6749
     Column("max_role", String(20)),
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
-    Column("last_used_at", BigInteger),  # to the hour, so that use costs one write an hour
+    Column("last_used_at", BigInteger),  # rounded to the hour, so that use costs one write an hour
     sqlite_autoincrement=True,
 )
 
-# Sixteen bytes per redeemed token and nothing else. The claims begin with the expiry, so that this one index serves
-# uniqueness and purging, and is appended to at its right edge.
+# 16 bytes per consumed token and nothing else. The claims begin with the expiry, so this one index serves uniqueness
+# and purging, and grows at its right edge.
 consumed_nonces = Table(
     "consumed_nonces",
     metadata,
@@ -106,7 +108,7 @@ consumed_nonces = Table(
     sqlite_with_rowid=False,
 )
 
-# One row: claims below it were purged and can never be consumed again.
+# One row, the floor: claims below it were purged and can never be consumed.
 consumed_floor = Table(
     "consumed_floor",
     metadata,

@@ -1,21 +1,23 @@
-"""`POST /v1/sso_tokens` and what is below it: the endpoints for those who have an API token."""
+"""`POST /v1/sso_tokens` and the addresses below it, for the holders of API tokens."""
 
 import json
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
 import msgspec
-from itsdangerous import BadData
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from sso_service.people import FieldError, Person, read_person
-from sso_service.permissions import Scope as ApiScope
-from sso_service.service import Login, LoginRefused, NotAuthenticated, Service, reason_of
+from sso_service import permissions
+from sso_service.errors import FieldError, InvalidJSON, LoginTokenError, NotAuthenticated, RequestError
+from sso_service.http import JSON_HEADERS, bearer
+from sso_service.people import Person, read_person
+from sso_service.services.node import Node
+from sso_service.services.redeeming import VerifiedToken
 from sso_service.tokens import ref
-from sso_service.web.errors import JSON_HEADERS, InvalidJSON
-from sso_service.web.requests import BodyTooLarge, BodyTooSlow, bearer, body
-from sso_service.web.session import describe
+from sso_service.web.requests import body
+from sso_service.web.schemas import ActiveToken, InactiveToken, NewToken, PersonBody, RevokedToken
+from sso_service.web.session import user_body
 
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEADERS.items()]
 
@@ -23,22 +25,22 @@ Content = TypeVar("Content")
 
 
 class ApiEndpoint(Generic[Content]):
-    """A POST of a JSON object, which `read` checks, by the holder of an API token with `api_scope`.
+    """A POST of a JSON object by the holder of an API token with `scope`.
 
-    `answer` gets the API token's secret, which it checks, and what was read.
+    `read` decodes the body. `answer` receives the secret of the API token, which it checks, and what was read.
     """
 
     def __init__(
         self,
-        service: Service,
-        api_scope: ApiScope,
+        node: Node,
+        scope: permissions.Scope,
         read: Callable[[bytes], Content],
         answer: Callable[[str, Content], Awaitable[object]],
         *,
         status: int = 200,
     ) -> None:
-        self._service = service
-        self._api_scope = api_scope
+        self._node = node
+        self._scope = scope
         self._read = read
         self._answer = answer
         self._status = status
@@ -49,9 +51,9 @@ class ApiEndpoint(Generic[Content]):
             raise NotAuthenticated
         try:
             given = self._read(await body(scope, receive))
-        except (BodyTooLarge, BodyTooSlow, InvalidJSON, FieldError):
-            # Who may not ask is told nothing about what they sent.
-            await self._service.authorize(secret, self._api_scope)
+        except RequestError:
+            # An unauthorized client must not learn anything about its body, so its API token is checked first.
+            await self._node.issuing.authorize(secret, self._scope)
             raise
         except ClientDisconnect:
             return
@@ -61,71 +63,72 @@ class ApiEndpoint(Generic[Content]):
         await send({"type": "http.response.body", "body": content})
 
 
-def create_token(service: Service) -> ApiEndpoint[Person]:
-    """Issues a login token for the person in the body."""
-    return ApiEndpoint(service, ApiScope.WRITE_SSO, decode_person, service.issue, status=201)
+def create_token(node: Node) -> ApiEndpoint[Person]:
+    """Issue a login token for the person in the body."""
+
+    async def answer(secret: str, person: Person) -> NewToken:
+        issued = await node.issuing.issue(secret, person)
+        return NewToken(issued.token, issued.user_created)
+
+    return ApiEndpoint(node, permissions.Scope.WRITE_SSO, decode_person, answer, status=201)
 
 
-def verify_token(service: Service) -> ApiEndpoint[str]:
-    """Says what a login token is good for, or why it is good for nothing. Consumes nothing."""
+def verify_token(node: Node) -> ApiEndpoint[str]:
+    """Report whether a login token signs in, or why not, without consuming it."""
 
-    async def answer(secret: str, token: str) -> dict[str, object]:
+    async def answer(secret: str, token: str) -> ActiveToken | InactiveToken:
         try:
-            return _describe(token, await service.verify(secret, token))
-        except (BadData, LoginRefused) as error:
-            return {"active": False, "ref": ref(token), "reason": reason_of(error)}
+            return _active(token, await node.redeeming.verify(secret, token))
+        except LoginTokenError as error:
+            return InactiveToken(ref=ref(token), reason=error.reason)
 
-    return ApiEndpoint(service, ApiScope.VERIFY_SSO, decode_token, answer)
-
-
-def consume_token(service: Service) -> ApiEndpoint[str]:
-    """Redeems a login token for a frontend that keeps sessions of its own."""
-
-    async def answer(secret: str, token: str) -> dict[str, object]:
-        return _describe(token, await service.consume(secret, token))
-
-    return ApiEndpoint(service, ApiScope.VERIFY_SSO, decode_token, answer)
+    return ApiEndpoint(node, permissions.Scope.VERIFY_SSO, decode_token, answer)
 
 
-def revoke_token(service: Service) -> ApiEndpoint[str]:
-    """Takes back a login token that nobody has used."""
+def consume_token(node: Node) -> ApiEndpoint[str]:
+    """Redeem a login token for a frontend that has its own sessions."""
 
-    async def answer(secret: str, token: str) -> dict[str, object]:
-        return {"revoked": await service.revoke(secret, token)}
+    async def answer(secret: str, token: str) -> ActiveToken:
+        return _active(token, await node.redeeming.consume(secret, token))
 
-    return ApiEndpoint(service, ApiScope.WRITE_SSO, decode_token, answer)
-
-
-def _describe(token: str, login: Login) -> dict[str, object]:
-    claims = login.claims
-    return {
-        "active": True,
-        "ref": ref(token),
-        **describe(claims.account_id, login.user, login.role),
-        "expires_at": claims.expires_at,
-    }
+    return ApiEndpoint(node, permissions.Scope.VERIFY_SSO, decode_token, answer)
 
 
-class _Fields(msgspec.Struct):
-    email: str
-    first_name: str
-    last_name: str
+def revoke_token(node: Node) -> ApiEndpoint[str]:
+    """Revoke an unused login token."""
+
+    async def answer(secret: str, token: str) -> RevokedToken:
+        return RevokedToken(await node.redeeming.revoke(secret, token))
+
+    return ApiEndpoint(node, permissions.Scope.WRITE_SSO, decode_token, answer)
 
 
-_decode = msgspec.json.Decoder(_Fields).decode
+def _active(token: str, verified: VerifiedToken) -> ActiveToken:
+    claims = verified.claims
+    return ActiveToken(
+        ref=ref(token),
+        user=user_body(verified.user),
+        account_id=claims.account_id,
+        role=verified.role,
+        permissions=permissions.permissions(verified.role),
+        expires_at=claims.expires_at,
+    )
+
+
+_decode = msgspec.json.Decoder(PersonBody).decode
 
 
 def decode_person(content: bytes) -> Person:
-    """The person that a JSON body describes; other fields are ignored. Raises `InvalidJSON` or `FieldError`."""
+    """Return the person in a JSON body, ignoring other fields. Raises `InvalidJSON` or `FieldError`."""
     try:
         return read_person(msgspec.structs.asdict(_decode(content.decode())))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # Something is wrong with it; what, the slower way finds out.
+        # The body is wrong. The slower way finds the field and the rule.
         return read_person(json_object(content))
 
 
 def decode_token(content: bytes) -> str:
-    """The field `token` of a JSON body, whatever text it is. Raises `InvalidJSON` or `FieldError`."""
+    """Return the field `token` of a JSON body, any text. Raises `InvalidJSON` or `FieldError`."""
     token = json_object(content).get("token")
     if token is None or (isinstance(token, str) and not token.strip()):
         raise FieldError("token", "required")
@@ -135,7 +138,7 @@ def decode_token(content: bytes) -> str:
 
 
 def json_object(content: bytes) -> dict[str, object]:
-    """The object that `content` is in JSON (RFC 8259, so UTF-8 only, and no NaN). Raises `InvalidJSON`."""
+    """Return the object in a JSON body (RFC 8259: UTF-8 only, without NaN). Raises `InvalidJSON`."""
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError):

@@ -1,29 +1,28 @@
-"""What is seen of every request from outside: its id, its metrics, and a line in the access log."""
+"""Middleware: request ID, metrics and access log."""
 
 import logging
 import os
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import count
 
 import msgspec
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sso_service import metrics
-from sso_service.logs import RequestContext, current_request
-from sso_service.web.requests import header, split_sso
+from sso_service.http import header, split_parameter
+from sso_service.observability import metrics
+from sso_service.observability.logs import RequestContext, current_request
 
-# What a log can hold without being misread by whoever reads it.
+# Characters that cannot be mistaken for another part of a log line.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}", re.ASCII)
-_GONE = 499
-"""The status, in log and metrics, of a request whose client went away before the answer; nginx's number for it."""
+_CLIENT_GONE = 499
+"""The status in log and metrics if the client disconnected before the response; nginx uses the same number."""
 
 log = logging.getLogger(__name__)
 
 
-class Request(msgspec.Struct, frozen=True):
+class AccessLogLine(msgspec.Struct, frozen=True):
     """A line of the access log."""
 
     event: str
@@ -37,14 +36,13 @@ class Request(msgspec.Struct, frozen=True):
 
 
 class Observed:
-    """The application, with `X-Request-ID`, metrics by route, and with `access_log` a line for each request."""
+    """The application with `X-Request-ID`, metrics by route, and with `access_log` a log line for each request."""
 
-    def __init__(self, app: ASGIApp, routes: Sequence[Route], *, access_log: bool) -> None:
-        self.routes = routes
+    def __init__(self, app: ASGIApp, own_paths: Collection[str], *, access_log: bool) -> None:
         self._app = app
-        self._own_paths: Collection[str] = {route.path for route in routes}
+        self._own_paths = own_paths
         self._access_log = access_log
-        # Not to be guessed, not even by chance the same as another worker's, and made without asking the kernel.
+        # Request IDs are unique across workers, and made without a system call for each.
         self._prefix = os.urandom(6).hex()
         self._numbers = count(1)
 
@@ -58,7 +56,7 @@ class Observed:
             request_id = f"{self._prefix}-{next(self._numbers):x}"
         client = scope.get("client")
         current_request.set(RequestContext(request_id, client[0] if client else ""))
-        status = _GONE
+        status = _CLIENT_GONE
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -73,16 +71,17 @@ class Observed:
             seconds = time.perf_counter() - started
             metrics.count_request(self.route(scope), status, seconds)
             if self._access_log:
-                log.info(Request("request", scope["method"], _without_token(scope), status, round(seconds * 1000, 1)))
+                path = _path_without_token(scope)
+                log.info(AccessLogLine("request", scope["method"], path, status, round(seconds * 1000, 1)))
 
     def route(self, scope: Scope) -> str:
-        """A name of which there are few: whoever asks must not be able to make new ones."""
+        """Return the route's name for metrics. The names are a fixed set, so a client cannot add metrics."""
         if scope["path"] in self._own_paths:
             return str(scope["path"])
         return "login" if b"sso" in scope["query_string"] else "page"
 
 
-def _without_token(scope: Scope) -> str:
-    _, query = split_sso(scope["query_string"])
+def _path_without_token(scope: Scope) -> str:
+    _, query = split_parameter(scope["query_string"])
     path = scope["raw_path"] + (b"?" + query if query else b"")
     return str(path.decode("latin-1"))

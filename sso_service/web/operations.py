@@ -1,63 +1,64 @@
-"""`/healthz`, `/readyz` and `/metrics`, for whoever keeps the service running."""
+"""`/healthz`, `/readyz` and `/metrics`, for operating the service."""
 
 from hmac import compare_digest
 
+from msgspec import UNSET
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from sso_service.metrics import Gauges, exposition
-from sso_service.service import NotAuthenticated, Service
+from sso_service.errors import NotAuthenticated
+from sso_service.http import bearer
+from sso_service.observability.metrics import Gauges, exposition
+from sso_service.problems import RETRY_AFTER
+from sso_service.services.node import Node
 from sso_service.settings import Settings
-from sso_service.web.errors import RETRY_AFTER, json_response
-from sso_service.web.requests import bearer
+from sso_service.web.problems import json_response
+from sso_service.web.schemas import Healthy, NotReady, Ready
 
 
-async def healthz(request: Request) -> Response:
-    """The process answers. It says nothing about the database: restarting us would not bring that back."""
-    return json_response({"status": "ok"})
+async def healthz(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer 200 while the event loop runs. The database is not checked: a restart would not repair it."""
+    await json_response(Healthy())(scope, receive, send)
 
 
 class Readyz:
-    """Whether this node should get requests: keys, database, schema, clocks."""
+    """Report whether this node should get requests: keys, database, schema, clocks. 200, or 503 with the problems."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, node: Node) -> None:
+        self._node = node
 
-    async def get(self, request: Request) -> Response:
-        """200, or 503; with what is wrong, for those who may know."""
-        problems = (await self._service.condition()).problems
-        if not problems:
-            return json_response({"status": "ready"})
-        content: dict[str, object] = {"status": "not ready"}
-        if _may_know(request, self._service.settings):
-            content["problems"] = problems
-        return json_response(content, 503, {"Retry-After": RETRY_AFTER})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        problems = (await self._node.condition()).problems
+        response = json_response(Ready())
+        if problems:
+            shown = problems if _is_authorized(scope, self._node.settings) else UNSET
+            response = json_response(NotReady(problems=shown), 503, {"Retry-After": RETRY_AFTER})
+        await response(scope, receive, send)
 
 
 class Metrics:
-    """What Prometheus asks for: counters of all workers of this node, and its condition."""
+    """Metrics for Prometheus: the counters of all workers of this node, and its condition."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, node: Node) -> None:
+        self._node = node
 
-    async def get(self, request: Request) -> Response:
-        """The metrics, for those who may know. Raises `NotAuthenticated`."""
-        if not _may_know(request, self._service.settings):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_authorized(scope, self._node.settings):
             raise NotAuthenticated
-        condition = await self._service.condition()
+        condition = await self._node.condition()
         gauges = Gauges(
             {
                 "sso_ready": not condition.problems,
                 "sso_signing_key_age_seconds": condition.signing_key_age,
                 "sso_clock_difference_seconds": condition.clock_difference,
-                "sso_consumed_rows": self._service.consumed_rows,
+                "sso_consumed_rows": self._node.consumed_rows,
             }
         )
         headers = {"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"}
-        return Response(exposition(gauges), headers=headers)
+        await Response(exposition(gauges), headers=headers)(scope, receive, send)
 
 
-def _may_know(request: Request, settings: Settings) -> bool:
-    given = bearer(request.scope) or ""
+def _is_authorized(scope: Scope, settings: Settings) -> bool:
+    given = bearer(scope) or ""
     return not settings.metrics_token or compare_digest(given.encode(), settings.metrics_token.encode())

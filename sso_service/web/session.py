@@ -1,98 +1,90 @@
-"""`GET /session` and `POST /logout`, and the session cookie."""
+"""`GET /session`, `POST /logout`, and the session cookie of a request."""
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sso_service.database.directory import User
-from sso_service.database.engine import Unavailable
-from sso_service.permissions import Role, permissions
-from sso_service.service import NotSignedIn, Service
+from sso_service.errors import CrossOrigin, NotSignedIn, Unavailable
+from sso_service.http import accepts_html, cookie, is_same_origin, set_cookie
+from sso_service.permissions import permissions
+from sso_service.services.accounts import Actor
+from sso_service.services.node import Node
 from sso_service.sessions import Session
 from sso_service.settings import Settings
-from sso_service.web.errors import CrossOrigin, json_response
-from sso_service.web.pages import message_page
-from sso_service.web.requests import SESSION_COOKIE, accepts_html, cookie, is_same_origin
+from sso_service.web.problems import json_response
+from sso_service.web.requests import SESSION_COOKIE
+from sso_service.web.schemas import SessionBody, UserBody
+from sso_service.web.studio.pages import message_page
 
 
 class SessionEndpoint:
-    """Who is signed in, and what they may do: 200, or 401."""
+    """Report the user of the session and what they may do: 200, or 401."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, node: Node) -> None:
+        self._node = node
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = await current_session(self._service, scope)
-        signed_in = await self._service.signed_in(session) if session else None
+        current = await current_session(self._node, scope)
+        signed_in = await self._node.sessions.check(current) if current else None
         if signed_in is None:
             raise NotSignedIn
-        content = describe(signed_in.session.account_id, signed_in.user, signed_in.role)
+        session = signed_in.session
+        content = SessionBody(
+            user_body(signed_in.user), session.account_id, signed_in.role, permissions(signed_in.role)
+        )
         await json_response(content)(scope, receive, send)
 
 
 class Logout:
-    """Ends the session of this browser, or with `everywhere` all sessions of its holder: 204, and the cookie is gone.
+    """End the session of this browser, or with `everywhere` all sessions of its user: 204 and an expired cookie.
 
-    Browsers get a page instead, with the way back to the portal.
+    Browsers get a page instead, with a link to the portal.
     """
 
-    def __init__(self, service: Service, *, everywhere: bool = False) -> None:
-        self._service = service
+    def __init__(self, node: Node, *, everywhere: bool = False) -> None:
+        self._node = node
         self._everywhere = everywhere
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not is_same_origin(scope):
             raise CrossOrigin
         portal_url = await self._sign_out(scope)
-        gone = set_cookie(scope, self._service.settings, SESSION_COOKIE, "", max_age=0)
-        headers = {"Set-Cookie": gone, "Cache-Control": "no-store"}
+        expired = cookie_line(scope, self._node.settings, SESSION_COOKIE, "", max_age=0)
+        headers = {"Set-Cookie": expired, "Cache-Control": "no-store"}
         response = Response(status_code=204, headers=headers)
         if accepts_html(scope):
-            framed_by = self._service.settings.origins_of("embed_origins")
-            response = message_page(
-                scope, "signed_out", 200, portal_url=portal_url, headers=headers, framed_by=framed_by
-            )
+            framed_by = self._node.settings.origins_of("embed_origins")
+            response = message_page(scope, "signed_out", portal_url=portal_url, headers=headers, framed_by=framed_by)
         await response(scope, receive, send)
 
     async def _sign_out(self, scope: Scope) -> str | None:
-        """Does what has to be done but for the cookie; returns the portal of the account."""
-        session = await current_session(self._service, scope)
+        """End the sessions on the server side, and return the account's portal."""
+        session = await current_session(self._node, scope)
         try:
-            signed_in = await self._service.signed_in(session) if session else None
+            signed_in = await self._node.sessions.check(session) if session else None
         except Unavailable:
             if self._everywhere:
                 raise
-            return None  # the cookie goes anyway
+            return None  # the cookie expires in any case
         if signed_in is None:
             return None
         if self._everywhere:
-            await self._service.sign_out_everywhere(signed_in)
-        return signed_in.standing.portal_url
+            await self._node.accounts.sign_out_user(Actor(), signed_in.user.id)
+        return signed_in.access.portal_url
 
 
-def describe(account_id: int, user: User, role: Role) -> dict[str, object]:
-    """What is told about somebody who has access to an account."""
-    return {
-        "user": {"id": user.id, "email": user.email, "first_name": user.first_name, "last_name": user.last_name},
-        "account_id": account_id,
-        "role": role,
-        "permissions": permissions(role),
-    }
+def user_body(user: User) -> UserBody:
+    """Return the user's JSON fields."""
+    return UserBody(user.id, user.email, user.first_name, user.last_name)
 
 
-async def current_session(service: Service, scope: Scope) -> Session | None:
-    """The session in the request's cookie, whose signature and age were checked, or None."""
+async def current_session(node: Node, scope: Scope) -> Session | None:
+    """Return the session in the request's cookie, after checking signature and age, or None."""
     value = cookie(scope, SESSION_COOKIE)
-    return await service.read_session(value) if value else None
+    return await node.sessions.read(value) if value else None
 
 
-def set_cookie(scope: Scope, settings: Settings, name: str, value: str, *, max_age: int) -> str:
-    """A `Set-Cookie` line (RFC 6265bis): not for scripts, not from other sites' forms, on HTTPS not without it.
-
-    With embedding it has to be sent from within another site's page. It is then kept apart for each such site (CHIPS),
-    so that it is no use for following anybody from site to site, and browsers that refuse third-party cookies take it.
-    That other sites' forms send it too is harmless: whatever changes something asks where it comes from.
-    """
-    line = f"{name}={value}; Path=/; Max-Age={max_age}; HttpOnly"
-    if settings.origins_of("embed_origins"):
-        return f"{line}; SameSite=None; Secure; Partitioned"
-    return f"{line}; SameSite=Lax" + ("; Secure" if scope["scheme"] == "https" else "")
+def cookie_line(scope: Scope, settings: Settings, name: str, value: str, *, max_age: int) -> str:
+    """Return the `Set-Cookie` line of one of the service's cookies. `max_age` is in seconds."""
+    embedded = bool(settings.origins_of("embed_origins"))
+    return set_cookie(name, value, max_age=max_age, https=scope["scheme"] == "https", embedded=embedded)

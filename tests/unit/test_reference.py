@@ -3,7 +3,7 @@
 import pytest
 
 from scripts.tools import reference
-from sso_service import audit, metrics
+from sso_service.observability import audit, metrics
 
 
 @pytest.mark.parametrize("page", reference.PAGES)

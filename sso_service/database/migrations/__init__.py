@@ -1,29 +1,26 @@
-"""Bringing a database to the schema of this version, with Alembic."""
+"""Upgrading a database to the schema of this version, with Alembic."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
 
-from sso_service.database.engine import Database
 from sso_service.database.schema import SCHEMA_VERSION
+from sso_service.database.transactions import Database
+from sso_service.errors import SchemaMismatch
 
 _LOCK = 0x55_0C_0DE  # any number, the same in every process
 _OURS = "SELECT version_num FROM alembic_version"
 
 
-class SchemaMismatch(Exception):
-    """The database's schema is not the one of this version; the message says what to do."""
-
-
 def current(database: Database) -> str | None:
-    """The schema's revision, or None if the database is empty. Raises `Unavailable`."""
+    """Return the schema's revision, or None for an empty database. Raises `Unavailable`."""
     with database.connect() as connection, database.reading(connection):
         return _revision(connection)
 
 
 def check(database: Database) -> None:
-    """Raises `SchemaMismatch` unless the schema is the one of this version, or `Unavailable`."""
+    """Raise `SchemaMismatch` unless the schema is that of this version, or `Unavailable`."""
     if (revision := current(database)) != SCHEMA_VERSION:
         state = "is empty" if revision is None else f"has schema {revision}, this version needs {SCHEMA_VERSION}"
         remedy = "sso-service init" if revision is None else "sso-service db upgrade"
@@ -31,15 +28,15 @@ def check(database: Database) -> None:
 
 
 def upgrade(database: Database, *, before_creation: Callable[[], object] = lambda: None) -> str | None:
-    """Brings the schema up to date; returns the revision that it had before (None: the database was empty).
+    """Upgrade the schema. Return the revision before the upgrade, or None if the database was empty.
 
-    One process does it, others wait for it; all or nothing. `before_creation` is called before the schema of a new
-    database is committed; if it raises, there is none. Raises `Unavailable`, or `SchemaMismatch` for a schema that
-    is newer than this version.
+    One process upgrades, others wait for it. The upgrade is complete or not made at all. `before_creation` is called
+    before the schema of a new database is committed; if it raises, no schema is created. Raises `Unavailable`, or
+    `SchemaMismatch` for a schema that is newer than this version.
     """
     if (before := current(database)) == SCHEMA_VERSION:
         return before
-    from alembic import command  # noqa: PLC0415 - only needed here, and every worker would pay for it
+    from alembic import command  # noqa: PLC0415 - needed only here, and importing it would slow down every worker's start
     from alembic.config import Config  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 

@@ -1,0 +1,93 @@
+"""What is asked of the systems: six kinds of requests, as the bytes that go over the wire."""
+
+import json
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+from scripts.tools.bench.stores import ACCOUNT, TEAM, email
+from scripts.tools.bench.systems import Ceiling, System
+
+PAGE = f"/client/{ACCOUNT}/t/{TEAM}/posts"
+
+_SOME = 50_000
+"""Requests that are enough where the same may be sent again."""
+
+_newcomers = count(1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of request. `make` makes as many as are asked for; `status` is the only right answer to each."""
+
+    name: str
+    title: str
+    status: int
+    make: Callable[[System, int], list[bytes]]
+    once: bool = False
+    """True if each request is different in effect: none may be sent twice."""
+
+    def requests(self, system: System, most: int) -> list[bytes]:
+        """Requests for a run that will send `most` at most, and that repeats them where that makes no difference."""
+        return self.make(system, most if self.once and system.remembers else min(most, _SOME))
+
+    def expected(self, system: System) -> int:
+        """The status with which `system` has to answer."""
+        if isinstance(system, Ceiling):
+            return self.status if self.status in {201, 204} else 303
+        return self.status
+
+
+def _post(system: System, address: str) -> bytes:
+    body = json.dumps({"email": address, "first_name": "Jane", "last_name": "Doe"})
+    return (
+        f"POST /v1/sso_tokens HTTP/1.1\r\nHost: studio.example\r\nAuthorization: Bearer {system.secret}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
+
+
+def _get(target: str, headers: str) -> bytes:
+    return f"GET {target} HTTP/1.1\r\nHost: studio.example\r\n{headers}\r\n".encode()
+
+
+def _issue_known(system: System, number: int) -> list[bytes]:
+    return [_post(system, email(random.randint(1, system.people))) for _ in range(number)]
+
+
+def _issue_new(system: System, number: int) -> list[bytes]:
+    return [_post(system, f"new.{next(_newcomers):010d}@intranet.example.com") for _ in range(number)]
+
+
+def _logins(tokens: list[str]) -> list[bytes]:
+    headers = "Accept: text/html\r\nSec-Fetch-Dest: document\r\n"
+    return [_get(f"{PAGE}?sso={token}", headers) for token in tokens]
+
+
+def _login(system: System, number: int) -> list[bytes]:
+    return _logins(system.tokens(number))
+
+
+def _forged(system: System, number: int) -> list[bytes]:
+    # The last character of 43 has two spare bits, which have to be zero for the token to be well-formed.
+    return _logins([secrets.token_urlsafe(32)[:-1] + "A" for _ in range(number)])
+
+
+def _session(system: System, number: int) -> list[bytes]:
+    cookies = [system.cookie(random.randint(1, system.people)) for _ in range(min(number, 1000))]
+    return [_get("/session", f"Cookie: studio_session={cookie}\r\n") for cookie in cookies]
+
+
+def _auth(system: System, number: int) -> list[bytes]:
+    cookies = [system.cookie(random.randint(1, system.people)) for _ in range(min(number, 1000))]
+    return [_get("/auth", f"Cookie: studio_session={cookie}\r\nX-Original-URI: {PAGE}\r\n") for cookie in cookies]
+
+
+ISSUE = Case("issue", "issue, known user", 201, _issue_known)
+ISSUE_NEW = Case("issue-new", "issue, new user", 201, _issue_new, once=True)
+LOGIN = Case("login", "login", 303, _login, once=True)
+FORGED = Case("forged", "forged token", 401, _forged)
+SESSION = Case("session", "GET /session", 200, _session)
+AUTH = Case("auth", "GET /auth", 204, _auth)
+CASES = (ISSUE, ISSUE_NEW, LOGIN, FORGED, SESSION, AUTH)

@@ -1,0 +1,126 @@
+"""The refusals whose time must not tell why, and planted leaks that have to be found."""
+
+import secrets
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from sqlalchemy import insert, update
+
+from sso_service import keyring, tokens
+from sso_service.database import accounts, migrations, open_database
+from sso_service.database.accounts import TOKEN_PREFIX
+from sso_service.database.directory import Lookup, digest
+from sso_service.database.directory import look_up as look_up_batch
+from sso_service.database.schema import api_tokens
+from sso_service.database.transactions import Database
+from sso_service.errors import ForgedToken, NotAuthenticated
+from sso_service.keyring import KeyDirectory
+from sso_service.permissions import Scope
+from sso_service.services.node import Node
+from sso_service.settings import read_settings
+from sso_service.tokens import Claims
+
+_POOL = 5000
+"""API tokens of each kind. As many of one as of the other, so that caches treat them alike; and so many that it does
+not matter where in the index each of them would be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Two kinds of input for one call. Of those that are `planted` it is known that the time tells which."""
+
+    title: str
+    call: Callable[[str], Awaitable[None]]
+    kinds: tuple[Callable[[], str], Callable[[], str]]
+    planted: bool = False
+
+
+@contextmanager
+def cases(directory: Path) -> Iterator[Iterator[Case]]:
+    """All cases, one after the other, on a service with SQLite and keys of its own below `directory`."""
+    settings = read_settings({"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db"})
+    settings.keys_path.mkdir(mode=0o700)
+    for age in (7200, 3600):
+        keyring.rotate(settings.keys_path, now=int(time.time()) - age, lead=0)
+    # Nobody re-reads the keys meanwhile, so it shall not grow old.
+    keys = KeyDirectory(settings.keys_path, monotonic=lambda: 0.0)
+    keys.refresh()
+    database = open_database(settings)
+    migrations.upgrade(database)
+    service = Node(settings, database, keys)
+    try:
+        yield chain(_api_tokens(service, database), _login_tokens(service))
+    finally:
+        service.close()
+
+
+def _api_tokens(service: Node, database: Database) -> Iterator[Case]:
+    now = service.trust.now()
+    unknown, revoked, badly_revoked = (
+        [TOKEN_PREFIX + secrets.token_urlsafe(32) for _ in range(_POOL)] for _ in range(3)
+    )
+    with database.connect() as connection, database.writing(connection):
+        account_id = accounts.add_account(connection, "One")
+        common = {"account_id": account_id, "hint": "", "scopes": Scope.WRITE_SSO, "created_at": now}
+        for name, pool in (("well", revoked), ("badly", badly_revoked)):
+            rows = [{**common, "name": name, "digest": digest(secret)} for secret in pool]
+            connection.execute(insert(api_tokens), rows)
+        accounts.revoke_api_tokens_named(connection, account_id, "well", now=now)
+        connection.execute(update(api_tokens).where(api_tokens.c.name == "badly").values(revoked_at=now))
+
+    async def authorize(secret: str) -> None:
+        with suppress(NotAuthenticated):
+            await service.issuing.authorize(secret, Scope.WRITE_SSO)
+            raise AssertionError("let in")
+
+    async def look_up(secret: str) -> None:
+        with suppress(NotAuthenticated):
+            [found] = look_up_batch(database, reading, [Lookup(digest(secret), "")])
+            service.issuing._check(found.api_token, Scope.WRITE_SSO)
+            raise AssertionError("let in")
+
+    kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(revoked))
+    yield Case("API token, unknown or revoked", authorize, kinds)
+    with database.connect() as reading, database.reading(reading):
+        yield Case("the same, without the threads' noise", look_up, kinds)
+        kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(badly_revoked))
+        yield Case("planted: it is found and then refused", look_up, kinds, planted=True)
+
+
+def _login_tokens(service: Node) -> Iterator[Case]:
+    now, lifetime = service.trust.now(), service.settings.token_ttl
+    ring = service.keys.ring
+    keys = [key.token_key for key in ring.verifying_keys(now, lifetime)]
+    signing = ring.signing_key(now).token_key
+
+    def forged(wrong: int) -> str:
+        claims = Claims(now + lifetime, secrets.randbits(32), secrets.randbits(32), secrets.randbits(32))
+        raw = bytearray(urlsafe_b64decode(tokens.sign(claims, signing) + "="))
+        raw[wrong] ^= 1 + secrets.randbelow(255)
+        return urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+    async def read(token: str) -> None:
+        with suppress(ForgedToken):
+            tokens.read(token, keys, now=now, lifetime=lifetime)
+            raise AssertionError("let in")
+
+    async def read_in_service(token: str) -> None:
+        with suppress(ForgedToken):
+            await service.redeeming._read_genuine(token)
+            raise AssertionError("let in")
+
+    async def compare_until_it_differs(token: str) -> None:
+        raw = urlsafe_b64decode(token + "=")
+        right = tokens.HMACSHA256128().get_signature(signing, raw[:16])
+        if all(ours == theirs for ours, theirs in zip(right, raw[16:], strict=True)):
+            raise AssertionError("let in")
+
+    kinds = (lambda: forged(16), lambda: forged(31))
+    yield Case("login token, first or last byte of its tag", read, kinds)
+    yield Case("the same, through the service", read_in_service, kinds)
+    yield Case("planted: compared until a byte differs", compare_until_it_differs, kinds, planted=True)

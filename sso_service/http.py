@@ -1,0 +1,204 @@
+"""Reading and writing parts of HTTP messages: query, cookies, language, fetch metadata, errors in JSON.
+
+Pure, and on the raw bytes of an ASGI scope. Server, web and client modules share it, so it depends on none of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote_plus
+
+import msgspec
+
+Scope = Mapping[str, Any]
+"""The `scope` of an ASGI request."""
+
+Headers = list[tuple[bytes, bytes]]
+"""Header lines as ASGI sends them: names in lower case."""
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+
+def headers(scope: Scope, name: bytes) -> list[str]:
+    """Return every occurrence of a header. `name` is in lower case."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """Return the first occurrence of a header, or an empty string."""
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+
+
+def bearer(scope: Scope) -> str | None:
+    """Return the secret in `Authorization: Bearer <secret>` (RFC 6750 section 2.1).
+
+    None if the header is missing, has another scheme, or occurs more than once: of two secrets, a proxy and this
+    service might each read another one.
+    """
+    match headers(scope, b"authorization"):
+        case [value]:
+            scheme, _, secret = value.partition(" ")
+            return secret.strip() or None if scheme.lower() == "bearer" else None
+    return None
+
+
+def cookie(scope: Scope, name: str) -> str | None:
+    """Return the value of the first cookie with this name (RFC 6265 section 5.4), or None.
+
+    Cookies of this service are never quoted. The standard library's parser removes quotes from every cookie, in
+    quadratic time: with it, one long header would keep a worker busy for seconds.
+    """
+    for line in headers(scope, b"cookie"):
+        for pair in line.split(";"):
+            key, _, value = pair.strip().partition("=")
+            if key == name:
+                return value
+    return None
+
+
+def set_cookie(name: str, value: str, *, max_age: int, https: bool, embedded: bool = False) -> str:
+    """Return a `Set-Cookie` line (RFC 6265bis): no access for scripts, `Secure` on HTTPS. `max_age` is in seconds.
+
+    With `embedded`, the browser sends the cookie from within another site's page as well. It is then partitioned by
+    that site (CHIPS), so it cannot be used for tracking, and browsers that block third-party cookies accept it. Forms
+    of other sites send it too. This is harmless because every change checks its origin: see `is_same_origin`.
+    """
+    line = f"{name}={value}; Path=/; Max-Age={max_age}; HttpOnly"
+    if embedded:
+        return f"{line}; SameSite=None; Secure; Partitioned"
+    return f"{line}; SameSite=Lax" + ("; Secure" if https else "")
+
+
+# --- query -----------------------------------------------------------------------------------------------------------
+
+
+def split_parameter(query: bytes, parameter: str = "sso") -> tuple[list[bytes], bytes]:
+    """Split a raw query into the undecoded values of `parameter` and the rest, which is kept byte for byte.
+
+    Names are compared after decoding, so no spelling of the name can smuggle a login token past this function.
+    """
+    if b"&" not in query and query.startswith(b"sso=") and parameter == "sso":  # the usual login link
+        return [query[4:]], b""
+    values: list[bytes] = []
+    kept: list[bytes] = []
+    for piece in query.split(b"&") if query else ():
+        name, _, value = piece.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == parameter:
+            values.append(value)
+        else:
+            kept.append(piece)
+    return values, b"&".join(kept)
+
+
+# --- origin and purpose of a request ---------------------------------------------------------------------------------
+
+
+def is_same_origin(scope: Scope) -> bool:
+    """Return whether the browser states that the request comes from a page of this origin.
+
+    This is the defence against cross-site request forgery for everything that relies on a cookie: no page can set
+    either of these headers (Fetch standard, sections 3.2 and 4.8). Without both headers the answer is False.
+    """
+    site = headers(scope, b"sec-fetch-site")
+    if site:
+        return site == ["same-origin"]
+    match headers(scope, b"origin"):
+        case [origin]:
+            scheme, _, host = origin.partition("://")
+            # Behind a proxy that does not forward the scheme the service sees http and cannot judge an https origin.
+            # On https, a page on http may come from an attacker between the browser and its server.
+            return host == header(scope, b"host") != "" and (scheme == "https" or scheme == scope["scheme"])
+    return False
+
+
+def is_prefetch(scope: Scope) -> bool:
+    """Return whether the request is a prefetch or a preview (`Sec-Purpose` of Fetch, and its older names)."""
+    purposes = ",".join(headers(scope, b"sec-purpose") + headers(scope, b"purpose") + headers(scope, b"x-moz")).lower()
+    return "prefetch" in purposes or "preview" in purposes
+
+
+def is_for_a_window(scope: Scope, *, frames: bool = False) -> bool:
+    """Return False if the browser states that the response is not for a window (`Sec-Fetch-Dest` of Fetch metadata).
+
+    With `frames`, an `iframe` counts as a window.
+    """
+    destination = headers(scope, b"sec-fetch-dest")
+    return destination in ([], ["document"]) or (frames and destination == ["iframe"])
+
+
+# --- content negotiation ---------------------------------------------------------------------------------------------
+
+
+def prefers_json(scope: Scope) -> bool:
+    """Return whether `Accept` names JSON and not HTML."""
+    accept = header(scope, b"accept").lower()
+    return "json" in accept and "html" not in accept
+
+
+def accepts_html(scope: Scope) -> bool:
+    """Return whether `Accept` names HTML, as browsers do when they navigate."""
+    return "text/html" in header(scope, b"accept").lower()
+
+
+def language(scope: Scope) -> str:
+    """Return `de` or `en`, whichever `Accept-Language` (RFC 9110 section 12.5.4) ranks first. The default is `en`."""
+    if not (accepted := ",".join(headers(scope, b"accept-language"))):
+        return "en"
+    ranked: list[tuple[float, int, str]] = []
+    for position, item in enumerate(accepted.lower().split(",")):
+        tag, _, weight = item.partition(";")
+        try:
+            quality = float(weight.strip().removeprefix("q=") or 1)
+        except ValueError:
+            quality = 0.0
+        primary = tag.strip().split("-")[0]
+        if primary in {"de", "en"} and 0 < quality <= 1:
+            ranked.append((-quality, position, primary))
+    return min(ranked)[2] if ranked else "en"
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An error as a client sees it: HTTP status, `code` for programs, `message` for people, details, extra headers."""
+
+    status: int
+    code: str
+    message: str
+    details: dict[str, str] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+JSON_HEADERS = {
+    "Content-Type": "application/json",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+}
+"""Headers of every JSON response: caches must not keep it, and browsers must not guess another type."""
+
+
+class ErrorFields(msgspec.Struct, frozen=True):
+    """An error. The OpenAPI document describes it from this class, like `ErrorBody`."""
+
+    code: str
+    message: str
+    details: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every error."""
+
+    error: ErrorFields
+
+
+def error_body(problem: Problem) -> bytes:
+    """Return the JSON body of an error: `{"error": {"code", "message", "details"}}`, `details` only where given."""
+    return msgspec.json.encode(ErrorBody(ErrorFields(problem.code, problem.message, problem.details or msgspec.UNSET)))
+
+
+def error_headers(problem: Problem, body: bytes) -> Headers:
+    """Return the header lines for `body`, the JSON body of `problem`, with its length."""
+    lines = {**JSON_HEADERS, **problem.headers, "Content-Length": str(len(body))}
+    return [(name.lower().encode(), value.encode()) for name, value in lines.items()]

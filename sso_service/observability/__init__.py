@@ -1,0 +1,1 @@
+"""Audit events, log lines, metrics and traces, for operators."""

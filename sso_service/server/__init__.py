@@ -1,0 +1,1 @@
+"""The HTTP server: connections, sockets, workers. The only importer of uvicorn."""

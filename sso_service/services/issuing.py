@@ -1,0 +1,174 @@
+"""Issuing login tokens for the holders of API tokens, and authorizing API tokens for every other use."""
+
+import asyncio
+import math
+import secrets
+import time
+from typing import Any, TypeVar
+
+import msgspec
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from sso_service import tokens
+from sso_service.database.directory import (
+    ApiToken,
+    ApiTokenUses,
+    Found,
+    Lookup,
+    Lookups,
+    Provisioning,
+    ProvisionRequest,
+    digest,
+)
+from sso_service.errors import (
+    InsufficientScope,
+    NotAuthenticated,
+    OutcomeUnknown,
+    RateLimited,
+    RoleNotAllowed,
+    ServiceError,
+    Unavailable,
+    UserDisabled,
+)
+from sso_service.observability.audit import Event, EventName
+from sso_service.observability.events import record
+from sso_service.people import Person, normalise_email
+from sso_service.permissions import Role, Scope
+from sso_service.services.trust import Trust
+from sso_service.settings import Settings
+from sso_service.tokens import Claims
+
+Refusal = TypeVar("Refusal", bound=ServiceError)
+
+
+class IssuedToken(msgspec.Struct, frozen=True):
+    """A new login token (43 characters), and whether its user was created for it."""
+
+    token: str
+    user_created: bool
+
+
+class Issuing:
+    """The use cases of an integration: authorize its API token, issue a login token."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        trust: Trust,
+        lookups: Lookups,
+        provisioning: Provisioning,
+        uses: ApiTokenUses,
+    ) -> None:
+        self._trust = trust
+        self._lookups = lookups
+        self._provisioning = provisioning
+        self._uses = uses
+        self._lifetime = settings.token_ttl
+        self._rate = settings.rate
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._recorded: dict[int, int] = {}  # the hour of the last recorded use, by id of the API token
+        self._background: set[asyncio.Task[Any]] = set()
+
+    async def issue(self, secret: str, person: Person) -> IssuedToken:
+        """Issue a login token for `person` in the account of the API token with this secret.
+
+        An unknown person becomes a user, and a user of other accounts a member of this one. Raises `ApiTokenError`,
+        `FieldError`, `UserDisabled`, `RoleNotAllowed`, `Unavailable` or `OutcomeUnknown`.
+        """
+        found = await self._lookups.submit(Lookup(digest(secret), person.email))
+        api_token = self._check(found.api_token, Scope.WRITE_SSO)
+        email = person.email
+        if found.user_id is None and (email := normalise_email(email)) != person.email:
+            found = await self._lookups.submit(Lookup(digest(secret), email))
+        user_id, role, created = await self._member(api_token, found, person, email)
+        if api_token.max_role is not None and role.exceeds(api_token.max_role):
+            raise _refused(RoleNotAllowed(), api_token, user_id)
+        expires_at = self._trust.now() + self._lifetime
+        claims = Claims(expires_at, user_id, _account_of(api_token), secrets.randbits(32))
+        token = tokens.sign(claims, self._trust.signing_key().token_key)
+        record(
+            Event(
+                event=EventName.TOKEN_ISSUED,
+                user_id=user_id,
+                account_id=claims.account_id,
+                ref=tokens.ref(token),
+                api_token_id=api_token.id,
+                user_created=created,
+            )
+        )
+        return IssuedToken(token, created)
+
+    async def authorize(self, secret: str, scope: Scope) -> ApiToken:
+        """Return the API token with this secret. Raises `ApiTokenError` by its subclass, or `Unavailable`."""
+        found = await self._lookups.submit(Lookup(digest(secret), ""))
+        return self._check(found.api_token, scope)
+
+    async def _member(self, api_token: ApiToken, found: Found, person: Person, email: str) -> tuple[int, Role, bool]:
+        """Return the user's id, their role in the account, and whether the user was created."""
+        if found.disabled:
+            raise _refused(UserDisabled(), api_token, found.user_id)
+        if found.user_id is not None and found.role is not None:
+            return found.user_id, found.role, False
+        self._trust.signing_key()  # without one, a user would be created for a token that cannot be signed
+        request = ProvisionRequest(
+            email, person.first_name, person.last_name, _account_of(api_token), self._trust.now()
+        )
+        provisioned = await self._provisioning.submit(request)
+        if provisioned.role is None:
+            raise _refused(UserDisabled(), api_token, provisioned.user_id)
+        return provisioned.user_id, provisioned.role, provisioned.created
+
+    def _check(self, api_token: ApiToken | None, scope: Scope) -> ApiToken:
+        now = self._trust.now()
+        if (
+            api_token is None
+            or api_token.revoked_at is not None
+            or (api_token.expires_at is not None and api_token.expires_at <= now)
+        ):
+            raise _refused(NotAuthenticated(), api_token)
+        # A platform API token never issues, whatever scopes its row contains.
+        if scope not in api_token.scopes or (scope is Scope.WRITE_SSO and api_token.account_id is None):
+            raise _refused(InsufficientScope(scope), api_token)
+        self._check_rate(api_token)
+        self._record_use(api_token, now - now % 3600)
+        return api_token
+
+    def _check_rate(self, api_token: ApiToken) -> None:
+        if self._rate is not None and not self._limiter.hit(self._rate, str(api_token.id)):
+            free_at = self._limiter.get_window_stats(self._rate, str(api_token.id)).reset_time
+            raise _refused(RateLimited(max(1, math.ceil(free_at - time.time()))), api_token)
+
+    def _record_use(self, api_token: ApiToken, hour: int) -> None:
+        """Write the hour of use in the background, once an hour. The request does not wait for it."""
+        if (api_token.last_used_at or 0) < hour and self._recorded.get(api_token.id) != hour:
+            self._recorded[api_token.id] = hour
+            task = asyncio.create_task(self._write_use(api_token.id, hour))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def _write_use(self, token_id: int, hour: int) -> None:
+        try:
+            await self._uses.submit((token_id, hour))
+        except (Unavailable, OutcomeUnknown):
+            self._recorded.pop(token_id, None)  # the next use tries again
+
+
+def _account_of(api_token: ApiToken) -> int:
+    assert api_token.account_id is not None  # nosec B101 # noqa: S101 - `_check` refuses to issue for a platform token
+    return api_token.account_id
+
+
+def _refused(error: Refusal, api_token: ApiToken | None, user_id: int | None = None) -> Refusal:
+    """Record the refusal and return `error`, for the caller to raise."""
+    token_id, account_id = (api_token.id, api_token.account_id) if api_token else (None, None)
+    record(
+        Event(
+            event=EventName.API_REFUSED,
+            reason=error.reason,
+            api_token_id=token_id,
+            account_id=account_id,
+            user_id=user_id,
+        )
+    )
+    return error

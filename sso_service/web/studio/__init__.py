@@ -1,0 +1,1 @@
+"""The pages of a Studio, for installations without one of their own."""

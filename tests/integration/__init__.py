@@ -1,0 +1,1 @@
+"""Tests of the application in this process, with SQLite and PostgreSQL."""

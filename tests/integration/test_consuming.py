@@ -1,0 +1,173 @@
+"""`POST /v1/sso_tokens/consume`: a login for Studios with sessions of their own, once, by whichever way."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from sso_service import tokens
+from sso_service.database.transactions import Database
+from sso_service.permissions import Role
+from sso_service.services.node import Node
+from sso_service.tokens import Claims
+from tests.support import administration
+from tests.support.api import (
+    MISSING_TOKEN,
+    TOKEN_CONSUMED,
+    TOKEN_EXPIRED,
+    Refusal,
+    make_api_token,
+    node,
+    refusal,
+)
+from tests.support.client import Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, PAGE
+from tests.support.databases import changing
+from tests.support.ledger import number_consumed
+from tests.support.redeeming import CONSUME_URL, CONSUMED, LIFETIME, browse, consume, login, state, token_key
+
+pytestmark = pytest.mark.anyio
+
+EMAIL = JANE["email"]
+
+NO_ACCESS = Refusal(403, "no_access")
+
+
+# --- once ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_is_consumed_once_and_answered_as_it_was_verified(
+    client: Client, api_token: str, verifier: str
+) -> None:
+    token = await client.issue(api_token)
+    verified = (await client.post_json("/v1/sso_tokens/verify", {"token": token}, token=verifier)).json()
+    assert login(await consume(client, token, verifier)) == verified
+    assert verified["user"] == {"id": tokens.unsafe_read_claims(token).user_id, **JANE}
+    for _ in range(3):
+        assert refusal(await consume(client, token, verifier)) == TOKEN_CONSUMED
+    assert await state(client, token, verifier) == CONSUMED
+
+
+async def test_the_role_is_the_one_of_now(client: Client, api_token: str, verifier: str, database: Database) -> None:
+    token = await client.issue(api_token)
+    with changing(database) as connection:
+        administration.set_role(connection, EMAIL, ACCOUNT, Role.ADMIN)
+    content = login(await consume(client, token, verifier))
+    assert content["role"] == "admin"
+    assert "settings:edit" in content["permissions"]
+    assert content["permissions"] == sorted(content["permissions"])
+
+
+async def test_a_token_is_for_the_browser_or_for_the_api_and_not_for_both(
+    client: Client, api_token: str, verifier: str, platform: str
+) -> None:
+    for secret in (verifier, platform):
+        by_api, by_browser = await client.issue(api_token), await client.issue(api_token)
+        login(await consume(client, by_api, secret))
+        assert await browse(client, by_api) == (401, "token_consumed")
+        assert await browse(client, by_browser) == (303, PAGE)
+        assert refusal(await consume(client, by_browser, secret)) == TOKEN_CONSUMED
+        assert refusal(await consume(client, by_api, secret)) == TOKEN_CONSUMED
+
+
+async def test_twenty_requests_at_once_on_two_nodes_let_one_in(
+    client: Client, api_token: str, verifier: str, database_url: str, keys_dir: Path, clock: Clock, database: Database
+) -> None:
+    issued = [await client.issue(api_token) for _ in range(3)]
+    with node(database_url, keys_dir, clock) as other_node:
+        answers = await asyncio.gather(
+            *(
+                consume(origin.another(), token, verifier)
+                for _ in range(10)
+                for token in issued
+                for origin in (client, other_node)
+            )
+        )
+    counted = Counter(login(answer)["ref"] if answer.status == 200 else refusal(answer)[:2] for answer in answers)
+    assert counted == Counter([*map(tokens.ref, issued), *[TOKEN_CONSUMED[:2]] * 57])
+    assert number_consumed(database) == 3
+
+
+async def test_of_many_browsers_and_frontends_at_once_one_gets_in(
+    client: Client, api_token: str, verifier: str
+) -> None:
+    for token in [await client.issue(api_token) for _ in range(5)]:
+        browsers, answers = await asyncio.gather(
+            asyncio.gather(*(browse(client, token) for _ in range(10))),
+            asyncio.gather(*(consume(client.another(), token, verifier) for _ in range(10))),
+        )
+        ways_in = browsers.count((303, PAGE)) + sum(answer.status == 200 for answer in answers)
+        assert ways_in == 1
+        assert set(browsers) <= {(303, PAGE), (401, "token_consumed")}
+        assert all(answer.status == 200 or refusal(answer) == TOKEN_CONSUMED for answer in answers)
+
+
+# --- tokens that do not work -----------------------------------------------------------------------------------------
+
+
+async def test_a_platform_api_token_consumes_for_every_account(
+    client: Client, api_token: str, platform: str, database: Database
+) -> None:
+    other = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
+    for secret, account_id in ((api_token, ACCOUNT), (other, OTHER_ACCOUNT)):
+        token = await client.issue(secret)
+        assert login(await consume(client, token, platform))["account_id"] == account_id
+        assert refusal(await consume(client, token, platform)) == TOKEN_CONSUMED
+
+
+# --- who has no access consumes nothing ------------------------------------------------------------------------------
+
+
+async def test_who_has_no_access_consumes_nothing(
+    client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
+) -> None:
+    token, later = await client.issue(api_token), await client.issue(api_token)
+    with changing(database) as connection:
+        administration.disable_user(connection, EMAIL, now=int(clock()))
+    for secret in (verifier, platform):
+        assert refusal(await consume(client, token, secret)) == NO_ACCESS
+    with changing(database) as connection:
+        administration.enable_user(connection, EMAIL)
+    login(await consume(client, token, verifier))
+
+    with changing(database) as connection:
+        administration.remove_member(connection, EMAIL, ACCOUNT)
+    for secret in (verifier, platform):
+        assert refusal(await consume(client, later, secret)) == NO_ACCESS
+        nobody = Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7)
+        assert refusal(await consume(client, tokens.sign(nobody, token_key(service, clock)), secret)) == NO_ACCESS
+    assert number_consumed(database) == 1
+    await client.issue(api_token)  # makes them a member again
+    login(await consume(client, later, platform))
+
+
+async def test_a_used_token_of_who_has_no_access_is_used_and_an_expired_one_has_expired(
+    client: Client, api_token: str, verifier: str, database: Database, clock: Clock
+) -> None:
+    used, unused = await client.issue(api_token), await client.issue(api_token)
+    login(await consume(client, used, verifier))
+    with changing(database) as connection:
+        administration.disable_user(connection, EMAIL, now=int(clock()))
+    assert refusal(await consume(client, used, verifier)) == TOKEN_CONSUMED
+    with changing(database) as connection:
+        administration.remove_member(connection, EMAIL, ACCOUNT)
+    assert refusal(await consume(client, used, verifier)) == TOKEN_CONSUMED
+    clock.advance(LIFETIME)
+    for token in (used, unused):
+        assert refusal(await consume(client, token, verifier)) == TOKEN_EXPIRED
+
+
+# --- the order of checking -------------------------------------------------------------------------------------------
+
+
+async def test_a_browser_s_session_is_no_api_token_and_an_api_token_no_session(
+    client: Client, api_token: str, verifier: str
+) -> None:
+    await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
+    token = await client.issue(api_token)
+    assert "studio_session" in client.cookies
+    assert refusal(await client.post_json(CONSUME_URL, {"token": token})) == MISSING_TOKEN
+    login(await consume(client, token, verifier))
+    assert (await client.another().get("/session", authorization=f"Bearer {verifier}")).status == 401

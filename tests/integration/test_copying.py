@@ -1,0 +1,112 @@
+"""Moving from one database to another loses nobody, no API token and no used login token."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import insert, make_url, select, update
+
+from sso_service.database import copying, migrations, open_database
+from sso_service.database.directory import ProvisionRequest, provision
+from sso_service.database.ledger import floor_at
+from sso_service.database.schema import consumed_floor, consumed_nonces, metadata
+from sso_service.database.transactions import Database
+from sso_service.errors import Conflict, SchemaMismatch
+from sso_service.permissions import Role, Scope
+from sso_service.settings import read_settings
+from sso_service.tokens import Claims
+from tests.support import administration
+from tests.support.command_line import run
+from tests.support.data import ACCOUNT, OTHER_ACCOUNT
+
+PEOPLE = 2500
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def new(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database in which there is nothing, not even a schema."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'new.db'}"
+    else:
+        server: str = request.getfixturevalue("postgresql")
+        with psycopg.connect(server, autocommit=True) as connection:
+            connection.execute("DROP DATABASE IF EXISTS moved WITH (FORCE)")
+            connection.execute("CREATE DATABASE moved")
+        url = make_url(server).set(database="moved").render_as_string(hide_password=False)
+    database = open_database(read_settings({"SSO_DATABASE_URL": url}))
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def inhabited(database: Database) -> Database:
+    """A database with something in every table, more than is copied at once."""
+    people = [ProvisionRequest(f"p{n}@example.com", "Pé", f"N°{n}", ACCOUNT, 1_900_000_000) for n in range(PEOPLE)]
+    with database.connect() as connection, database.writing(connection):
+        provision(database, connection, people)
+        administration.set_role(connection, "p7@example.com", ACCOUNT, Role.ADMIN)
+        administration.disable_user(connection, "p8@example.com", now=1_900_000_001)
+        administration.create_api_token(
+            connection, account_id=OTHER_ACCOUNT, name="Intranet", scopes=frozenset(Scope), now=1, expires_at=2**40
+        )
+        used = [{"claims": Claims(2_000_000_000 + n, n, 1, n).pack()} for n in range(PEOPLE)]
+        connection.execute(insert(consumed_nonces), used)
+        connection.execute(update(consumed_floor).values(claims=floor_at(1_999_999_999)))
+    return database
+
+
+def contents(database: Database) -> dict[str, list[Any]]:
+    with database.connect() as connection, database.reading(connection):
+        return {
+            table.name: sorted(map(tuple, connection.execute(select(table))), key=str)
+            for table in metadata.sorted_tables
+        }
+
+
+def test_everything_is_there_afterwards(inhabited: Database, new: Database) -> None:
+    copied = copying.copy(inhabited, new)
+    before, after = contents(inhabited), contents(new)
+    assert after == before
+    assert copied == {name: len(rows) for name, rows in after.items()}
+    assert min(copied.values()) > 0
+
+
+def test_new_people_get_numbers_that_nobody_had(inhabited: Database, new: Database) -> None:
+    copying.copy(inhabited, new)
+    last = max(row[0] for row in contents(new)["users"])
+    with new.connect() as connection, new.writing(connection):
+        person = ProvisionRequest("new@example.com", "New", "Person", ACCOUNT, 1)
+        assert provision(new, connection, [person])[0].user_id > last
+        administration.create_api_token(connection, account_id=ACCOUNT, name="n", scopes=frozenset(Scope), now=1)
+
+
+def test_nothing_is_copied_into_a_database_that_is_in_use(inhabited: Database, new: Database) -> None:
+    migrations.upgrade(new)
+    with new.connect() as connection, new.writing(connection):
+        administration.add_account(connection, "Here already", account_id=5)
+    before = contents(new)
+    with pytest.raises(Conflict, match=r"accounts .* is not empty"):
+        copying.copy(inhabited, new)
+    assert contents(new) == before
+
+
+def test_nothing_is_copied_from_what_is_no_database_of_ours(new: Database, tmp_path: Path) -> None:
+    empty = open_database(read_settings({"SSO_DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}"}))
+    with pytest.raises(SchemaMismatch):
+        copying.copy(empty, new)
+    empty.close()
+
+
+def test_the_command_says_what_it_did_and_what_is_to_be_done(
+    inhabited: Database, new: Database, tmp_path: Path
+) -> None:
+    env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": inhabited.url.render_as_string(hide_password=False)}
+    done = run("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
+    assert done.code == 0, done.err
+    assert f"users: {PEOPLE}" in done.out
+    assert "keys revoke --all" in done.out
+    assert contents(new) == contents(inhabited)
+    again = run("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
+    assert (again.code, again.err.count("\n")) == (1, 1)

@@ -1,0 +1,634 @@
+"""From an issued token to a session, over the real application: what a browser gets for `?sso=TOKEN`."""
+
+import asyncio
+import json
+import string
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, select, update
+
+from sso_service import keyring, tokens
+from sso_service.database.schema import consumed_nonces, memberships
+from sso_service.database.transactions import Database
+from sso_service.keyring import KeyDirectory
+from sso_service.permissions import Scope
+from sso_service.services.node import Node
+from sso_service.sessions import Session
+from sso_service.settings import Settings
+from sso_service.tokens import Claims
+from sso_service.web.app import create_app
+from tests.support import administration
+from tests.support.client import Answer, Client
+from tests.support.clock import Clock
+from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE
+from tests.support.databases import changing
+
+pytestmark = pytest.mark.anyio
+
+EMAIL = JANE["email"]
+LIFETIME = 300
+SESSION_LIFETIME = 43200
+ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+
+
+@pytest.fixture
+def other_api_token(database: Database) -> str:
+    """The secret of an API token of `OTHER_ACCOUNT` with the scope `write:sso`."""
+    with changing(database) as connection:
+        _, secret = administration.create_api_token(
+            connection, account_id=OTHER_ACCOUNT, name="tests", scopes=frozenset({Scope.WRITE_SSO}), now=0
+        )
+    return secret
+
+
+def consumed(database: Database) -> int:
+    """How many tokens were consumed so far."""
+    with database.connect() as connection:
+        return connection.execute(select(func.count()).select_from(consumed_nonces)).scalar_one()
+
+
+def token_key(service: Node, clock: Clock) -> bytes:
+    return service.keys.ring.signing_key(int(clock())).token_key
+
+
+async def works(client: Client, token: str) -> bool:
+    """True if `token` signs in a browser that nobody is signed in at. Consumes it."""
+    answer = await client.another().get(f"{PAGE}?sso={token}")
+    assert answer.status in {303, 401, 403}
+    return answer.status == 303
+
+
+async def code(client: Client, target: str | bytes) -> tuple[int, str]:
+    """Status and error code of a login that is refused, which neither signs in nor redirects."""
+    answer = await client.get(target, accept="application/json")
+    assert answer.header("location") is None
+    assert answer.header("set-cookie") is None
+    return answer.status, answer.error
+
+
+def signs_in(answer: Answer, target: str) -> bool:
+    """True if this answer opens a session and leads on to `target`."""
+    cookie = answer.header("set-cookie") or ""
+    return answer.status == 303 and answer.header("location") == target and cookie.startswith("studio_session=")
+
+
+def leads_on(answer: Answer, target: str) -> bool:
+    """True if this answer leads on to `target` and leaves the session as it is."""
+    return answer.status == 303 and answer.header("location") == target and answer.header("set-cookie") is None
+
+
+# --- the redirect ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_signs_in_once_and_leads_to_the_clean_url(client: Client, api_token: str) -> None:
+    token = await client.issue(api_token)
+
+    answer = await client.get(f"{PAGE}?a=%20b&sso={token}&c=1")
+    assert answer.status == 303
+    assert answer.header("location") == f"{PAGE}?a=%20b&c=1"
+
+    session = await client.get("/session")
+    assert session.json()["user"]["email"] == "jane.doe@example.com"
+    assert session.json()["account_id"] == ACCOUNT
+    assert session.json()["role"] == "editor"
+
+    again = await client.another().get(f"{PAGE}?sso={token}")
+    assert again.status == 401
+    assert token not in again.text
+
+
+async def test_nothing_keeps_the_redirect_or_tells_the_next_page_where_it_came_from(
+    client: Client, api_token: str
+) -> None:
+    answer = await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
+    assert answer.status == 303
+    assert answer.header("cache-control") == "no-store"
+    assert answer.header("referrer-policy") == "no-referrer"
+    assert answer.body == b""
+
+
+QUERIES = [
+    ("sso=T", ""),
+    ("sso=T&a=1", "?a=1"),
+    ("a=1&sso=T", "?a=1"),
+    ("a=1&sso=T&b=2", "?a=1&b=2"),
+    ("b=2&a=1&b=1&sso=T&b=2&a=", "?b=2&a=1&b=1&b=2&a="),
+    ("a&sso=T&b&=&=c", "?a&b&=&=c"),
+    ("a=b+c&sso=T&+d+=%2B", "?a=b+c&+d+=%2B"),
+    ("a=%c3%A4%C3%a4&sso=T&b=%2f%2F%3d%26", "?a=%c3%A4%C3%a4&b=%2f%2F%3d%26"),
+    ("a=%&b=%zz&sso=T&c=%f", "?a=%&b=%zz&c=%f"),
+    ("a=%ff%00%0d%0a&sso=T", "?a=%ff%00%0d%0a"),
+    ("a&&sso=T&&b", "?a&&&b"),
+    ("a=1&sso=T&", "?a=1&"),
+    ("&a=1&sso=T", "?&a=1"),
+    ("ssox=1&xsso=2&sso=T&SSO=3&Sso=4&s%53o=5", "?ssox=1&xsso=2&SSO=3&Sso=4&s%53o=5"),
+    ("sso%00=1&sso=T&+sso=2&sso+=3&%20sso=4&sso[]=5&sso%3D=6", "?sso%00=1&+sso=2&sso+=3&%20sso=4&sso[]=5&sso%3D=6"),
+    ("%2573so=1&sso=T", "?%2573so=1"),
+    ("a=sso=x&sso=T&b=?sso=y", "?a=sso=x&b=?sso=y"),
+    ("a;sso=x&sso=T;", None),
+    ("a;sso=x&sso=T", "?a;sso=x"),
+    ("a=1?sso=2&sso=T", "?a=1?sso=2"),
+    ("next=https://evil.example/%3Fx&sso=T", "?next=https://evil.example/%3Fx"),
+    ("a=\\'\"<>|^`{}&sso=T", "?a=\\'\"<>|^`{}"),
+    ("%73so=T&a=1", "?a=1"),
+    ("a=1&%73%73%6F=T", "?a=1"),
+    ("a=" + "x" * 20_000 + "&sso=T", "?a=" + "x" * 20_000),
+]
+
+
+async def test_every_other_parameter_is_kept_in_order_byte_for_byte(client: Client, api_token: str) -> None:
+    for query, kept in QUERIES:
+        token = await client.issue(api_token)
+        answer = await client.another().get(f"{PAGE}?{query.replace('T', token)}")
+        if kept is None:
+            assert answer.status == 401, query
+        else:
+            assert signs_in(answer, PAGE + kept), (query, answer)
+
+
+PATHS = [
+    "/",
+    "/welcome",
+    "/welcome/",
+    "/a/b/c.html",
+    "/caf%C3%A9/%F0%9F%91%8D",
+    "/a%20b%3F%23%26",
+    "/a%c3%a4%C3%A4",
+    "/.well-known/x",
+    "/a:b@c=d+e,f&g~h!i$j'k(l)m*n",
+    "/clients/0123",
+    "/en/client/999",
+    "/session/",
+    "/sessions",
+    f"/client/{ACCOUNT}",
+    f"/client/{ACCOUNT}/",
+    f"/client/{ACCOUNT}/t/42",
+    f"/client/{ACCOUNT}/t/42/",
+    f"{PAGE}/",
+    f"{PAGE}/7/edit",
+    f"/client/{ACCOUNT}/t/42/settings",
+]
+
+
+async def test_a_token_leads_to_any_path_that_is_canonical_byte_for_byte(client: Client, api_token: str) -> None:
+    for path in PATHS:
+        answer = await client.another().get(f"{path}?sso={await client.issue(api_token)}")
+        assert signs_in(answer, path), (path, answer)
+
+
+# --- the session cookie ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scheme", "secure"), [("http", set[str]()), ("https", {"Secure"})])
+async def test_the_session_cookie_is_for_this_host_only_and_not_for_scripts(
+    client: Client, api_token: str, scheme: str, secure: set[str]
+) -> None:
+    client.scheme = scheme
+    cookie = (await client.get(f"/?sso={await client.issue(api_token)}")).header("set-cookie")
+    assert cookie is not None
+    pair, *attributes = cookie.split("; ")
+    assert pair.startswith("studio_session=")
+    assert set(attributes) == {"Path=/", f"Max-Age={SESSION_LIFETIME}", "HttpOnly", "SameSite=Lax"} | secure
+
+
+async def test_a_session_ends_after_twelve_hours(client: Client, api_token: str, clock: Clock) -> None:
+    await client.get(f"/?sso={await client.issue(api_token)}")
+    clock.advance(SESSION_LIFETIME - 1)
+    assert (await client.get("/session")).status == 200
+    clock.advance(1)
+    assert (await client.get("/session")).status == 401
+
+
+# --- tokens that do not work -----------------------------------------------------------------------------------------
+
+
+async def test_a_used_token_is_refused_in_another_browser_and_after_logout(client: Client, api_token: str) -> None:
+    token = await client.issue(api_token)
+    assert signs_in(await client.get(f"/?sso={token}"), "/")
+    assert await code(client.another(), f"/?sso={token}") == (401, "token_consumed")
+    assert (await client.request("POST", "/logout", headers=[("origin", "http://studio.example")])).status == 204
+    assert await code(client, f"/?sso={token}") == (401, "token_consumed")
+
+
+async def test_a_token_is_good_until_the_second_of_its_expiry(client: Client, api_token: str, clock: Clock) -> None:
+    clock.now = float(int(clock.now))
+    first, second = await client.issue(api_token), await client.issue(api_token)
+    clock.advance(LIFETIME - 1)
+    assert await works(client, first)
+    clock.advance(1)
+    assert await code(client.another(), f"/?sso={second}") == (401, "token_expired")
+    assert await code(client.another(), f"/?sso={first}") == (401, "token_expired")
+
+
+async def test_only_the_one_spelling_of_a_genuine_token_is_one_and_nothing_else_consumes_it(
+    client: Client, api_token: str
+) -> None:
+    token = await client.issue(api_token)
+    final = ALPHABET.index(token[-1])
+    for wrong in (
+        "",
+        token[:-1],
+        token[1:],
+        token + "A",
+        token + "=",
+        token + "%3D",
+        token + "%20",
+        token + "+",
+        token + "%00",
+        "%20" + token,
+        token + "." + token,
+        token * 2,
+        f"%{ord(token[0]):02x}{token[1:]}",  # the token is taken as it came, never decoded
+        "".join(f"%{ord(character):02X}" for character in token),
+        *(token[:-1] + ALPHABET[final + spare] for spare in (1, 2, 3)),  # decode to the same bytes
+        *(token[:at] + ALPHABET[ALPHABET.index(token[at]) ^ 32] + token[at + 1 :] for at in (0, 6, 11, 16, 21, 22, 41)),
+        token.swapcase(),
+        token[::-1],
+        token.replace(token[20], "/", 1),
+        "A" * 43,
+        "_" * 42 + "8",
+        "null",
+        "x" * 100_000,
+        "%ff%fe",
+    ):
+        assert await code(client, f"{PAGE}?sso={wrong}") == (401, "token_invalid"), wrong
+    for raw in (b"\xff", b"\xc3\xa4" * 21, "\uff21".encode() * 43):
+        assert await code(client, b"/?sso=" + raw) == (401, "token_invalid")
+    assert await code(client, "/?sso") == (401, "token_invalid")
+    assert await works(client, token)
+
+
+async def test_more_than_one_sso_parameter_is_malformed_and_consumes_none_of_them(
+    client: Client, api_token: str
+) -> None:
+    token, other = await client.issue(api_token), await client.issue(api_token)
+    for query in (
+        f"sso={token}&sso={other}",
+        f"sso={token}&sso={token}",
+        f"sso={token}&sso=",
+        f"sso={token}&sso",
+        f"sso&sso={token}",
+        f"sso=x&a=1&sso={token}",
+        f"%73so={token}&sso={other}",
+        f"sso={token}&s%73o={other}",
+        f"ss%6f={token}&ss%6F={other}",
+        f"%73%73%6f&sso={token}",
+    ):
+        assert await code(client, f"{PAGE}?{query}") == (401, "token_invalid"), query
+    assert await works(client, token)
+    assert await works(client, other)
+
+
+async def test_a_token_is_refused_whose_signature_is_not_one_of_ours_for_tokens(
+    client: Client, service: Node, api_token: str, clock: Clock
+) -> None:
+    claims = tokens.unsafe_read_claims(await client.issue(api_token))
+    key = service.keys.ring.signing_key(int(clock()))
+    for wrong_key in (bytes(32), key.secret, key.session_key, key.form_key, b""):
+        assert await code(client, f"/?sso={tokens.sign(claims, wrong_key)}") == (401, "token_invalid")
+
+
+async def test_a_token_that_claims_to_live_longer_than_tokens_do_is_refused(
+    client: Client, service: Node, api_token: str, clock: Clock
+) -> None:
+    issued = tokens.unsafe_read_claims(await client.issue(api_token))
+    latest = int(clock()) + LIFETIME + 60
+    key = token_key(service, clock)
+    overlong = tokens.sign(Claims(latest + 1, issued.user_id, ACCOUNT, 7), key)
+    assert await code(client, f"/?sso={overlong}") == (401, "token_invalid")
+    assert await works(client, tokens.sign(Claims(latest, issued.user_id, ACCOUNT, 7), key))
+    clock.advance(1)
+    assert await works(client, overlong)
+
+
+async def test_without_a_parameter_sso_there_is_nothing_here(client: Client) -> None:
+    for target in ("/nowhere", "/nowhere?SSO=x", "/nowhere?ssox=1&xsso=2&a=sso=3", "/nowhere?", "/nowhere?a;sso=1"):
+        for method in ("GET", "POST"):
+            answer = await client.request(method, target)
+            assert (answer.status, answer.error) == (404, "not_found")
+    for target in ("/", PAGE, f"{PAGE}?SSO=x", f"{PAGE}?ssox=1&xsso=2&a=sso=3", f"{PAGE}?a;sso=1"):
+        for method in ("GET", "POST"):
+            answer = await client.request(method, target)
+            assert (answer.status, answer.error) == (401, "not_signed_in")
+
+
+# --- who has no access consumes nothing ------------------------------------------------------------------------------
+
+
+async def test_a_token_opens_only_paths_of_its_own_account_and_of_a_team_of_that(
+    client: Client, api_token: str
+) -> None:
+    token = await client.issue(api_token)
+    for path in (
+        f"/client/{OTHER_ACCOUNT}",
+        f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/posts",
+        f"/client/{OTHER_ACCOUNT}/t/42/posts",
+        f"/client/{ACCOUNT}/t/{OTHER_TEAM}/posts",
+        f"/client/{ACCOUNT}/t/{OTHER_TEAM}",
+        f"/client/{ACCOUNT}/t/43/posts",
+        f"/client/{ACCOUNT}/t/4294967295/posts",
+        "/client/4294967295",
+        "/client/1",
+        # What only looks like a Studio path:
+        "/client",
+        "/client/",
+        "/CLIENT",
+        "/%63lient",
+        f"/Client/{ACCOUNT}/t/42/posts",
+        f"/CLIENT/{ACCOUNT}/t/42/posts",
+        f"/%63lient/{ACCOUNT}/t/42/posts",
+        f"/%43LIEN%54/{ACCOUNT}/t/42/posts",
+        f"/client/0{ACCOUNT}/t/42/posts",
+        f"/client/{ACCOUNT}/t/042/posts",
+        f"/client/{ACCOUNT}/t/42.0/posts",
+        "/client/%31%32%33/t/42/posts",
+        f"/client/+{ACCOUNT}/t/42/posts",
+        f"/client/{ACCOUNT}/t",
+        f"/client/{ACCOUNT}/t/",
+        f"/client/{ACCOUNT}/posts",
+        f"/client/{ACCOUNT}/T/42/posts",
+        f"/client/{ACCOUNT}/%74/42/posts",
+        "/client/0",
+        "/client/-1",
+        "/client/4294967296",
+        "/client/" + "1" * 5000,
+    ):
+        assert await code(client, f"{path}?sso={token}") == (403, "no_access"), path
+    assert await works(client, token)
+
+
+async def test_a_disabled_user_or_removed_member_consumes_nothing(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    token, later = await client.issue(api_token), await client.issue(api_token)
+    with changing(database) as connection:
+        administration.disable_user(connection, EMAIL, now=int(clock()))
+    assert await code(client, f"{PAGE}?sso={token}") == (403, "no_access")
+    with changing(database) as connection:
+        administration.enable_user(connection, EMAIL)
+    assert await works(client, token)
+
+    with changing(database) as connection:
+        administration.remove_member(connection, EMAIL, ACCOUNT)
+    assert await code(client, f"{PAGE}?sso={later}") == (403, "no_access")
+    assert await code(client, f"/?sso={later}") == (403, "no_access")
+    await client.issue(api_token)  # makes them a member again
+    assert await works(client, later)
+
+
+async def test_a_genuine_token_of_a_user_or_account_that_does_not_exist_signs_nobody_in(
+    client: Client, service: Node, api_token: str, clock: Clock
+) -> None:
+    issued = tokens.unsafe_read_claims(await client.issue(api_token))
+    for user_id, account_id in ((issued.user_id, 4711), (4711, ACCOUNT), (0, 0), (issued.user_id, OTHER_ACCOUNT)):
+        token = tokens.sign(Claims(issued.expires_at, user_id, account_id, 7), token_key(service, clock))
+        assert await code(client, f"/?sso={token}") == (403, "no_access")
+
+
+async def test_what_a_session_may_do_is_what_holds_now(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    await client.get(f"/?sso={await client.issue(api_token)}")
+    with changing(database) as connection:
+        connection.execute(update(memberships).values(role="admin"))
+    assert (await client.get("/session")).json()["role"] == "admin"
+    with changing(database) as connection:
+        administration.disable_user(connection, EMAIL, now=int(clock()))
+    assert (await client.get("/session")).status == 401
+
+
+# --- already signed in -----------------------------------------------------------------------------------------------
+
+
+async def test_whoever_is_signed_in_already_goes_on_with_a_used_or_expired_link(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    used, unused = await client.issue(api_token), await client.issue(api_token)
+    assert signs_in(await client.get(f"{PAGE}?a=1&sso={used}"), f"{PAGE}?a=1")
+    before = consumed(database)
+    for _ in range(2):
+        assert leads_on(await client.get(f"{PAGE}?a=1&sso={used}"), f"{PAGE}?a=1")
+    clock.advance(LIFETIME)
+    assert leads_on(await client.get(f"{PAGE}?a=1&sso={used}"), f"{PAGE}?a=1")
+    assert leads_on(await client.get(f"/?sso={unused}"), "/")
+    assert consumed(database) == before
+    assert (await client.get("/session")).status == 200
+
+
+async def test_a_used_or_expired_link_opens_for_whoever_is_signed_in_no_more_than_a_fresh_one(
+    client: Client, api_token: str, clock: Clock
+) -> None:
+    token = await client.issue(api_token)
+    assert signs_in(await client.get(f"/?sso={token}"), "/")
+    foreign, teamless = f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/posts", f"/client/{ACCOUNT}/t/{OTHER_TEAM}/posts"
+    assert await code(client, f"{foreign}?sso={token}") == (403, "no_access")
+    assert await code(client, f"{teamless}?sso={token}") == (403, "no_access")
+    assert await code(client, f"/a//b?sso={token}") == (400, "bad_path")
+    clock.advance(LIFETIME)
+    assert await code(client, f"{foreign}?sso={token}") == (403, "no_access")
+    assert (await code(client, f"{teamless}?sso={token}"))[0] in {401, 403}
+    assert await code(client, f"/a//b?sso={token}") == (400, "bad_path")
+
+
+async def test_a_forged_or_malformed_link_stops_even_whoever_is_signed_in(client: Client, api_token: str) -> None:
+    token = await client.issue(api_token)
+    await client.get(f"/?sso={token}")
+    claims = tokens.unsafe_read_claims(token)
+    assert await code(client, f"/?sso={tokens.sign(claims, bytes(32))}") == (401, "token_invalid")
+    assert await code(client, f"/?sso={token}&sso={token}") == (401, "token_invalid")
+    assert (await client.get("/session")).status == 200
+
+
+async def test_a_fresh_link_of_whoever_is_signed_in_is_consumed(client: Client, api_token: str) -> None:
+    await client.get(f"/?sso={await client.issue(api_token)}")
+    token = await client.issue(api_token)
+    assert (await client.get(f"{PAGE}?sso={token}")).header("location") == PAGE
+    assert not await works(client, token)
+
+
+async def test_a_session_that_is_over_is_no_reason_to_go_on_with_a_used_link(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    tab, old = client.another(), client.another()
+    token, older = await client.issue(api_token), await client.issue(api_token)
+    await old.get(f"/?sso={older}")
+    await tab.get(f"/?sso={token}")
+    with changing(database) as connection:
+        administration.sign_out_user(connection, EMAIL, now=int(clock()))
+    assert await code(tab, f"/?sso={token}") == (401, "token_consumed")
+
+    fresh = await client.issue(api_token)
+    assert signs_in(await tab.get(f"/?sso={fresh}"), "/")
+    assert (await tab.get("/session")).status == 200, "signed in after the sign-out, in the same second"
+    clock.advance(SESSION_LIFETIME + 1)
+    assert await code(tab, f"/?sso={fresh}") == (401, "token_expired")
+    old.cookies["studio_session"] = tab.cookies["studio_session"][:-1]
+    assert await code(old, f"/?sso={older}") == (401, "token_expired")
+
+
+async def test_a_fresh_link_of_another_account_switches_and_a_used_or_expired_one_does_not(
+    client: Client, api_token: str, other_api_token: str, clock: Clock
+) -> None:
+    here, there = await client.issue(api_token), await client.issue(other_api_token)
+    unused = await client.issue(other_api_token)
+    page = f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/posts"
+    assert signs_in(await client.get(f"{PAGE}?sso={here}"), PAGE)
+    assert signs_in(await client.get(f"{page}?sso={there}"), page)
+    assert (await client.get("/session")).json()["account_id"] == OTHER_ACCOUNT
+
+    for path in ("/", PAGE):
+        assert await code(client, f"{path}?sso={here}") == (401, "token_consumed")
+    assert leads_on(await client.get(f"{page}?sso={there}"), page)
+    assert signs_in(await client.get(f"/?sso={await client.issue(api_token)}"), "/")
+    assert (await client.get("/session")).json()["account_id"] == ACCOUNT
+    for path in ("/", page):
+        assert await code(client, f"{path}?sso={there}") == (401, "token_consumed")
+    clock.advance(LIFETIME)
+    for path in ("/", page):
+        assert await code(client, f"{path}?sso={unused}") == (401, "token_expired")
+    assert (await client.get("/session")).json()["account_id"] == ACCOUNT
+
+
+# --- the service's own paths -----------------------------------------------------------------------------------------
+
+
+async def test_the_service_s_own_paths_ignore_sso(client: Client, api_token: str) -> None:
+    token = await client.issue(api_token)
+    for method, path, status in (
+        ("GET", "/healthz", 200),
+        ("GET", "/readyz", 200),
+        ("GET", "/session", 401),
+        ("GET", "/auth", 401),
+        ("POST", "/sso/sign-out-everywhere", 403),
+        ("GET", "/openapi.json", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/v1/sso_tokens/consume", 405),
+        ("POST", "/v1/sso_tokens/verify", 401),
+        ("GET", "/logout", 405),
+        ("GET", "/sso/confirm", 405),
+        ("GET", "/v1/sso_tokens", 405),
+        ("POST", "/logout", 403),
+        ("POST", "/sso/confirm", 403),
+        ("POST", "/v1/sso_tokens", 401),
+    ):
+        answer = await client.request(method, f"{path}?sso={token}")
+        assert answer.status == status, (method, path, answer)
+        assert answer.header("location") is None
+        assert answer.header("set-cookie") is None
+        assert token not in answer.text
+    issued = await client.post_json(f"/v1/sso_tokens?sso={token}", JANE, token=api_token)
+    assert issued.status == 201
+    assert await works(client, token)
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_and_a_session_of_the_key_before_a_rotation_are_good_after_it(
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
+) -> None:
+    signed_in = client.another()
+    await signed_in.get(f"/?sso={await client.issue(api_token)}")
+    new = keyring.rotate(keys_dir, now=int(clock()))
+    service.keys.refresh()
+    clock.advance(keyring.ROTATION_LEAD - 1)
+    last, too_late = await client.issue(api_token), await client.issue(api_token)
+    clock.advance(1)
+    assert service.keys.ring.signing_key(int(clock())) == new
+    first = await client.issue(api_token)
+    clock.advance(LIFETIME - 2)
+    assert await works(client, last)
+    assert await works(client, first)
+    assert (await signed_in.get("/session")).status == 200
+    clock.advance(1)
+    assert await code(client, f"/?sso={too_late}") == (401, "token_expired")
+
+
+async def test_a_link_signed_long_ago_by_a_key_that_was_rotated_out_has_expired_and_is_not_invalid(
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
+) -> None:
+    token = await client.issue(api_token)
+    await client.get(f"/?sso={token}")
+    keyring.rotate(keys_dir, now=int(clock()))
+    service.keys.refresh()
+    clock.advance(7200)
+    assert await code(client.another(), f"/?sso={token}") == (401, "token_expired")
+    assert leads_on(await client.get(f"/?sso={token}"), "/")
+
+
+async def test_what_a_revoked_key_signed_is_dead_and_its_successor_signs_at_once(
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
+) -> None:
+    signed_in = client.another()
+    await signed_in.get(f"/?sso={await client.issue(api_token)}")
+    token, used = await client.issue(api_token), await client.issue(api_token)
+    assert await works(client, used)
+    (new,) = keyring.revoke(keys_dir, service.keys.ring.signing_key(int(clock())).id, now=int(clock()))
+    service.keys.refresh()
+    assert await code(client, f"/?sso={token}") == (401, "token_invalid")
+    assert await code(signed_in, f"/?sso={used}") == (401, "token_invalid")
+    assert (await signed_in.get("/session")).status == 401
+    clock.advance(LIFETIME)
+    assert await code(client, f"/?sso={token}") == (401, "token_invalid")
+
+    assert service.keys.ring.signing_key(int(clock())) == new
+    assert await works(client, await client.issue(api_token))
+
+
+async def test_a_key_that_another_node_made_just_now_costs_no_login(
+    client: Client, settings: Settings, service: Node, api_token: str, keys_dir: Path, clock: Clock
+) -> None:
+    other_node = Node(settings, service.database, KeyDirectory(keys_dir), clock=clock)
+    new = keyring.rotate(keys_dir, now=int(clock()), lead=0)
+    other_client = Client(create_app(other_node))
+    token = await other_client.issue(api_token)
+    assert service.keys.ring.signing_key(int(clock())) != new
+    assert signs_in(await client.get(f"/?sso={token}"), "/")
+
+    another = keyring.rotate(keys_dir, now=int(clock()) + 1, lead=0)
+    clock.advance(1)
+    other_node.keys.refresh()
+    user_id = tokens.unsafe_read_claims(token).user_id
+    browser = client.another()
+    browser.cookies["studio_session"] = other_node.sessions.sign(Session(user_id, ACCOUNT, int(clock())))
+    assert service.keys.ring.signing_key(int(clock())) != another
+    assert (await browser.get("/session")).status == 200
+    other_node.close()
+
+
+async def test_a_session_that_cannot_be_signed_consumes_nothing(
+    client: Client, api_token: str, keys_dir: Path, service: Node, clock: Clock
+) -> None:
+    token = await client.issue(api_token)
+    tombstone = {"id": "z", "signs_from": int(clock()), "revoked_at": int(clock())}
+    (keys_dir / "z.json").write_text(json.dumps(tombstone))  # it came before its successor did
+    service.keys.refresh()
+    assert (await client.get(f"{PAGE}?sso={token}")).status == 503
+    (keys_dir / "z.json").unlink()
+    service.keys.refresh()
+    assert (await client.get(f"{PAGE}?sso={token}")).status == 303
+
+
+async def test_a_hanging_key_directory_holds_up_nobody_but_the_forgers(
+    client: Client, api_token: str, service: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await client.issue(api_token)
+    release = threading.Event()
+    monkeypatch.setattr(service.keys, "refresh_if_changed", lambda: release.wait(10))
+    forged = asyncio.create_task(client.another().get(f"{PAGE}?sso={token[:-5]}AAAAA"))
+    assert (await client.get(f"{PAGE}?sso={token}")).status == 303
+    assert (await client.get("/healthz")).status == 200
+    assert not forged.done()
+    assert (await forged).status == 401  # after a while it is refused without a look
+    release.set()
+
+
+async def test_cookies_are_taken_literally_and_cost_nothing_to_read(client: Client, api_token: str) -> None:
+    await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
+    session = client.cookies["studio_session"]
+    long = 'a="' + '\\"' * 30_000 + '"'
+    for sent in (f"{long}; studio_session={session}", f"x=1;studio_session={session}; studio_session=other"):
+        assert (await client.get("/session", cookie=sent)).status == 200
+    assert (await client.get("/session", cookie=f'studio_session="{session}"')).status == 401

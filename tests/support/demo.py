@@ -1,0 +1,35 @@
+"""The demo account of a running service."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from playwright.sync_api import BrowserContext, Page
+
+from sso_service.cli import DEMO_ACCOUNT, DEMO_ADMIN, DEMO_TEAM
+from sso_service.client import SSOClient
+
+ADMIN = {"email": DEMO_ADMIN, "first_name": "Demo", "last_name": "Admin"}
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """A service that serves the demo account, and what its `init --demo` printed: a login link, an API token."""
+
+    url: str
+    env: Mapping[str, str]
+    admin_link: str
+    client: SSOClient
+
+    def address(self, page: str) -> str:
+        """Where a page of the demo team is; `page` is what follows the team's path."""
+        return f"{self.url}/client/{DEMO_ACCOUNT}/t/{DEMO_TEAM}/{page}"
+
+    def link(self, person: Mapping[str, str], page: str = "posts") -> str:
+        """A login link for a person."""
+        return self.client.login_url(self.address(page), **person)
+
+    def open(self, context: BrowserContext, person: Mapping[str, str], page: str = "posts") -> Page:
+        """A page in this browser, opened by a login link for a person."""
+        opened = context.new_page()
+        opened.goto(self.link(person, page))
+        return opened

@@ -1,0 +1,1 @@
+"""Tests of processes: the service, proxies, browsers, a cluster, and the proof."""

@@ -1,0 +1,101 @@
+"""A Studio in a frame of an intranet on another site: signed in, and staying so."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import msgspec
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Frame
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sso_service.client import SSOClient
+from sso_service.database import open_database
+from sso_service.keyring import KeyDirectory
+from sso_service.services.node import Node
+from sso_service.settings import Settings
+from sso_service.web.app import create_app
+from tests.support.data import JANE, PAGE
+
+Https = Callable[[ASGIApp, str], str]
+
+pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+async def intranet(scope: Scope, receive: Receive, send: Send) -> None:
+    """A page that shows the Studio under the address in its query."""
+    if scope["type"] == "http":
+        source = Request(scope).query_params.get("studio", "")
+        await HTMLResponse(f'<!DOCTYPE html><iframe src="{source}"></iframe>')(scope, receive, send)
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """A Studio that one intranet may embed, and another that may not."""
+
+    studio: str
+    intranet: str
+    stranger: str
+    client: SSOClient
+
+    def login_url(self) -> str:
+        return self.client.login_url(f"{self.studio}{PAGE}?chromeless=1", **JANE)
+
+
+@pytest.fixture
+def sites(settings: Settings, keys_dir: Path, api_token: str, https: Https) -> Iterator[Sites]:
+    embedding = https(intranet, "intranet.example")
+    service = Node(
+        msgspec.structs.replace(settings, embed_origins=embedding), open_database(settings), KeyDirectory(keys_dir)
+    )
+    studio = https(create_app(service), "studio.example")
+    transport = httpx.HTTPTransport(verify=False)  # its certificate is for the name that only the browser resolves
+    with SSOClient(studio.replace("studio.example", "127.0.0.1"), api_token, transport=transport) as client:
+        yield Sites(studio, embedding, https(intranet, "stranger.example"), client)
+
+
+@pytest.fixture
+def person(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(ignore_https_errors=True)
+    yield context
+    context.close()
+
+
+def frame_of(person: BrowserContext, site: str, address: str) -> Frame:
+    """The frame in which a new page of `site` shows `address`."""
+    page = person.new_page()
+    page.goto(f"{site}/?studio={quote(address, safe='')}")
+    (frame,) = page.main_frame.child_frames
+    return frame
+
+
+def who(frame: Frame, studio: str) -> str:
+    """What the service says in this frame about who is signed in."""
+    frame.goto(f"{studio}/session")
+    return frame.locator("body").inner_text()
+
+
+def test_a_page_in_a_frame_on_another_site_signs_in_and_stays_signed_in(sites: Sites, person: BrowserContext) -> None:
+    frame = frame_of(person, sites.intranet, sites.login_url())
+    assert frame.url == f"{sites.studio}{PAGE}?chromeless=1"
+    assert JANE["email"] in who(frame, sites.studio)
+
+    frame.page.reload()
+    assert JANE["email"] in who(frame_of(person, sites.intranet, f"{sites.studio}{PAGE}"), sites.studio)
+
+
+def test_the_session_of_a_frame_is_known_to_no_other_site(sites: Sites, person: BrowserContext) -> None:
+    frame_of(person, sites.intranet, sites.login_url())
+    assert "not_signed_in" in who(frame_of(person, sites.stranger, f"{sites.studio}{PAGE}"), sites.studio)
+    assert "not_signed_in" in who(person.new_page().main_frame, sites.studio)
+
+
+def test_pages_are_shown_in_frames_of_the_named_sites_only(sites: Sites, person: BrowserContext) -> None:
+    forged = f"{sites.studio}{PAGE}?sso={'A' * 43}"
+    assert "not valid" in frame_of(person, sites.intranet, forged).locator("h1").inner_text()
+    frame_of(person, sites.stranger, forged).wait_for_url(re.compile("^chrome-error:"))

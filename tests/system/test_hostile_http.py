@@ -1,0 +1,567 @@
+"""Requests that no decent client sends, byte for byte, to the service alone and behind the proxies that we ship.
+
+Whatever it is, it gets one clear answer or the end of its connection, nobody can put a request of their own into it
+that a proxy does not see, and the service goes on.
+"""
+
+import asyncio
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from sso_service import keyring
+from sso_service.database import open_database
+from sso_service.permissions import Scope
+from sso_service.settings import read_settings
+from tests.support import administration
+from tests.support.client import Answer
+from tests.support.data import ACCOUNT, JANE, PAGE
+from tests.support.databases import changing
+from tests.support.deployments import House, house_with
+from tests.support.processes import Running, serving
+from tests.support.programs import program
+from tests.support.proxies import PROXIES, proxying
+from tests.support.studio_server import application
+
+HOST = b"Host: studio.example"
+PERSON = json.dumps(JANE).encode()
+
+
+def message(first: bytes, *lines: bytes, body: bytes = b"") -> bytes:
+    """A request of exactly these lines."""
+    return b"".join(line + b"\r\n" for line in (first, *lines, b"")) + body
+
+
+def chunked(content: bytes, size: bytes = b"%x", trailer: bytes = b"") -> bytes:
+    return size % len(content) + b"\r\n" + content + b"\r\n0\r\n" + trailer + b"\r\n"
+
+
+LAST = message(b"GET /healthz HTTP/1.1", HOST, b"Connection: close")
+"""What ends a connection after all that was sent before it has been answered."""
+
+
+def parsed(stream: bytes) -> list[Answer]:
+    """The answers in what was received. Fails if there is anything else in it."""
+    answers = []
+    while stream:
+        head, _, stream = stream.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        assert first.startswith("HTTP/1.1 "), first
+        headers = [(name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+        answer = Answer(int(first[9:12]), headers, b"")
+        length = int(answer.header("content-length") or 0)
+        assert len(stream) >= length, answer
+        answers.append(Answer(answer.status, headers, stream[:length]))
+        stream = stream[length:]
+    return answers
+
+
+def exchanged(connection: socket.socket, request: bytes, then: bytes = b"") -> bytes:
+    """All that is received until the other side closes. What is sent `then` waits for the first of it."""
+    received = b""
+    with closing(connection), suppress(ConnectionResetError, BrokenPipeError, ssl.SSLError):
+        connection.sendall(request)
+        if then:
+            received = connection.recv(65536)
+            connection.sendall(then)
+        while piece := connection.recv(65536):
+            received += piece
+    return received
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """A service, spoken to in raw bytes."""
+
+    running: Running
+    secret: str
+
+    @property
+    def authorization(self) -> bytes:
+        return b"Authorization: Bearer " + self.secret.encode()
+
+    def connect(self) -> socket.socket:
+        parts = urlsplit(self.running.url)
+        return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10)
+
+    def answers(self, request: bytes, then: bytes = b"") -> list[Answer]:
+        """The answers until the service closes the connection. What is sent `then` waits for the first of them."""
+        return parsed(exchanged(self.connect(), request, then))
+
+    def statuses(self, request: bytes, then: bytes = b"") -> list[int]:
+        return [answer.status for answer in self.answers(request, then)]
+
+    def post(self, target: bytes, *lines: bytes, body: bytes) -> bytes:
+        """A POST by the holder of the API token. Its length is for `lines` to say."""
+        return message(b"POST " + target + b" HTTP/1.1", HOST, self.authorization, *lines, body=body)
+
+    def call(self, target: bytes, content: object) -> Answer:
+        body = json.dumps(content).encode()
+        request = self.post(target, b"Content-Length: %d" % len(body), b"Connection: close", body=body)
+        [answer] = self.answers(request)
+        return answer
+
+    def issue(self) -> str:
+        token: str = self.call(b"/v1/sso_tokens", JANE).json()["token"]
+        return token
+
+    def is_unused(self, token: str) -> bool:
+        return self.call(b"/v1/sso_tokens/verify", {"token": token}).json()["active"] is True
+
+
+@pytest.fixture(scope="module")
+def wire(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
+    """One service for all that is sent here, which must live through it without a traceback in its log."""
+    directory = tmp_path_factory.mktemp("hostile")
+    (directory / "sso.db").write_bytes(sqlite_template.read_bytes())
+    (directory / "keys").mkdir(mode=0o700)
+    keyring.rotate(directory / "keys", now=int(time.time()) - 3600, lead=0)
+    env = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db"}
+    database = open_database(read_settings(env))
+    with changing(database) as connection:
+        _, secret = administration.create_api_token(
+            connection, account_id=ACCOUNT, name="x", scopes=frozenset(Scope), now=int(time.time())
+        )
+    database.close()
+    with serving(env, directory / "log") as running:
+        wire = Wire(running, secret)
+        yield wire
+        assert wire.statuses(LAST) == [200]
+        log = running.log.read_text()
+    assert "Traceback" not in log
+    assert "ERROR" not in log
+    assert secret not in log
+
+
+# --- one request -----------------------------------------------------------------------------------------------------
+
+REFUSED = {
+    "no Host": message(b"GET /session HTTP/1.1"),
+    "two Hosts": message(b"GET /session HTTP/1.1", HOST, b"Host: evil.example"),
+    "two equal Hosts": message(b"GET /session HTTP/1.1", HOST, HOST),
+    "two Hosts in HTTP/1.0": message(b"GET /session HTTP/1.0", HOST, HOST),
+    "a blank in a header's name": message(b"GET /session HTTP/1.1", HOST, b"X Y: z"),
+    "a blank behind a header's name": message(b"GET /session HTTP/1.1", HOST, b"X : z"),
+    "a blank before the first header": message(b"GET /session HTTP/1.1", b" X: y", HOST),
+    "a header on two lines": message(b"GET /session HTTP/1.1", HOST, b"X: y", b" z"),
+    "a header on two lines, with a tab": message(b"GET /session HTTP/1.1", HOST, b"X: y", b"\tz"),
+    "a header without a name": message(b"GET /session HTTP/1.1", HOST, b": y"),
+    "a header without a colon": message(b"GET /session HTTP/1.1", HOST, b"nonsense"),
+    "a null byte in a header's name": message(b"GET /session HTTP/1.1", HOST, b"X\0: y"),
+    "a null byte in a header": message(b"GET /session HTTP/1.1", HOST, b"X: y\0z"),
+    "a control character in a header": message(b"GET /session HTTP/1.1", HOST, b"X: y\x01"),
+    "a delete character in a header": message(b"GET /session HTTP/1.1", HOST, b"X: y\x7f"),
+    "lines that end in LF": b"GET /session HTTP/1.1\n" + HOST + b"\n\n",
+    "lines that end in CR": b"GET /session HTTP/1.1\r" + HOST + b"\r\r",
+    "a CR within a header": message(b"GET /session HTTP/1.1", HOST, b"X: y\rHost: evil.example"),
+    "a head that ends in LF": b"GET /session HTTP/1.1\r\n" + HOST + b"\r\n\n",
+    "no target": message(b"GET HTTP/1.1", HOST),
+    "a target without a slash": message(b"GET session HTTP/1.1", HOST),
+    "a query alone": message(b"GET ?sso=x HTTP/1.1", HOST),
+    "a host and no path": message(b"GET http://studio.example HTTP/1.1", HOST),
+    "a host and a query": message(b"GET http://studio.example?sso=x HTTP/1.1", HOST),
+    "a host and an impossible port": message(b"GET http://studio.example:99999/session HTTP/1.1", HOST),
+    "an authority": message(b"GET studio.example:443 HTTP/1.1", HOST),
+    "CONNECT": message(b"CONNECT studio.example:443 HTTP/1.1", HOST),
+    "CONNECT with a path": message(b"CONNECT /session HTTP/1.1", HOST),
+    "a blank in the target": message(b"GET /ses sion HTTP/1.1", HOST),
+    **{
+        f"byte {byte:02x} in the target": message(b"GET /a?s%bso=x&sso=y HTTP/1.1" % bytes([byte]), HOST)
+        for byte in (*range(0x20), 0x7F, 0x80, 0xE4, 0xFF)
+    },
+    "a tab for a blank": message(b"GET\t/session\tHTTP/1.1", HOST),
+    "a method in lower case": message(b"get /session HTTP/1.1", HOST),
+    "an unknown method": message(b"STEAL /session HTTP/1.1", HOST),
+    "HTTP/0.9": b"GET /session\r\n\r\n",
+    "HTTP/1.2": message(b"GET /session HTTP/1.2", HOST),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0",
+    "http/1.1": message(b"GET /session http/1.1", HOST),
+    "another protocol": message(b"GET /session ICE/1.0", HOST),
+    "SSH": b"SSH-2.0-OpenSSH_9.0\r\n",
+    "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(200),
+    "a proxy's protocol": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + LAST,
+}
+
+
+@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)
+def test_what_is_not_http_is_refused_and_ends_the_connection(wire: Wire, request_: bytes) -> None:
+    assert wire.statuses(request_ + LAST) in ([400], [414])
+
+
+ANSWERED = {
+    "a host in the target": (message(b"GET http://evil.example/session HTTP/1.1", HOST), 401),
+    "a host in the target of a link": (message(b"GET http://evil.example/a?sso=x HTTP/1.1", HOST), 401),
+    "a star": (message(b"OPTIONS * HTTP/1.1", HOST), 404),
+    "TRACE": (message(b"TRACE /session HTTP/1.1", HOST), 405),
+    "TRACE of a link": (message(b"TRACE /a?sso=x HTTP/1.1", HOST), 405),
+    "PROPFIND": (message(b"PROPFIND /a?sso=x HTTP/1.1", HOST), 405),
+    "empty lines before it": (b"\r\n\r\n" + message(b"GET /session HTTP/1.1", HOST), 401),
+    "a fragment": (message(b"GET /session#/healthz HTTP/1.1", HOST), 401),
+    "an offer of HTTP/2": (message(b"GET /session HTTP/1.1", HOST, b"Connection: Upgrade", b"Upgrade: h2c"), 401),
+    "an offer of WebSocket": (
+        message(b"GET /session HTTP/1.1", HOST, b"Connection: keep-alive, Upgrade", b"Upgrade: websocket"),
+        401,
+    ),
+    "an offer without Connection": (message(b"GET /session HTTP/1.1", HOST, b"Upgrade: h2c"), 401),
+    "a body of a GET": (message(b"GET /session HTTP/1.1", HOST, b"Content-Length: 5", body=b"GET /"), 401),
+    "an unknown expectation": (message(b"GET /session HTTP/1.1", HOST, b"Expect: a miracle"), 401),
+    "cookies of 60,000 bytes": (message(b"GET /session HTTP/1.1", HOST, b"Cookie: " + b"a=b; " * 12_000), {401, 431}),
+    "a thousand headers": (message(b"GET /session HTTP/1.1", HOST, *[b"X%d: y" % n for n in range(1000)]), {401, 431}),
+}
+
+
+@pytest.mark.parametrize(("request_", "status"), ANSWERED.values(), ids=ANSWERED)
+def test_what_is_odd_is_answered_once_and_the_connection_stays(
+    wire: Wire, request_: bytes, status: int | set[int]
+) -> None:
+    first, *rest = wire.statuses(request_ + LAST)
+    assert first == status or (isinstance(status, set) and first in status)
+    assert rest == [200] or (first, rest) == (431, [])
+
+
+def test_what_is_sent_in_a_row_is_answered_in_this_order(wire: Wire) -> None:
+    session, readyz = message(b"GET /session HTTP/1.1", HOST), message(b"GET /readyz HTTP/1.1", HOST)
+    assert wire.statuses((session + readyz) * 20 + LAST) == [401, 200] * 20 + [200]
+    offer = message(b"GET /readyz HTTP/1.1", HOST, b"Connection: Upgrade", b"Upgrade: h2c")
+    assert wire.statuses((session + offer) * 500 + LAST) == [401, 200] * 500 + [200]
+
+
+def test_http_1_0_gets_one_answer_and_needs_no_host(wire: Wire) -> None:
+    for lines in ([], [b"Connection: keep-alive"], [HOST]):
+        assert wire.statuses(message(b"GET /healthz HTTP/1.0", *lines) + LAST) == [200]
+
+
+def test_a_header_that_counts_does_not_count_twice(wire: Wire) -> None:
+    length = b"Content-Length: %d" % len(PERSON)
+    twice = wire.post(b"/v1/sso_tokens", wire.authorization, length, body=PERSON)
+    assert wire.statuses(twice + LAST) == [401, 200]
+    other = wire.post(b"/v1/sso_tokens", b"Authorization: Bearer x", length, body=PERSON)
+    assert wire.statuses(other + LAST) == [401, 200]
+    # These say what a body means, and we know that anyway.
+    types = wire.post(b"/v1/sso_tokens", b"Content-Type: a/b", b"Content-Type: text/plain", length, body=PERSON)
+    assert wire.statuses(types + LAST) == [201, 200]
+
+
+@pytest.mark.parametrize("connection", [b"Upgrade", b"Upgrade, HTTP2-Settings", b"keep-alive, upgrade"])
+@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0", b"h2c, websocket"])
+def test_an_offer_to_change_the_protocol_is_declined_and_the_request_is_read_whole(
+    wire: Wire, connection: bytes, offer: bytes
+) -> None:
+    """As Java's own client offers it with all that it sends over plain HTTP."""
+    offers = [b"Connection: " + connection, b"Upgrade: " + offer, b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk"]
+    length = b"Content-Length: %d" % len(PERSON)
+    whole = wire.post(b"/v1/sso_tokens", *offers, length, body=PERSON)
+    assert wire.statuses(whole + whole + LAST) == [201, 201, 200]
+    pieces = wire.post(b"/v1/sso_tokens", *offers, b"Transfer-Encoding: chunked", body=chunked(PERSON))
+    assert wire.statuses(pieces + pieces + LAST) == [201, 201, 200]
+    # The body comes later, when the head was read; and then the head comes in pieces, too.
+    waiting = wire.post(b"/v1/sso_tokens", *offers, length, b"Expect: 100-continue", body=b"")
+    assert wire.statuses(waiting, PERSON + LAST) == [100, 201, 200]
+    with closing(wire.connect()) as connection_:
+        connection_.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in whole + LAST:
+            connection_.sendall(bytes([byte]))
+        assert [answer.status for answer in parsed(b"".join(iter(lambda: connection_.recv(65536), b"")))] == [201, 200]
+
+
+def test_a_client_that_waits_for_it_is_told_to_send_its_body(wire: Wire) -> None:
+    lines = [b"Expect: 100-continue", b"Content-Length: %d" % len(PERSON)]
+    assert wire.statuses(wire.post(b"/v1/sso_tokens", *lines, body=b""), PERSON + LAST) == [100, 201, 200]
+
+
+@pytest.mark.parametrize("expect", [b"Expect: 100-continue", b"Expect: x 100-continue", b"X: y"])
+def test_a_request_that_is_answered_before_its_body_is_the_last_one_on_its_connection(
+    wire: Wire, expect: bytes
+) -> None:
+    """A proxy may have been told not to send the body, and would send the next request in its place."""
+    for first in FIRST_LINES:
+        for length in (b"Content-Length: 5000", b"Transfer-Encoding: chunked"):
+            [answer] = wire.answers(message(first, HOST, expect, length), LAST)
+            assert answer.status in {200, 204, 401, 403, 405}
+            assert answer.header("connection") == "close"
+
+
+def test_an_answer_before_the_body_reaches_a_client_that_goes_on_sending(wire: Wire) -> None:
+    head = message(b"POST /v1/sso_tokens HTTP/1.1", HOST, b"Content-Length: 500000")
+    with closing(wire.connect()) as connection:
+        connection.sendall(head)
+        for _ in range(50):
+            connection.sendall(b"a" * 10_000)
+        [answer] = parsed(b"".join(iter(lambda: connection.recv(65536), b"")))
+    assert (answer.status, answer.error) == (401, "missing_token")
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_body_in_pieces_is_read_as_it_is_and_what_comes_after_it_is_no_header(wire: Wire) -> None:
+    pieces = b"Transfer-Encoding: chunked"
+    for body in (
+        chunked(PERSON),
+        chunked(PERSON, b"%X"),
+        chunked(PERSON, b"000%x"),
+        chunked(PERSON, b"%x;name=value"),
+        b"".join(b"1\r\n%c\r\n" % byte for byte in PERSON) + b"0\r\n\r\n",
+        chunked(PERSON, trailer=b"Authorization: Bearer x\r\nX: y\r\n"),
+    ):
+        assert wire.statuses(wire.post(b"/v1/sso_tokens", pieces, body=body) + LAST) == [201, 200]
+    stranger = message(b"POST /v1/sso_tokens HTTP/1.1", HOST, pieces, b"Trailer: Authorization")
+    body = chunked(PERSON, trailer=wire.authorization + b"\r\n")
+    assert wire.statuses(stranger + body + LAST) == [401, 200]
+    for late in (b"Host: a", b"Content-Length: 5", b"Transfer-Encoding: x", b"Connection: Upgrade\r\nUpgrade: h2c"):
+        body = chunked(PERSON, trailer=late + b"\r\n")
+        assert wire.statuses(wire.post(b"/v1/sso_tokens", pieces, body=body) + LAST) in ([201, 200], [400])
+
+
+BAD_CHUNKS = {
+    "not hexadecimal": b"zz\r\n",
+    "negative": b"-1\r\n",
+    "signed": b"+5\r\nhello\r\n0\r\n\r\n",
+    "with a prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
+    "empty": b"\r\nhello\r\n0\r\n\r\n",
+    "of 65 bits": b"10000000000000005\r\nhello\r\n0\r\n\r\n",
+    "of a hundred digits": b"f" * 100 + b"\r\nhello\r\n0\r\n\r\n",
+    "before a blank": b"5 \r\nhello\r\n0\r\n\r\n",
+    "behind a blank": b" 5\r\nhello\r\n0\r\n\r\n",
+    "that ends in LF": b"5\nhello\r\n0\r\n\r\n",
+    "that ends in CR": b"5\rhello\r\n0\r\n\r\n",
+    "with an extension that ends in LF": b"5;a\nhello\r\n0\r\n\r\n",
+    "before content that ends in LF": b"5\r\nhello\n0\r\n\r\n",
+    "before longer content": b"5\r\nhello!!0\r\n\r\n",
+    "before shorter content": b"5\r\nhell\r\n0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("body", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
+def test_a_chunk_with_a_size_that_could_be_read_in_two_ways_ends_the_connection(wire: Wire, body: bytes) -> None:
+    assert wire.statuses(wire.post(b"/v1/sso_tokens", b"Transfer-Encoding: chunked", body=body) + LAST) == [400]
+
+
+def test_a_body_that_is_announced_as_endless_is_not_waited_for(wire: Wire) -> None:
+    for lines, body in (
+        ([b"Content-Length: 16385"], b"{"),
+        ([b"Content-Length: 18446744073709551615"], b"{"),
+        ([b"Transfer-Encoding: chunked"], b"ffffffffffffffff\r\n" + b" " * 16_385),
+        (
+            [b"Transfer-Encoding: chunked"],
+            b"1000;" + b"a" * 50_000 + b"\r\n" + b" " * 4096 + b"\r\n5000\r\n" + b" " * 16_385,
+        ),
+    ):
+        [answer] = wire.answers(wire.post(b"/v1/sso_tokens", *lines, body=body))
+        assert (answer.status, answer.error) == (413, "payload_too_large")
+
+
+# --- a request within a request --------------------------------------------------------------------------------------
+
+LENGTHS = {
+    "two lengths": [b"Content-Length: {whole}", b"Content-Length: 0"],
+    "two lengths, the other first": [b"Content-Length: 0", b"Content-Length: {whole}"],
+    "two equal lengths": [b"Content-Length: {whole}", b"Content-Length: {whole}"],
+    "two lengths in one": [b"Content-Length: {whole}, 0"],
+    "two equal lengths in one": [b"Content-Length: {whole}, {whole}"],
+    "a length with a sign": [b"Content-Length: +{whole}"],
+    "a negative length": [b"Content-Length: -1"],
+    "a length with a fraction": [b"Content-Length: {whole}.0"],
+    "a hexadecimal length": [b"Content-Length: 0x5"],
+    "a length with a blank in it": [b"Content-Length: 0 {whole}"],
+    "a length in other digits": ["Content-Length: \u0661".encode()],
+    "an empty length": [b"Content-Length:"],
+    "a length of 65 bits": [b"Content-Length: 18446744073709551616"],
+    "a blank behind the length's name": [b"Content-Length : {whole}"],
+    "a length within a header": [b"X: y\rContent-Length: {whole}"],
+    "a length behind LF": [b"X: y\nContent-Length: {whole}"],
+    "a length and chunks": [b"Content-Length: {whole}", b"Transfer-Encoding: chunked"],
+    "chunks and a length": [b"Transfer-Encoding: chunked", b"Content-Length: {whole}"],
+    **{
+        f"a length and Transfer-Encoding {value!r}": [b"Content-Length: {whole}", b"Transfer-Encoding:" + value]
+        for value in (
+            *(b" CHUNKED", b"\tchunked", b" chunked ", b" xchunked", b" chunkedx", b' "chunked"', b" \x0bchunked"),
+            *(b" chunked\x0b", b" chunked\0", b" chunked, identity", b" identity, chunked", b" chunked, chunked"),
+            *(b" chunked;q=1", b" identity", b" gzip", b"", b"\r\n chunked", b" chunked\r\nTransfer-Encoding: x"),
+            *(b" x\r\nTransfer-Encoding: chunked", " \u212ahunked".encode(), b" chunked,", b" , chunked"),
+        )
+    },
+    "a length and a blank behind Transfer-Encoding": [b"Content-Length: {whole}", b"Transfer-Encoding : chunked"],
+    "a length and a blank before Transfer-Encoding": [b"Content-Length: {whole}", b" Transfer-Encoding: chunked"],
+    "a length and Transfer_Encoding": [b"Content-Length: {whole}", b"Transfer_Encoding: chunked"],
+    "a length and Transfer-Encoding within a header": [b"Content-Length: {whole}", b"X: y\rTransfer-Encoding: chunked"],
+    "a length and Transfer-Encoding behind LF": [b"Content-Length: {whole}", b"X: y\nTransfer-Encoding: chunked"],
+    "a length that Connection names": [b"Content-Length: {whole}", b"Connection: Content-Length"],
+    "chunks that Connection names": [b"Transfer-Encoding: chunked", b"Connection: Transfer-Encoding"],
+    "a length and an offer": [b"Content-Length: {whole}", b"Connection: Upgrade", b"Upgrade: websocket"],
+    "a length and another offer": [b"Content-Length: {whole}", b"Connection: Upgrade", b"Upgrade: h2c"],
+    "chunks and an offer": [b"Transfer-Encoding: chunked", b"Connection: Upgrade", b"Upgrade: websocket"],
+    "a length and an expectation": [b"Content-Length: {whole}", b"Expect: 100-continue"],
+    "a length and an odd expectation": [b"Content-Length: {whole}", b"Expect: x 100-continue"],
+    "a length": [b"Content-Length: {whole}"],
+}
+"""What says how long a body is. `{whole}` stands for its length."""
+
+FIRST_LINES = [
+    b"POST /v1/sso_tokens HTTP/1.1",
+    b"POST /logout HTTP/1.1",
+    b"POST " + PAGE.encode() + b"?sso=x HTTP/1.1",
+    b"GET " + PAGE.encode() + b"?sso=x HTTP/1.1",
+    b"HEAD " + PAGE.encode() + b"?sso=x HTTP/1.1",
+    b"OPTIONS " + PAGE.encode() + b"?sso=x HTTP/1.1",
+]
+"""Requests that are answered without a look at their body."""
+
+
+def bodies(hidden: bytes) -> list[bytes]:
+    """Bodies in which another request is all of it, or comes behind what may be taken for the end."""
+    return [hidden, b"0\r\n\r\n" + hidden, b"%x\r\n" % len(hidden) + hidden + b"\r\n0\r\n\r\n"]
+
+
+def outer(first: bytes, host: bytes, lines: Sequence[bytes], body: bytes) -> bytes:
+    """The head of the request that hides another in `body`."""
+    return message(first, host, *(line.replace(b"{whole}", b"%d" % len(body)) for line in lines))
+
+
+@pytest.mark.parametrize("lines", LENGTHS.values(), ids=LENGTHS)
+def test_no_request_hides_within_another(wire: Wire, lines: list[bytes]) -> None:
+    token = wire.issue()
+    hidden = message(f"GET {PAGE}?sso={token} HTTP/1.1".encode(), HOST)
+    for first in FIRST_LINES:
+        for number, body in enumerate(bodies(hidden)):
+            head = outer(first, HOST, lines, body)
+            if number == 1 and head.count(b"Transfer-Encoding: chunked\r\n") and b"{whole}" not in b"".join(lines):
+                continue  # this one is honest: it says that the body ends before the second request
+            for statuses in (wire.statuses(head + body + LAST), wire.statuses(head, body + LAST)):
+                final = [status for status in statuses if status != 100]
+                # Refused, or the body is a body, whatever is in it, and what comes after it is the next request; or
+                # it is none, and then the connection is at its end.
+                assert len(final) <= 2, (head, body, statuses)
+                assert 303 not in final, (head, body, statuses)
+                assert len(final) < 2 or final[1] in {200, 400}, (head, body, statuses)
+    assert wire.is_unused(token)
+
+
+# --- behind a proxy --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def kind(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    program(kind)
+    return kind
+
+
+@pytest.fixture(scope="module")
+def house(kind: str, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    directory = tmp_path_factory.mktemp(kind)
+    with house_with(kind, sqlite_template, directory) as (house, _):
+        yield house
+    assert "Traceback" not in (directory / "service.log").read_text()
+
+
+def hidden_in(token: str) -> bytes:
+    """A login that the proxy lets nobody make, since it is for a host that is not the Studio's."""
+    return message(f"GET {PAGE}?sso={token} HTTP/1.1".encode(), b"Host: hidden.example")
+
+
+@pytest.mark.parametrize("lines", LENGTHS.values(), ids=LENGTHS)
+def test_no_request_hides_from_a_proxy(house: House, lines: list[bytes]) -> None:
+    token = house.issue()
+    host = b"Host: studio.example:%d" % house.proxy.port
+    last = message(b"GET /healthz HTTP/1.1", host, b"Connection: close")
+    for first in (FIRST_LINES[0], FIRST_LINES[2]):
+        for body in bodies(hidden_in(token)):
+            connection = house.proxy.connect()
+            connection.settimeout(2)
+            with suppress(TimeoutError):  # it may take the last request for the end of a body, and wait for the rest
+                received = exchanged(connection, outer(first, host, lines, body) + body + last)
+                assert b"HTTP/1.1 303" not in received
+    assert house.works(token)
+
+
+@pytest.mark.parametrize("offer", [b"websocket", b"h2c"])
+def test_no_request_hides_behind_an_offer_to_change_the_protocol(house: House, offer: bytes) -> None:
+    """Nor is it put before the request of whoever uses the connection to the service next."""
+    token = house.issue()
+    host = b"Host: studio.example:%d" % house.proxy.port
+    hidden = hidden_in(token)
+    for body in (hidden, hidden[:-2] + b"X: "):
+        for first in (FIRST_LINES[0], FIRST_LINES[2]):
+            for delay in (0, 0.005, 0.01, 0.02):
+                lines = [b"Connection: Upgrade", b"Upgrade: " + offer, b"Content-Length: {whole}"]
+                with closing(house.proxy.connect()) as connection:
+                    connection.sendall(outer(first, host, lines, body))
+                    time.sleep(delay)  # the service is to have the head alone, and the proxy not to have hung up
+                    connection.sendall(body)
+                    assert connection.recv(65536)[9:12] in {b"401", b"405"}
+                    assert house.proxy.ask("/session").status == 401
+    assert house.works(token)
+
+
+def test_no_offer_or_expectation_reaches_the_service(kind: str, tmp_path: Path) -> None:
+    with (
+        application() as service,
+        application() as studio,
+        proxying(kind, [f"127.0.0.1:{service.port}"], studio.port, tmp_path / "p") as proxy,
+    ):
+        for offer in ("websocket", "h2c", "WebSocket", "x"):
+            for target in (f"{PAGE}?sso=x", "/v1/sso_tokens", "/session", PAGE):
+                proxy.ask(target, ("Connection", "Upgrade, close"), ("Upgrade", offer), method="POST", body=b"hello")
+                proxy.ask(target, ("Expect", "100-continue"), method="POST", body=b"hello")
+                proxy.ask(target, ("Expect", "x 100-continue"), method="POST", body=b"hello")
+        seen = service.take()
+    assert {request.target for request in seen} >= {b"/v1/sso_tokens", b"/session", f"{PAGE}?sso=x".encode()}
+    for request in seen:
+        assert not request.values("upgrade") + request.values("expect"), request
+        assert "upgrade" not in ",".join(request.values("connection")).lower(), request
+
+
+# --- slow clients ----------------------------------------------------------------------------------------------------
+
+
+async def drip(port: int, begin: bytes, begun: asyncio.Semaphore) -> None:
+    """Sends `begin`, and then a byte now and then for as long as it is let."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(begin)
+        await writer.drain()
+        begun.release()
+        while not reader.at_eof():
+            await asyncio.sleep(0.05)
+            writer.write(b"a")
+            await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        begun.release()
+        writer.transport.abort()
+
+
+@pytest.mark.anyio
+async def test_two_hundred_slow_clients_hold_up_nobody(wire: Wire) -> None:
+    """Some never end their head, others their body, others the body that nobody waits for any more."""
+    kinds = [
+        b"GET /session HTTP/1.1\r\nHost: studio.example\r\nX: ",
+        b"GET /a?sso=",
+        wire.post(b"/v1/sso_tokens", b"Content-Length: 10000", body=b"{"),
+        message(b"POST /v1/sso_tokens HTTP/1.1", HOST, b"Content-Length: 10000", body=b"{"),
+    ]
+    port = urlsplit(wire.running.url).port or 0
+    begun = asyncio.Semaphore(0)
+    drips = [asyncio.create_task(drip(port, kinds[number % len(kinds)], begun)) for number in range(200)]
+    try:
+        for _ in drips:
+            await begun.acquire()
+        for _ in range(20):
+            token = await asyncio.to_thread(wire.issue)
+            login = message(f"GET {PAGE}?sso={token} HTTP/1.1".encode(), HOST, b"Connection: close")
+            assert await asyncio.to_thread(wire.statuses, login) == [303]
+        assert not any(task.exception() for task in drips if task.done())
+    finally:
+        for task in drips:
+            task.cancel()
+        await asyncio.gather(*drips, return_exceptions=True)

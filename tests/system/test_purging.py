@@ -1,0 +1,55 @@
+"""Purging by several processes."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sso_service.database.purging import PurgeRound
+from tests.support.ledger import HOUR, NOW, World, claims, put
+
+
+@pytest.mark.parametrize(
+    ("database_url", "end"),
+    [("sqlite", signal.SIGKILL), ("postgresql", signal.SIGKILL), ("postgresql", signal.SIGSTOP)],
+    indirect=["database_url"],
+)
+def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_from_it(
+    world: World, database_url: str, end: signal.Signals
+) -> None:
+    database, purger = world.database, world.purger()
+    put(database, claims(NOW - 9 * HOUR))
+    purger.run()
+    world.wait(61)
+    victim = subprocess.Popen(
+        [sys.executable, "-c", _DELETES_FOR_EVER, database_url], stdout=subprocess.PIPE, text=True
+    )
+    with victim:
+        assert victim.stdout is not None
+        assert victim.stdout.readline() == "True\n"
+        assert purger.run() == PurgeRound(elsewhere=True)
+        world.wait(61)
+        try:
+            victim.send_signal(end)
+            deadline = time.monotonic() + 10
+            while (done := purger.run()).elsewhere:
+                assert time.monotonic() < deadline
+                world.wait(61)
+                time.sleep(0.05)
+        finally:
+            victim.kill()
+    assert done == PurgeRound(deleted=1)
+
+
+_DELETES_FOR_EVER = """
+import sys, time
+from sso_service.database.engine import Database
+from sso_service.settings import read_settings
+database = open_database(read_settings({"SSO_DATABASE_URL": sys.argv[1]}))
+with database.connect() as connection, database.purging(connection) as alone:
+    print(alone, flush=True)
+    while True:
+        time.sleep(1)
+"""

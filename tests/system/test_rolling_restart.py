@@ -1,0 +1,308 @@
+"""Nodes are restarted one after another, or one node on a socket that stays open, and no client sees anything of it."""
+
+import asyncio
+import json
+import signal
+import socket
+import socketserver
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from scripts.tools.ports import free_port
+from sso_service.database.transactions import Database
+from tests.support.connections import Line, Reply, issue, login, until
+from tests.support.databases import on_postgresql, on_sqlite
+from tests.support.ledger import claims_of, consumed_claims
+from tests.support.processes import Running, serving
+from tests.support.programs import program
+from tests.support.proxies import HOST, PROXIES, Proxy, proxying, started
+from tests.support.studio_server import application
+
+pytestmark = pytest.mark.anyio
+
+
+# --- load ------------------------------------------------------------------------------------------------------------
+
+
+class Visitors:
+    """People who sign in without a pause, through `port`. Whatever a request does but succeed ends the test."""
+
+    def __init__(self, port: int, api_token: str, tls: ssl.SSLContext | None = None) -> None:
+        self._port = port
+        self._api_token = api_token
+        self._tls = tls
+        self.logins: list[str] = []
+        self.over = False
+
+    async def visit(self, name: str, *, keep: bool) -> None:
+        """Signs in somebody new each time, on a connection that is kept for as long as may be, or on new ones."""
+        async with AsyncExitStack() as stack:
+            line: Line | None = None
+
+            async def asked(request: bytes) -> Reply:
+                nonlocal line
+                if (connection := line) is None:
+                    line = connection = await stack.enter_async_context(self._line())
+                reply = await connection.send(request)
+                if not keep or reply.header("connection") == "close":
+                    await stack.aclose()
+                    line = None
+                return reply
+
+            while not self.over:
+                # Somebody new: had a node made them, and the proxy asked another one again, that one would know them.
+                issued = await asked(issue(self._api_token, f"{name}-{len(self.logins)}@example.com"))
+                assert issued.status == 201, (name, issued)
+                assert json.loads(issued.body)["user_created"] is True
+                entered = await asked(login(issued.token))
+                assert entered.status == 303, (name, entered)
+                self.logins.append(issued.token)
+
+    async def again(self) -> set[int]:
+        """The statuses of one more login with each of the last tokens."""
+        async with self._line() as line:
+            return {(await line.send(login(token))).status for token in self.logins[-50:]}
+
+    @asynccontextmanager
+    async def _line(self) -> AsyncIterator[Line]:
+        name = HOST if self._tls else None
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls, server_hostname=name)
+        try:
+            yield Line(reader, writer)
+        finally:
+            writer.transport.abort()
+            with suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
+
+
+@contextmanager
+def ended_well(running: Running) -> Iterator[None]:
+    """At its end the node is told to stop, and does so by itself."""
+    yield
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(20) in {0, -signal.SIGTERM}
+    log = running.log.read_text()
+    assert "ERROR" not in log
+    assert "Traceback" not in log
+
+
+def starter(
+    env: dict[str, str], log: Path, *, workers: int, port: int | None = None, fd: int | None = None
+) -> Callable[[], ExitStack]:
+    """What starts a node; to close what it returns stops the node."""
+
+    def start() -> ExitStack:
+        with ExitStack() as stack:
+            node = stack.enter_context(serving(env, log, workers=workers, port=port, fd=fd))
+            stack.enter_context(ended_well(node))
+            return stack.pop_all()
+
+    return start
+
+
+# --- several nodes ---------------------------------------------------------------------------------------------------
+
+HAPROXY = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 20s
+    timeout server 15s
+    default-server check inter 200ms fall 2 rise 1
+
+frontend all
+    bind 127.0.0.1:{port}
+    default_backend nodes
+
+backend nodes
+    balance roundrobin
+    option httpchk
+    http-check send meth GET uri /readyz
+    http-check expect status 200
+    server first 127.0.0.1:{first}
+    server second 127.0.0.1:{second}
+"""
+
+
+@contextmanager
+def haproxy(ports: Sequence[int], directory: Path) -> Iterator[int]:
+    """The port of an HAProxy in front of two nodes, set up as the README has it."""
+    directory.mkdir()
+    port = free_port()
+    (directory / "haproxy.cfg").write_text(HAPROXY.format(port=port, first=ports[0], second=ports[1]))
+    with started([program("haproxy"), "-f", "haproxy.cfg"], port, directory, {}):
+        yield port
+
+
+@on_postgresql
+async def test_two_nodes_are_restarted_in_turn_and_no_request_through_any_proxy_fails_or_is_made_twice(
+    env: dict[str, str], tmp_path: Path, database: Database, api_token: str
+) -> None:
+    for kind in ("nginx", "caddy", "haproxy"):
+        program(kind)
+    env |= {"SSO_DRAIN": "2", "SSO_STUDIO_PAGES": "0"}
+    ports = [free_port(), free_port()]
+    starters = [starter(env, tmp_path / f"node-{port}", port=port, workers=2) for port in ports]
+    with ExitStack() as stack:
+        nodes = [stack.enter_context(start()) for start in starters]
+        studio = stack.enter_context(application())
+        crowds = [Visitors(stack.enter_context(haproxy(ports, tmp_path / "haproxy")), api_token)]
+        for kind in PROXIES:
+            services = [f"127.0.0.1:{port}" for port in ports]
+            proxy: Proxy = stack.enter_context(proxying(kind, services, studio.port, tmp_path / kind))
+            crowds.append(Visitors(proxy.port, api_token, proxy.tls))
+
+        async with asyncio.TaskGroup() as group:
+            for number, crowd in enumerate(crowds):
+                for visitor in range(4):
+                    group.create_task(crowd.visit(f"visitor-{number}-{visitor}", keep=visitor > 0))
+            for _ in range(2):
+                for number, start in enumerate(starters):
+                    await until(lambda: all(len(crowd.logins) > 20 for crowd in crowds))
+                    await asyncio.to_thread(nodes[number].close)
+                    nodes[number] = stack.enter_context(await asyncio.to_thread(start))
+                    await until(lambda: ready(ports[number]))  # noqa: B023 - it is over before the next round
+                    await asyncio.sleep(1.5)  # for as long as a proxy leaves out who was away, and a little more
+            for crowd in crowds:
+                crowd.over = True
+
+        logins = [token for crowd in crowds for token in crowd.logins]
+        print([len(crowd.logins) for crowd in crowds])  # shown by -rP
+        assert {claims_of(token) for token in logins} == consumed_claims(database)
+        for crowd in crowds:
+            assert await crowd.again() == {401}
+
+
+def ready(port: int) -> bool:
+    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    connection.request("GET", "/readyz")
+    status = connection.getresponse().status
+    connection.close()
+    return status == 200
+
+
+@on_sqlite
+async def test_a_node_that_is_told_to_stop_says_so_and_serves_until_balancers_have_heard_it(
+    env: dict[str, str], tmp_path: Path, api_token: str
+) -> None:
+    port = free_port()
+    with serving(env | {"SSO_DRAIN": "2"}, tmp_path / "log", port=port, workers=2) as running:
+        visitors = Visitors(port, api_token)
+        running.process.send_signal(signal.SIGTERM)
+        told = time.monotonic()
+        await until(lambda: not ready(port), seconds=2)
+        running.process.send_signal(signal.SIGTERM)
+        while time.monotonic() < told + 1.9:
+            visitors.over = False
+            asyncio.get_running_loop().call_later(0.1, setattr, visitors, "over", True)
+            await visitors.visit(f"late-{time.monotonic()}", keep=False)
+            assert not await asyncio.to_thread(ready, port)
+        assert len(visitors.logins) > 5
+        assert await asyncio.to_thread(running.process.wait, 10) in {0, -signal.SIGTERM}
+        with pytest.raises(ConnectionRefusedError):
+            ready(port)
+    assert "Traceback" not in running.log.read_text()
+
+
+class Dying(socketserver.ThreadingTCPServer):
+    """A node that is ready, and dies when it has read a request, or so it looks."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _LastWords)
+        self.requests: list[str] = []
+
+
+class _LastWords(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        request = self.rfile.readline().rpartition(b" ")[0]
+        if request == b"GET /readyz":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        elif request:
+            cast(Dying, self.server).requests.append(request.decode())
+
+
+@pytest.mark.parametrize("kind", PROXIES)
+def test_a_request_that_one_node_got_is_not_sent_to_another(kind: str, tmp_path: Path) -> None:
+    with Dying() as first, Dying() as second, application() as studio:
+        for node in (first, second):
+            threading.Thread(target=node.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        services = [f"127.0.0.1:{node.server_address[1]}" for node in (first, second)]
+        asked = [f"GET /?sso={'A' * 43}", "POST /?sso=A", "POST /v1/sso_tokens", "POST /sso/confirm"]
+        with proxying(kind, services, studio.port, tmp_path / kind) as proxy:
+            for request in asked:
+                method, target = request.split()
+                answer = proxy.ask(target, method=method, body=b"{}" if method == "POST" else b"")
+                assert answer.status in {502, 503}
+                time.sleep(1.2)  # until the proxy trusts both again
+        for node in (first, second):
+            node.shutdown()
+        assert sorted(first.requests + second.requests) == sorted(asked)
+
+
+def test_nginx_sends_a_request_to_another_node_if_one_takes_no_connections(tmp_path: Path) -> None:
+    with application() as service, application() as studio:
+        services = [f"127.0.0.1:{port}" for port in (free_port(), free_port(), service.port)]
+        with proxying("nginx", services, studio.port, tmp_path / "nginx") as proxy:
+            for request in (f"GET /?sso={'A' * 43}", "POST /?sso=A", "POST /v1/sso_tokens", "GET /session"):
+                method, target = request.split()
+                for _ in range(3):
+                    answer = proxy.ask(target, method=method, body=b"{}" if method == "POST" else b"")
+                    assert answer.status == 200, request
+                    [seen] = service.take()
+                    assert seen.body == (b"{}" if method == "POST" else b"")
+                time.sleep(1.2)  # until the proxy tries them again
+
+
+# --- one node, on a socket that stays open ---------------------------------------------------------------------------
+
+
+@on_sqlite
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_node_on_a_socket_that_stays_open_is_restarted_and_no_request_fails(
+    env: dict[str, str], tmp_path: Path, database: Database, api_token: str, workers: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener, ExitStack() as stack:
+        visitors = Visitors(listener.getsockname()[1], api_token)
+        start = starter(env, tmp_path / "log", fd=listener.fileno(), workers=workers)
+        node = stack.enter_context(start())
+        async with asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(visitors.visit(f"visitor-{number}", keep=number % 2 == 0))
+            for _ in range(2):
+                before = len(visitors.logins)
+                await until(lambda: len(visitors.logins) > before + 100)  # noqa: B023 - over before the next round
+                await asyncio.to_thread(node.close)
+                node = stack.enter_context(await asyncio.to_thread(start))
+            visitors.over = True
+        assert {claims_of(token) for token in visitors.logins} == consumed_claims(database)
+        assert await visitors.again() == {401}
+
+
+@on_sqlite
+async def test_workers_are_replaced_one_by_one_on_sighup_and_no_request_fails(
+    env: dict[str, str], tmp_path: Path, database: Database, api_token: str
+) -> None:
+    port = free_port()
+    with serving(env, tmp_path / "log", port=port, workers=2) as running:
+        visitors = Visitors(port, api_token)
+        async with asyncio.TaskGroup() as group:
+            for number in range(8):
+                group.create_task(visitors.visit(f"visitor-{number}", keep=number % 2 == 0))
+            await until(lambda: len(visitors.logins) > 100)
+            running.process.send_signal(signal.SIGHUP)
+            await until(lambda: running.log.read_text().count("Finished server process") == 2, seconds=30)
+            before = len(visitors.logins)
+            await until(lambda: len(visitors.logins) > before + 100)
+            visitors.over = True
+        assert {claims_of(token) for token in visitors.logins} == consumed_claims(database)
+    assert "Traceback" not in running.log.read_text()
