@@ -16,13 +16,14 @@ import pytest
 from sqlalchemy import make_url
 
 from sso_service import keyring
-from sso_service.database import administration, migrations
-from sso_service.database.engine import Database
+from sso_service.database import migrations, open_database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
@@ -136,7 +137,7 @@ def env(database_url: str, keys_dir: Path, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
-    database = Database(settings.database)
+    database = open_database(settings)
     yield database
     database.close()
 
@@ -150,14 +151,14 @@ def world(settings: Settings) -> Iterator[World]:
 
 
 @pytest.fixture
-def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock) -> Iterator[Service]:
-    service = Service(settings, database, KeyDirectory(keys_dir), clock=clock)
+def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock) -> Iterator[Node]:
+    service = Node(settings, database, KeyDirectory(keys_dir), clock=clock)
     yield service
     service.close()
 
 
 @pytest.fixture
-def client(service: Service) -> Client:
+def client(service: Node) -> Client:
     """A browser or an integration in front of the real application."""
     return Client(create_app(service))
 
@@ -193,7 +194,7 @@ def _with_database(server: str, name: str) -> str:
 
 
 def _populate(url: str) -> None:
-    database = Database(read_settings({"SSO_DATABASE_URL": url}).database)
+    database = open_database(read_settings({"SSO_DATABASE_URL": url}))
     migrations.upgrade(database)
     with database.connect() as connection, database.writing(connection):
         administration.add_account(connection, "One", account_id=ACCOUNT, portal_url=PORTAL)

@@ -14,10 +14,17 @@ from sso_service.settings import Settings
 
 def open_database(settings: Settings) -> Database:
     """Return the database of the settings. It connects when it is first used. Raises `SettingsError`."""
-    url = _url(settings)
+    return database_at(_url(settings), require_sync_standby=settings.require_sync_standby)
+
+
+def database_at(url: URL, *, require_sync_standby: bool = False) -> Database:
+    """Return the database at `url`, an SQLAlchemy URL with driver.
+
+    With `require_sync_standby`, PostgreSQL consumes tokens only while there is a synchronous standby.
+    """
     if url.get_backend_name() == "sqlite":
         return SqliteDatabase(url)
-    return PostgresqlDatabase(url, require_sync_standby=settings.require_sync_standby)
+    return PostgresqlDatabase(url, require_sync_standby=require_sync_standby)
 
 
 def _url(settings: Settings) -> URL:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -27,19 +28,15 @@ def json_error(described: Problem) -> Response:
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """Return `error` as an API client sees it, or None for a bug, which is an error that the ladder does not contain."""
+    """Return `error` as an API client sees it, or None for a bug: an error that is not in the ladder."""
     match error:
         case ServiceError():
             return api_problem(error)
         case HTTPException(status_code=404):  # from the routing of the Studio pages
             return problem("not_found")
         case HTTPException(status_code=405, headers=headers):
-            return Problem(**_fields(problem("method_not_allowed")), headers=dict(headers or {}))
+            return replace(problem("method_not_allowed"), headers=dict(headers or {}))
     return None
-
-
-def _fields(described: Problem) -> dict[str, object]:
-    return {"status": described.status, "code": described.code, "message": described.message}
 
 
 class UnavailableLog:

@@ -1,4 +1,4 @@
-"""What is written down: an event for each issue, login, refusal and change, with ids and never with a token."""
+"""Audit events: one for each issue, login, refusal and change, with IDs and never with a token."""
 
 import json
 import logging
@@ -12,12 +12,13 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from sso_service import cli, logs
-from sso_service.audit import Event, EventName
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service import cli
+from sso_service.database.transactions import Database
+from sso_service.observability import logs
+from sso_service.observability.audit import Event, EventName
 from sso_service.permissions import Role, Scope
 from sso_service.tokens import ref
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, PAGE, TEAM
@@ -31,17 +32,17 @@ FORGED = "A" * 43
 
 
 class Trail:
-    """The events since the last look."""
+    """The events since the last call of `take`."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, "sso_service.audit")
+        caplog.set_level(logging.INFO, logs.AUDIT_LOGGER)
         self._caplog = caplog
 
-    def look(self) -> list[dict[str, Any]]:
+    def take(self) -> list[dict[str, Any]]:
         events = [
             msgspec.to_builtins(record.msg)
             for record in self._caplog.records
-            if record.name == "sso_service.audit" and isinstance(record.msg, Event)
+            if record.name == logs.AUDIT_LOGGER and isinstance(record.msg, Event)
         ]
         self._caplog.clear()
         return events
@@ -52,81 +53,81 @@ def trail(caplog: pytest.LogCaptureFixture) -> Trail:
     return Trail(caplog)
 
 
-async def test_an_issue_and_a_login_name_user_account_and_token(
+async def test_an_issue_and_a_login_record_user_account_and_token(
     client: Client, api_token: str, verifier: str, trail: Trail
 ) -> None:
     token = await client.issue(api_token)
-    who = {"user_id": 1, "account_id": ACCOUNT}
-    issued = {"event": "token_issued", **who, "api_token_id": 1, "ref": ref(token)}
-    assert trail.look() == [{**issued, "user_created": True}]
+    subject = {"user_id": 1, "account_id": ACCOUNT}
+    issued = {"event": "token_issued", **subject, "api_token_id": 1, "ref": ref(token)}
+    assert trail.take() == [{**issued, "user_created": True}]
 
     await client.get(f"{PAGE}?sso={token}")
-    assert trail.look() == [{"event": "login", **who, "ref": ref(token), "way": "browser"}]
-    await client.get(f"{PAGE}?sso={token}")  # back button: nobody signs in, nobody is refused
-    assert trail.look() == []
+    assert trail.take() == [{"event": "login", **subject, "ref": ref(token), "way": "browser"}]
+    await client.get(f"{PAGE}?sso={token}")  # the back button: neither a login nor a refusal
+    assert trail.take() == []
 
     token = await client.issue(api_token)
-    assert trail.look() == [{**issued, "ref": ref(token)}]
+    assert trail.take() == [{**issued, "ref": ref(token)}]
     await client.post_json("/v1/sso_tokens/verify", {"token": token}, token=verifier)
-    assert trail.look() == []
+    assert trail.take() == []
     await client.post_json("/v1/sso_tokens/consume", {"token": token}, token=verifier)
-    assert trail.look() == [{"event": "login", **who, "ref": ref(token), "way": "api"}]
+    assert trail.take() == [{"event": "login", **subject, "ref": ref(token), "way": "api"}]
     await client.post_json("/v1/sso_tokens/revoke", {"token": token}, token=api_token)
-    assert trail.look() == []  # it was used before
+    assert trail.take() == []  # the token was consumed before, so nothing is revoked
     token = await client.issue(api_token)
-    trail.look()
+    trail.take()
     await client.post_json("/v1/sso_tokens/revoke", {"token": token}, token=api_token)
-    assert trail.look() == [{"event": "token_revoked", **who, "ref": ref(token), "api_token_id": 1}]
+    assert trail.take() == [{"event": "token_revoked", **subject, "ref": ref(token), "api_token_id": 1}]
 
 
-async def test_a_refused_login_says_why_and_whose_it_was_if_the_signature_held(
+async def test_a_refused_login_records_its_reason_and_a_genuine_tokens_user(
     client: Client, api_token: str, verifier: str, database: Database, clock: Clock, trail: Trail
 ) -> None:
     used, disabled, late = [await client.issue(api_token) for _ in range(3)]
     await client.another().get(f"{PAGE}?sso={used}")
-    trail.look()
-    who = {"user_id": 1, "account_id": ACCOUNT}
+    trail.take()
+    subject = {"user_id": 1, "account_id": ACCOUNT}
 
-    async def refused(token: str, reason: str, **whose: int) -> None:
-        expected = {"event": "login_refused", **whose, "ref": ref(token), "reason": reason}
+    async def refused(token: str, reason: str, **subject: int) -> None:
+        expected = {"event": "login_refused", **subject, "ref": ref(token), "reason": reason}
         await client.get(f"{PAGE}?sso={token}")
-        assert trail.look() == [{**expected, "way": "browser"}]
+        assert trail.take() == [{**expected, "way": "browser"}]
         await client.post_json("/v1/sso_tokens/consume", {"token": token}, token=verifier)
-        assert trail.look() == [{**expected, "way": "api"}]
+        assert trail.take() == [{**expected, "way": "api"}]
 
     await refused("x", "malformed")
     await refused(FORGED, "bad_signature")
-    await refused(used, "consumed", **who)
+    await refused(used, "consumed", **subject)
     with changing(database) as connection:
         administration.disable_user(connection, JANE["email"], now=int(clock()))
-    await refused(disabled, "no_access", **who)
+    await refused(disabled, "no_access", **subject)
     clock.advance(300)
-    await refused(late, "expired", **who)
+    await refused(late, "expired", **subject)
 
 
 @on_sqlite
-async def test_a_login_that_the_database_refuses_is_written_down(
+async def test_a_login_during_a_database_error_is_recorded(
     client: Client, api_token: str, database: Database, trail: Trail
 ) -> None:
     token = await client.issue(api_token)
-    trail.look()
+    trail.take()
     with changing(database) as connection:
         connection.exec_driver_sql("ALTER TABLE consumed_nonces RENAME TO elsewhere")
     assert (await client.get(f"{PAGE}?sso={token}")).status == 503
-    assert trail.look() == [
+    assert trail.take() == [
         {"event": "login_refused", "ref": ref(token), "way": "browser", "reason": "unavailable"},
     ]
 
 
-async def test_a_refused_request_names_the_api_token_as_far_as_it_is_known(
+async def test_a_refused_request_records_the_api_token_if_it_is_known(
     client: Client, api_token: str, verifier: str, database: Database, trail: Trail
 ) -> None:
     issue = "/v1/sso_tokens"
     await client.post_json(issue, JANE, token="wf_live_unknown")
-    assert trail.look() == [{"event": "api_refused", "reason": "not_authenticated"}]
+    assert trail.take() == [{"event": "api_refused", "reason": "not_authenticated"}]
     await client.post_json(issue, JANE, token=verifier)
     refused = {"event": "api_refused", "account_id": ACCOUNT, "api_token_id": 2}
-    assert trail.look() == [{**refused, "reason": "insufficient_scope"}]
+    assert trail.take() == [{**refused, "reason": "insufficient_scope"}]
 
     await client.issue(api_token)
     await client.issue(api_token, JOHN)
@@ -136,23 +137,23 @@ async def test_a_refused_request_names_the_api_token_as_far_as_it_is_known(
         _, capped = administration.create_api_token(
             connection, account_id=ACCOUNT, name="c", scopes=frozenset(Scope), now=1, max_role=Role.EDITOR
         )
-    trail.look()
+    trail.take()
     await client.post_json(issue, JOHN, token=api_token)
     await client.post_json(issue, JANE, token=capped)
-    assert trail.look() == [
+    assert trail.take() == [
         {**refused, "api_token_id": 1, "user_id": 2, "reason": "user_disabled"},
         {**refused, "api_token_id": 3, "user_id": 1, "reason": "role_not_allowed"},
     ]
 
 
-async def test_what_an_admin_changes_is_written_down_with_who_did_it(
+async def test_a_change_by_an_admin_records_the_admin(
     client: Client, api_token: str, database: Database, trail: Trail
 ) -> None:
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
     await client.issue(api_token, JOHN)
     with changing(database) as connection:
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
-    trail.look()
+    trail.take()
     settings = f"/client/{ACCOUNT}/t/{TEAM}/settings"
 
     async def post(path: str, body: bytes = b"") -> None:
@@ -165,7 +166,7 @@ async def test_what_an_admin_changes_is_written_down_with_who_did_it(
     await post(f"{settings}/api-tokens", b"name=new&scope=write:sso")
     await post(f"{settings}/api-tokens/2/revoke")
     by = {"account_id": ACCOUNT, "by_user_id": 1}
-    assert trail.look() == [
+    assert trail.take() == [
         {"event": "role_changed", "user_id": 2, **by, "role": "publisher"},
         {"event": "signed_out_everywhere", "user_id": 2, **by},
         {"event": "member_removed", "user_id": 2, **by},
@@ -173,35 +174,35 @@ async def test_what_an_admin_changes_is_written_down_with_who_did_it(
         {"event": "api_token_revoked", **by, "api_token_id": 2},
     ]
     await post("/sso/sign-out-everywhere")
-    assert trail.look() == [{"event": "signed_out_everywhere", "user_id": 1}]
+    assert trail.take() == [{"event": "signed_out_everywhere", "user_id": 1}]
 
 
 @on_sqlite
-async def test_a_change_that_is_not_made_is_not_written_down(
+async def test_a_refused_change_is_not_recorded(
     client: Client, api_token: str, database: Database, trail: Trail
 ) -> None:
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
     with changing(database) as connection:
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
-    trail.look()
+    trail.take()
     path = f"/client/{ACCOUNT}/t/{TEAM}/settings/team/1/role"
     answer = await client.request("POST", path, headers=[("sec-fetch-site", "same-origin")], body=b"role=editor")
     assert answer.status == 409  # the last admin
-    assert trail.look() == []
+    assert trail.take() == []
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
 class SystemLog:
-    """A system log of one's own."""
+    """A socket that receives what programs send to the system log."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._socket.setblocking(False)
 
-    def look(self) -> list[dict[str, Any]]:
+    def take(self) -> list[dict[str, Any]]:
         lines = []
         while True:
             try:
@@ -227,24 +228,25 @@ class SystemLog:
 def system_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemLog]:
     path = tmp_path / "log"
     log = SystemLog(path)
-    config, usual = logs.config_of_commands(str(path)), logs.config("text")
+    config = logs.config_of_commands(str(path))
     monkeypatch.setattr(logs, "config_of_commands", lambda: config)
     yield log
     log.close()
-    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "loggers": usual["loggers"]})
+    default = {logs.AUDIT_LOGGER: {"handlers": [], "level": "INFO", "propagate": True}}
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "loggers": default})
 
 
-def test_what_an_operator_changes_goes_to_the_system_log(tmp_path: Path, system_log: SystemLog) -> None:
+def test_changes_by_an_operator_go_to_the_system_log(tmp_path: Path, system_log: SystemLog) -> None:
     def run(*arguments: str) -> str:
         umask = os.umask(0)
         done = CliRunner().invoke(cli.main, arguments, env={"SSO_HOME": str(tmp_path)}, catch_exceptions=False)
-        os.umask(umask)  # a command sets its own
+        os.umask(umask)  # a command changes it
         assert done.exit_code == 0, done.output
         assert done.stderr == ""
         return done.stdout
 
     run("init", "--demo")
-    key = system_log.look()[0]["key_id"]
+    key = system_log.take()[0]["key_id"]
     demo = cli.DEMO_ADMIN
     expected = {
         ("account", "add", "New"): {"event": "account_added", "account_id": 124},
@@ -268,16 +270,16 @@ def test_what_an_operator_changes_goes_to_the_system_log(tmp_path: Path, system_
     }
     for arguments, event in expected.items():
         run(*arguments)
-        assert system_log.look() == [event], arguments
+        assert system_log.take() == [event], arguments
     for arguments in (("account", "list"), ("user", "show", demo), ("keys", "list"), ("keys", "rotate", "--dry-run")):
         run(*arguments)
-        assert system_log.look() == []
+        assert system_log.take() == []
     run("keys", "revoke", key)
-    assert [event["event"] for event in system_log.look()] == ["key_revoked", "key_created"]
+    assert [event["event"] for event in system_log.take()] == ["key_revoked", "key_created"]
     run("keys", "rotate", "--prune")
-    assert [event["event"] for event in system_log.look()] == ["key_created", "key_deleted"]
+    assert [event["event"] for event in system_log.take()] == ["key_created", "key_deleted"]
 
 
-def test_the_events_are_a_closed_list_and_the_readme_has_it() -> None:
+def test_the_documentation_lists_every_audit_event() -> None:
     readme = README.read_text()
     assert [event for event in EventName if f"`{event}`" not in readme] == []

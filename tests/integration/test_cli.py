@@ -22,16 +22,16 @@ from sqlalchemy import Row, text
 
 from scripts.tools.ports import free_port
 from sso_service import cli, keyring, tokens
-from sso_service.database import ledger
-from sso_service.database.directory import NewPerson, Place, provision_all
-from sso_service.database.engine import Database
-from sso_service.database.ledger import Redemption, Verdict, floor_at, redeem_all
+from sso_service.database import database_at, ledger
+from sso_service.database.directory import AccessQuery, ProvisionRequest, provision
+from sso_service.database.ledger import Redemption, Verdict, floor_at, redeem
 from sso_service.database.schema import SCHEMA_VERSION
+from sso_service.database.transactions import Database
 from sso_service.keyring import SigningKey
-from sso_service.service import Service
+from sso_service.server import supervisor
+from sso_service.services.node import Node
 from sso_service.settings import Settings
 from sso_service.tokens import Claims
-from sso_service.web import server
 from sso_service.web.app import create_app
 from tests.support.client import Client
 from tests.support.clock import Clock
@@ -83,9 +83,9 @@ def query(database: Database) -> Callable[[str], Sequence[Row[Any]]]:
 @pytest.fixture
 def jane(database: Database) -> int:
     """The id of a user who is an editor in `ACCOUNT`."""
-    person = NewPerson(EMAIL, JANE["first_name"], JANE["last_name"], ACCOUNT, int(time.time()))
+    person = ProvisionRequest(EMAIL, JANE["first_name"], JANE["last_name"], ACCOUNT, int(time.time()))
     with changing(database) as connection:
-        return provision_all(database, connection, [person])[0].user_id
+        return provision(database, connection, [person])[0].user_id
 
 
 # --- init ------------------------------------------------------------------------------------------------------------
@@ -494,7 +494,7 @@ async def test_a_new_role_counts_at_once_for_who_is_signed_in(
 
 def test_a_role_is_of_one_account(env: dict[str, str], database: Database, jane: int) -> None:
     with changing(database) as connection:
-        provision_all(database, connection, [NewPerson(EMAIL, "Jane", "Doe", OTHER_ACCOUNT, 0)])
+        provision(database, connection, [ProvisionRequest(EMAIL, "Jane", "Doe", OTHER_ACCOUNT, 0)])
     succeed("user", "set-role", EMAIL, "--account", str(OTHER_ACCOUNT), "admin", env=env)
     assert [row[-1] for row in table(succeed("user", "show", EMAIL, env=env))[-2:]] == ["editor", "admin"]
     succeed("user", "remove", EMAIL, "--account", str(ACCOUNT), env=env)
@@ -839,9 +839,9 @@ class Stage:
         return tokens.sign(self.claims(**changes), self.key.token_key)
 
     def consume(self, claims: Claims) -> None:
-        place = Place(claims.user_id, claims.account_id)
+        place = AccessQuery(claims.user_id, claims.account_id)
         with changing(self.database) as connection:
-            [redeemed] = redeem_all(self.database, connection, [Redemption(claims.pack(), place, int(time.time()))])
+            [redeemed] = redeem(self.database, connection, [Redemption(claims.pack(), place, int(time.time()))])
         assert redeemed.verdict is Verdict.REDEEMED
 
 
@@ -966,7 +966,7 @@ DECIDED_BY_THE_DATABASE: list[tuple[Callable[[Stage], str], str, int]] = [
     indirect=["database_url"],
 )
 async def test_inspect_says_what_a_login_would_come_to_and_shows_and_consumes_nothing(
-    stage: Stage, service: Service, make: Callable[[Stage], str], verdict: str, status: int
+    stage: Stage, service: Node, make: Callable[[Stage], str], verdict: str, status: int
 ) -> None:
     token = make(stage)
     secret = urlsafe_b64encode(stage.key.secret).decode().rstrip("=")
@@ -1078,8 +1078,8 @@ def test_purge_deletes_what_expired_over_an_hour_ago_after_waiting_a_minute(
     rows = [bytes(row.claims) for row in query("SELECT claims FROM consumed_nonces ORDER BY claims")]
     assert rows == [recent.pack(), live.pack()]
     with changing(stage.database) as connection:
-        place = Place(stage.user_id, ACCOUNT)
-        [again] = redeem_all(stage.database, connection, [Redemption(old.pack(), place, int(time.time()))])
+        place = AccessQuery(stage.user_id, ACCOUNT)
+        [again] = redeem(stage.database, connection, [Redemption(old.pack(), place, int(time.time()))])
     assert again.verdict is Verdict.EXPIRED
 
 
@@ -1092,7 +1092,7 @@ def test_purge_leaves_to_another_one_what_that_is_at(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, slept: list[float]
 ) -> None:
     stage.consume(stage.claims(expires_at=stage.now - 7200))
-    other = Database(stage.database.url)
+    other = database_at(stage.database.url)
     with ExitStack() as stack:
 
         def begin(_: float) -> None:
@@ -1152,12 +1152,12 @@ WITH_KEYS = [
 
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process no server is started: `serve` must have failed before."""
+    """In this process no supervisor is started: `serve` must have failed before."""
 
     def run_server(*_: object, **__: object) -> None:
-        raise AssertionError("the server was started")
+        raise AssertionError("the supervisor was started")
 
-    monkeypatch.setattr(server, "run", run_server)
+    monkeypatch.setattr(supervisor, "run", run_server)
 
 
 @pytest.mark.parametrize("arguments", WITH_DATABASE, ids=" ".join)
@@ -1265,7 +1265,7 @@ def test_serve_warns_of_a_variable_that_is_no_setting_and_serves(
         for listener in listeners:
             listener.close()
 
-    monkeypatch.setattr(server, "run", run_server)
+    monkeypatch.setattr(supervisor, "run", run_server)
     port = free_port()
     outcome = run("serve", "--workers", "3", env=sqlite_env | {"SSO_KEY_DIR": PASSWORD, "SSO_PORT": str(port)})
     assert (outcome.code, outcome.out) == (0, "")

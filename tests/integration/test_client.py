@@ -17,11 +17,11 @@ from sso_service.client import (
     TokenRefused,
     UserDisabled,
 )
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role, permissions
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.api import BOTH, make_api_token
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def transport(service: Service) -> httpx.ASGITransport:
+def transport(service: Node) -> httpx.ASGITransport:
     return httpx.ASGITransport(create_app(service))
 
 

@@ -7,14 +7,15 @@ from urllib.parse import urlencode
 import pytest
 
 from sso_service import keyring, tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.sessions import Session, dump_session
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
@@ -28,17 +29,17 @@ JSON = ("accept", "application/json")
 
 
 @pytest.fixture
-def asking_service(database_url: str, keys_dir: Path, tmp_path: Path, clock: Clock) -> Iterator[Service]:
+def asking_service(database_url: str, keys_dir: Path, tmp_path: Path, clock: Clock) -> Iterator[Node]:
     """A service that asks before every login, with links that outlive the question."""
     environ = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}
     settings = read_settings({**environ, "SSO_CONFIRM_LOGIN": "1", "SSO_TOKEN_TTL": "3600"})
-    service = Service(settings, Database(settings.database), KeyDirectory(keys_dir), clock=clock)
+    service = Node(settings, open_database(settings), KeyDirectory(keys_dir), clock=clock)
     yield service
     service.close()
 
 
 @pytest.fixture
-def asking(asking_service: Service) -> Client:
+def asking(asking_service: Node) -> Client:
     """A browser in front of it."""
     return Client(create_app(asking_service))
 
@@ -136,12 +137,12 @@ async def test_a_question_that_is_not_answered_consumes_nothing_and_changes_nobo
 
 
 async def test_whoever_is_not_signed_in_any_more_is_nobody_to_ask_about(
-    client: Client, service: Service, api_token: str, database: Database, clock: Clock
+    client: Client, service: Node, api_token: str, database: Database, clock: Clock
 ) -> None:
     user_id = tokens.unsafe_read_claims(await client.issue(api_token, JANE)).user_id
     now = int(clock())
     key = service.keys.ring.signing_key(now)
-    good = service.session_cookie(Session(user_id, ACCOUNT, now - 10))
+    good = service.sessions.sign(Session(user_id, ACCOUNT, now - 10))
 
     async def asks(cookie: str) -> bool:
         browser = client.another()
@@ -151,11 +152,11 @@ async def test_whoever_is_not_signed_in_any_more_is_nobody_to_ask_about(
         return answer.status == 200
 
     assert await asks(good)
-    assert not await asks(service.session_cookie(Session(user_id, ACCOUNT, now - 43200))), "too old"
+    assert not await asks(service.sessions.sign(Session(user_id, ACCOUNT, now - 43200))), "too old"
     assert not await asks(dump_session(Session(user_id, ACCOUNT, now), bytes(32))), "forged"
     assert not await asks(dump_session(Session(user_id, ACCOUNT, now), key.token_key)), "of another purpose"
-    assert not await asks(service.session_cookie(Session(user_id, OTHER_ACCOUNT, now))), "not a member there"
-    assert not await asks(service.session_cookie(Session(4711, ACCOUNT, now))), "unknown"
+    assert not await asks(service.sessions.sign(Session(user_id, OTHER_ACCOUNT, now))), "not a member there"
+    assert not await asks(service.sessions.sign(Session(4711, ACCOUNT, now))), "unknown"
     assert not await asks("nonsense")
     with changing(database) as connection:
         administration.disable_user(connection, JANE["email"], now=now)
@@ -163,18 +164,18 @@ async def test_whoever_is_not_signed_in_any_more_is_nobody_to_ask_about(
     with changing(database) as connection:
         administration.enable_user(connection, JANE["email"])
     assert not await asks(good), "from before they were disabled"
-    good = service.session_cookie(Session(user_id, ACCOUNT, now + 1))
+    good = service.sessions.sign(Session(user_id, ACCOUNT, now + 1))
     assert await asks(good)
     with changing(database) as connection:
         administration.sign_out_user(connection, JANE["email"], now=now)
     assert not await asks(good), "signed out everywhere"
     with changing(database) as connection:
         administration.remove_member(connection, JANE["email"], ACCOUNT)
-    assert not await asks(service.session_cookie(Session(user_id, ACCOUNT, now + 1))), "removed"
+    assert not await asks(service.sessions.sign(Session(user_id, ACCOUNT, now + 1))), "removed"
 
 
 async def test_nothing_is_asked_about_a_link_that_does_not_work(
-    client: Client, service: Service, api_token: str, clock: Clock
+    client: Client, service: Node, api_token: str, clock: Clock
 ) -> None:
     await client.get(f"/?sso={await client.issue(api_token, JANE)}")
     token = await client.issue(api_token, JOHN)
@@ -361,7 +362,7 @@ async def test_an_answer_that_is_sent_again_signs_nobody_in_again(asking: Client
 
 
 async def test_an_answer_to_a_question_that_a_revoked_key_signed_is_refused(
-    asking: Client, asking_service: Service, api_token: str, keys_dir: Path, clock: Clock
+    asking: Client, asking_service: Node, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     fields = question(await asking.get(f"/?sso={await asking.issue(api_token)}"))
     keyring.revoke_all(keys_dir, now=int(clock()))
@@ -370,7 +371,7 @@ async def test_an_answer_to_a_question_that_a_revoked_key_signed_is_refused(
 
 
 async def test_an_answer_is_good_after_the_keys_were_rotated(
-    client: Client, service: Service, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     await client.get(f"/?sso={await client.issue(api_token, JANE)}")
     fields = question(await client.get(f"/?sso={await client.issue(api_token, JOHN)}"))

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from sso_service import tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.tokens import Claims
+from tests.support import administration
 from tests.support.api import (
     MISSING_TOKEN,
     TOKEN_CONSUMED,
@@ -121,7 +121,7 @@ async def test_a_platform_api_token_consumes_for_every_account(
 
 
 async def test_who_has_no_access_consumes_nothing(
-    client: Client, service: Service, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
+    client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
 ) -> None:
     token, later = await client.issue(api_token), await client.issue(api_token)
     with changing(database) as connection:

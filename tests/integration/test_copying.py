@@ -8,16 +8,16 @@ import psycopg
 import pytest
 from sqlalchemy import insert, make_url, select, update
 
-from sso_service.database import administration, copying, migrations
-from sso_service.database.administration import Conflict
-from sso_service.database.directory import NewPerson, provision_all
-from sso_service.database.engine import Database
+from sso_service.database import copying, migrations, open_database
+from sso_service.database.directory import ProvisionRequest, provision
 from sso_service.database.ledger import floor_at
-from sso_service.database.migrations import SchemaMismatch
 from sso_service.database.schema import consumed_floor, consumed_nonces, metadata
+from sso_service.database.transactions import Database
+from sso_service.errors import Conflict, SchemaMismatch
 from sso_service.permissions import Role, Scope
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
+from tests.support import administration
 from tests.support.command_line import run
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT
 
@@ -35,7 +35,7 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
             connection.execute("DROP DATABASE IF EXISTS moved WITH (FORCE)")
             connection.execute("CREATE DATABASE moved")
         url = make_url(server).set(database="moved").render_as_string(hide_password=False)
-    database = Database(read_settings({"SSO_DATABASE_URL": url}).database)
+    database = open_database(read_settings({"SSO_DATABASE_URL": url}))
     yield database
     database.close()
 
@@ -43,9 +43,9 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def inhabited(database: Database) -> Database:
     """A database with something in every table, more than is copied at once."""
-    people = [NewPerson(f"p{n}@example.com", "Pé", f"N°{n}", ACCOUNT, 1_900_000_000) for n in range(PEOPLE)]
+    people = [ProvisionRequest(f"p{n}@example.com", "Pé", f"N°{n}", ACCOUNT, 1_900_000_000) for n in range(PEOPLE)]
     with database.connect() as connection, database.writing(connection):
-        provision_all(database, connection, people)
+        provision(database, connection, people)
         administration.set_role(connection, "p7@example.com", ACCOUNT, Role.ADMIN)
         administration.disable_user(connection, "p8@example.com", now=1_900_000_001)
         administration.create_api_token(
@@ -77,8 +77,8 @@ def test_new_people_get_numbers_that_nobody_had(inhabited: Database, new: Databa
     copying.copy(inhabited, new)
     last = max(row[0] for row in contents(new)["users"])
     with new.connect() as connection, new.writing(connection):
-        person = NewPerson("new@example.com", "New", "Person", ACCOUNT, 1)
-        assert provision_all(new, connection, [person])[0].user_id > last
+        person = ProvisionRequest("new@example.com", "New", "Person", ACCOUNT, 1)
+        assert provision(new, connection, [person])[0].user_id > last
         administration.create_api_token(connection, account_id=ACCOUNT, name="n", scopes=frozenset(Scope), now=1)
 
 
@@ -93,7 +93,7 @@ def test_nothing_is_copied_into_a_database_that_is_in_use(inhabited: Database, n
 
 
 def test_nothing_is_copied_from_what_is_no_database_of_ours(new: Database, tmp_path: Path) -> None:
-    empty = Database(read_settings({"SSO_DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}"}).database)
+    empty = open_database(read_settings({"SSO_DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}"}))
     with pytest.raises(SchemaMismatch):
         copying.copy(empty, new)
     empty.close()

@@ -9,25 +9,30 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, delete, event, select, text, update
 
-from sso_service.database import administration
+from sso_service.database import database_at
 from sso_service.database.directory import (
+    Access,
+    AccessQuery,
     Found,
     Lookup,
-    NewPerson,
-    Place,
     Provisioned,
-    Standing,
+    ProvisionRequest,
     User,
+    check_access,
     digest,
-    look_up_all,
-    provision_all,
-    standing_of_all,
-    touch_all,
+    record_uses,
 )
-from sso_service.database.engine import Database
-from sso_service.database.ledger import Redemption, redeem_all, state_of_all
+from sso_service.database.directory import (
+    look_up as look_up_batch,
+)
+from sso_service.database.directory import (
+    provision as provision_batch,
+)
+from sso_service.database.ledger import Redemption, check_states, redeem
 from sso_service.database.schema import api_tokens, consumed_nonces, memberships, users
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role, Scope
+from tests.support import administration
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
 from tests.support.databases import changing, on_postgresql
 
@@ -35,23 +40,23 @@ NOW = 1_900_000_000
 NOBODY = 4_000_000_000
 
 
-def person(name: str, account_id: int = ACCOUNT) -> NewPerson:
-    return NewPerson(f"{name.lower()}@example.com", name, "Doe", account_id, NOW)
+def person(name: str, account_id: int = ACCOUNT) -> ProvisionRequest:
+    return ProvisionRequest(f"{name.lower()}@example.com", name, "Doe", account_id, NOW)
 
 
-def provision(database: Database, *people: NewPerson) -> list[Provisioned]:
+def provision(database: Database, *people: ProvisionRequest) -> list[Provisioned]:
     with changing(database) as connection:
-        return provision_all(database, connection, people)
+        return provision_batch(database, connection, people)
 
 
-def stand(database: Database, *places: Place) -> list[Standing]:
+def stand(database: Database, *places: AccessQuery) -> list[Access]:
     with database.connect() as connection, database.reading(connection):
-        return standing_of_all(database, connection, places)
+        return check_access(database, connection, places)
 
 
 def look_up(database: Database, *lookups: Lookup) -> list[Found]:
     with database.connect() as connection, database.reading(connection):
-        return look_up_all(database, connection, lookups)
+        return look_up_batch(database, connection, lookups)
 
 
 @pytest.fixture
@@ -122,7 +127,7 @@ def test_a_lookup_tells_all_that_is_stored_of_an_api_token(database: Database) -
             expires_at=NOW + 5,
         )
         connection.execute(update(api_tokens).values(revoked_at=NOW + 1))  # as an older version of this service did
-        touch_all(database, connection, [(token_id, NOW - NOW % 3600)])
+        record_uses(database, connection, [(token_id, NOW - NOW % 3600)])
     [found] = look_up(database, Lookup(digest(secret), ""))
     token = found.api_token
     assert token is not None
@@ -180,36 +185,36 @@ def test_each_place_gets_its_own_standing_whatever_is_missing(database: Database
 
     amy, ben, cleo, dan = people.values()
     expected = {
-        Place(amy, ACCOUNT): Standing(user("Amy"), Role.ADMIN, PORTAL, False),
-        Place(amy, ACCOUNT, TEAM): Standing(user("Amy"), Role.ADMIN, PORTAL, True),
-        Place(amy, ACCOUNT, OTHER_TEAM): Standing(user("Amy"), Role.ADMIN, PORTAL, False),
-        Place(amy, ACCOUNT, NOBODY): Standing(user("Amy"), Role.ADMIN, PORTAL, False),
-        Place(amy, OTHER_ACCOUNT, OTHER_TEAM): Standing(user("Amy"), None, None, True),
-        Place(amy, NOBODY, TEAM): Standing(user("Amy"), None, None, False),
-        Place(ben, ACCOUNT, TEAM): Standing(user("Ben"), Role.EDITOR, PORTAL, True),
-        Place(cleo, ACCOUNT): Standing(user("Cleo"), None, PORTAL, False),
-        Place(cleo, OTHER_ACCOUNT, OTHER_TEAM): Standing(user("Cleo"), Role.EDITOR, None, True),
-        Place(dan, ACCOUNT): Standing(user("Dan"), None, PORTAL, False),
-        Place(NOBODY, ACCOUNT, TEAM): Standing(None, None, PORTAL, True),
-        Place(2**32 - 1, 2**32 - 1, 2**32 - 1): Standing(None, None, None, False),
-        Place(0, 0, 0): Standing(None, None, None, False),
+        AccessQuery(amy, ACCOUNT): Access(user("Amy"), Role.ADMIN, PORTAL, False),
+        AccessQuery(amy, ACCOUNT, TEAM): Access(user("Amy"), Role.ADMIN, PORTAL, True),
+        AccessQuery(amy, ACCOUNT, OTHER_TEAM): Access(user("Amy"), Role.ADMIN, PORTAL, False),
+        AccessQuery(amy, ACCOUNT, NOBODY): Access(user("Amy"), Role.ADMIN, PORTAL, False),
+        AccessQuery(amy, OTHER_ACCOUNT, OTHER_TEAM): Access(user("Amy"), None, None, True),
+        AccessQuery(amy, NOBODY, TEAM): Access(user("Amy"), None, None, False),
+        AccessQuery(ben, ACCOUNT, TEAM): Access(user("Ben"), Role.EDITOR, PORTAL, True),
+        AccessQuery(cleo, ACCOUNT): Access(user("Cleo"), None, PORTAL, False),
+        AccessQuery(cleo, OTHER_ACCOUNT, OTHER_TEAM): Access(user("Cleo"), Role.EDITOR, None, True),
+        AccessQuery(dan, ACCOUNT): Access(user("Dan"), None, PORTAL, False),
+        AccessQuery(NOBODY, ACCOUNT, TEAM): Access(None, None, PORTAL, True),
+        AccessQuery(2**32 - 1, 2**32 - 1, 2**32 - 1): Access(None, None, None, False),
+        AccessQuery(0, 0, 0): Access(None, None, None, False),
     }
     places = [*expected, *reversed(expected)] * 30
     assert stand(database, *places) == [expected[place] for place in places]
     with_access = {place for place, standing in expected.items() if standing.has_access}
     assert with_access == {
-        Place(amy, ACCOUNT),
-        Place(amy, ACCOUNT, TEAM),
-        Place(amy, ACCOUNT, OTHER_TEAM),
-        Place(amy, ACCOUNT, NOBODY),
-        Place(cleo, OTHER_ACCOUNT, OTHER_TEAM),
+        AccessQuery(amy, ACCOUNT),
+        AccessQuery(amy, ACCOUNT, TEAM),
+        AccessQuery(amy, ACCOUNT, OTHER_TEAM),
+        AccessQuery(amy, ACCOUNT, NOBODY),
+        AccessQuery(cleo, OTHER_ACCOUNT, OTHER_TEAM),
     }
 
 
 def test_a_sign_out_counts_from_the_next_read_on(database: Database, people: dict[str, int]) -> None:
     with changing(database) as connection:
         administration.sign_out_user(connection, "amy@example.com", now=NOW)
-    [standing] = stand(database, Place(people["Amy"], ACCOUNT))
+    [standing] = stand(database, AccessQuery(people["Amy"], ACCOUNT))
     assert standing.user is not None
     assert standing.user.sessions_from > NOW
 
@@ -223,7 +228,7 @@ def test_every_mixture_of_people_is_provisioned_in_one_batch(database: Database,
         person("Eve"),  # unknown
         person("Ben"),  # disabled
         person("Cleo"),  # known, but not here
-        NewPerson("eve@example.com", "Other", "Doe", ACCOUNT, NOW),  # again
+        ProvisionRequest("eve@example.com", "Other", "Doe", ACCOUNT, NOW),  # again
         person("Eve", OTHER_ACCOUNT),  # and elsewhere
         person("Dan"),  # no longer a member
         person("Ben", OTHER_ACCOUNT),
@@ -256,7 +261,7 @@ def test_every_mixture_of_people_is_provisioned_in_one_batch(database: Database,
 
 
 def test_a_member_keeps_role_and_name(database: Database, people: dict[str, int]) -> None:
-    renamed = NewPerson("amy@example.com", "Amelia", "Roe", ACCOUNT, NOW + 100)
+    renamed = ProvisionRequest("amy@example.com", "Amelia", "Roe", ACCOUNT, NOW + 100)
     assert provision(database, renamed) == [Provisioned(people["Amy"], created=False, role=Role.ADMIN)]
     with database.connect() as connection:
         row = administration.find_user(connection, "amy@example.com")
@@ -274,8 +279,8 @@ def test_only_the_first_of_equal_addresses_is_told_that_the_user_was_created(dat
     ["O'Brien", 'a "b"', "back\\slash", "Zoë", "日本語", "👩‍🚀", "null", "{}", "%s :x", "0123", "\u2028", "x" * 100],
 )
 def test_a_name_is_kept_as_it_is(database: Database, name: str) -> None:
-    [created] = provision(database, NewPerson("x@example.com", name, name, ACCOUNT, NOW))
-    [standing] = stand(database, Place(created.user_id, ACCOUNT))
+    [created] = provision(database, ProvisionRequest("x@example.com", name, name, ACCOUNT, NOW))
+    [standing] = stand(database, AccessQuery(created.user_id, ACCOUNT))
     assert standing.user == User(created.user_id, "x@example.com", name, name, False, 0)
 
 
@@ -283,10 +288,10 @@ def test_two_nodes_that_provision_the_same_people_at_once_make_one_user_of_each_
     database: Database,
 ) -> None:
     everybody = [person(f"P{n:03}") for n in range(100)]
-    nodes = [Database(database.url) for _ in range(3)]
+    nodes = [database_at(database.url) for _ in range(3)]
     barrier = Barrier(3)
 
-    def node(which: Database, order: Sequence[NewPerson]) -> dict[str, Provisioned]:
+    def node(which: Database, order: Sequence[ProvisionRequest]) -> dict[str, Provisioned]:
         results: dict[str, Provisioned] = {}
         for start in range(0, 100, 25):
             barrier.wait(10)
@@ -356,7 +361,7 @@ def test_the_hour_of_use_only_ever_rises(database: Database) -> None:
         ([(ids[0], 10800), (NOBODY, 3600)], [10800, 10800, None]),
     ):
         with changing(database) as connection:
-            assert touch_all(database, connection, batch) == [None] * len(batch)
+            assert record_uses(database, connection, batch) == [None] * len(batch)
             used = select(api_tokens.c.last_used_at).order_by(api_tokens.c.id)
             assert list(connection.execute(used).scalars()) == expected
 
@@ -397,14 +402,12 @@ def test_no_batch_reads_a_whole_table_of_people(database: Database, size: int) -
     with database.connect() as connection:
         connection.exec_driver_sql("ANALYZE")
     some = slice(0, _USERS, _USERS // size)
-    places = [Place(user_id, ACCOUNT, TEAM) for user_id in ids[some]]
+    places = [AccessQuery(user_id, ACCOUNT, TEAM) for user_id in ids[some]]
     with changing(database) as connection, explaining(connection) as plans:
-        look_up_all(database, connection, [Lookup("x", p.email) for p in everybody[some]])
-        standing_of_all(database, connection, places)
-        provision_all(database, connection, everybody[some])
-        redeem_all(
-            database, connection, [Redemption(n.to_bytes(16, "big"), place, NOW) for n, place in enumerate(places)]
-        )
-        state_of_all(database, connection, [(1).to_bytes(16, "big")])
+        look_up_batch(database, connection, [Lookup("x", p.email) for p in everybody[some]])
+        check_access(database, connection, places)
+        provision_batch(database, connection, everybody[some])
+        redeem(database, connection, [Redemption(n.to_bytes(16, "big"), place, NOW) for n, place in enumerate(places)])
+        check_states(database, connection, [(1).to_bytes(16, "big")])
     assert len(plans) == 2 + 4 + 3 + 2
     assert [plan for plan in plans if reads_a_whole_table(plan)] == []

@@ -8,8 +8,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from sso_service.database.engine import Database
-from sso_service.settings import SettingsError, read_settings
+from sso_service.database.transactions import Database
+from sso_service.errors import SettingsError
+from sso_service.settings import read_settings
 from tests.support.api import LIMIT, VERIFY, bearer, encoded, make_api_token, node
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock

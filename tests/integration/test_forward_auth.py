@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from sso_service import keyring
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.sessions import Session, dump_session
+from tests.support import administration
 from tests.support.api import make_api_token, settled
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
@@ -93,9 +93,7 @@ async def test_each_account_of_a_person_is_a_session_of_its_own(
     assert await status(other, PAGE) == 403
 
 
-async def test_whoever_is_not_signed_in_is_told_so(
-    client: Client, service: Service, api_token: str, clock: Clock
-) -> None:
+async def test_whoever_is_not_signed_in_is_told_so(client: Client, service: Node, api_token: str, clock: Clock) -> None:
     session = await sign_in(client, api_token)
     token = await client.issue(api_token)
     user_id = (await client.get("/session")).json()["user"]["id"]
@@ -105,10 +103,10 @@ async def test_whoever_is_not_signed_in_is_told_so(
     bad = {
         "forged": dump_session(Session(user_id, ACCOUNT, now), bytes(32)),
         "of another purpose": dump_session(Session(user_id, ACCOUNT, now), key.token_key),
-        "too old": service.session_cookie(Session(user_id, ACCOUNT, now - HALF_A_DAY)),
-        "from the future": service.session_cookie(Session(user_id, ACCOUNT, now + 61)),
-        "of an account that they are not in": service.session_cookie(Session(user_id, OTHER_ACCOUNT, now)),
-        "of nobody": service.session_cookie(Session(4711, ACCOUNT, now)),
+        "too old": service.sessions.sign(Session(user_id, ACCOUNT, now - HALF_A_DAY)),
+        "from the future": service.sessions.sign(Session(user_id, ACCOUNT, now + 61)),
+        "of an account that they are not in": service.sessions.sign(Session(user_id, OTHER_ACCOUNT, now)),
+        "of nobody": service.sessions.sign(Session(4711, ACCOUNT, now)),
         "cut": session[:-1],
         "empty": "",
         "a word": "admin",
@@ -170,7 +168,7 @@ async def test_what_changes_for_a_person_counts_at_the_next_request(
 
 @on_sqlite
 async def test_signing_out_and_a_revoked_key_end_it(
-    client: Client, service: Service, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     other = client.another()
     await sign_in(client, api_token)

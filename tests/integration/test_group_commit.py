@@ -20,12 +20,13 @@ from sqlalchemy import Connection, event, make_url, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from scripts.tools.ports import free_port
-from sso_service.database import group_commit
-from sso_service.database.directory import NewPerson, Place, provision_all
-from sso_service.database.engine import Database, OutcomeUnknown, Overloaded, Unavailable
+from sso_service.database import database_at, group_commit
+from sso_service.database.directory import AccessQuery, ProvisionRequest, provision
 from sso_service.database.group_commit import GroupCommit
-from sso_service.database.ledger import Redemption, Verdict, redeem_all
+from sso_service.database.ledger import Redemption, Verdict, redeem
 from sso_service.database.schema import consumed_nonces
+from sso_service.database.transactions import Database
+from sso_service.errors import OutcomeUnknown, Overloaded, Unavailable
 from tests.support.data import ACCOUNT
 from tests.support.databases import on_postgresql, on_sqlite
 
@@ -206,13 +207,13 @@ async def test_nobody_is_answered_before_the_commit_is(lane: Lane) -> None:
 
 async def test_of_equal_claims_in_one_batch_only_the_first_is_redeemed(database: Database) -> None:
     with database.connect() as connection, database.writing(connection):
-        jane = provision_all(database, connection, [NewPerson("jane@example.com", "J", "D", ACCOUNT, 1)])[0]
-    place = Place(jane.user_id, ACCOUNT)
+        jane = provision(database, connection, [ProvisionRequest("jane@example.com", "J", "D", ACCOUNT, 1)])[0]
+    place = AccessQuery(jane.user_id, ACCOUNT)
     same, other = Redemption(b"s" * 16, place, 1), Redemption(b"o" * 16, place, 1)
     with ThreadPoolExecutor() as threads:
         commits = GroupCommit(
             database,
-            partial(redeem_all, database),
+            partial(redeem, database),
             transaction=database.writing,
             executor=threads,
             late=OutcomeUnknown,
@@ -224,11 +225,13 @@ async def test_of_equal_claims_in_one_batch_only_the_first_is_redeemed(database:
 
 
 async def test_of_equal_addresses_in_one_batch_only_the_first_is_told_that_it_was_created(database: Database) -> None:
-    people = [NewPerson(email, "A", "B", ACCOUNT, 1) for email in ("a@x.test", "b@x.test", "a@x.test", "a@x.test")]
+    people = [
+        ProvisionRequest(email, "A", "B", ACCOUNT, 1) for email in ("a@x.test", "b@x.test", "a@x.test", "a@x.test")
+    ]
     with ThreadPoolExecutor() as threads:
         commits = GroupCommit(
             database,
-            partial(provision_all, database),
+            partial(provision, database),
             transaction=database.writing,
             executor=threads,
             late=OutcomeUnknown,
@@ -594,7 +597,7 @@ async def test_a_row_that_somebody_else_has_locked_is_waited_for_only_so_long(la
 @on_sqlite
 async def test_a_file_that_another_process_has_locked_is_waited_for_only_so_long(lanes: Callable[..., Lane]) -> None:
     lane = lanes()
-    rival = Database(lane.database.url)
+    rival = database_at(lane.database.url)
     with rival.connect() as connection, rival.writing(connection):
         start = time.monotonic()
         with pytest.raises(Unavailable):
@@ -712,7 +715,7 @@ async def test_more_than_may_wait_are_turned_away_at_once(lanes: Callable[..., L
 
 @pytest.mark.parametrize("url", ["postgresql+psycopg://nobody@127.0.0.1:{port}/none", "sqlite:///{missing}/sso.db"])
 async def test_a_database_that_cannot_be_reached_is_reported_at_once(tmp_path: Path, url: str) -> None:
-    database = Database(make_url(url.format(port=free_port(), missing=tmp_path / "missing")))
+    database = database_at(make_url(url.format(port=free_port(), missing=tmp_path / "missing")))
     lane = Lane(database)
     start = time.monotonic()
     results = await lane.submit_all([1, 2, 3])
@@ -724,7 +727,7 @@ async def test_a_database_that_cannot_be_reached_is_reported_at_once(tmp_path: P
 
 async def test_a_server_that_accepts_connections_and_never_answers_costs_no_more_than_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        database = Database(make_url(f"postgresql+psycopg://nobody@127.0.0.1:{listener.getsockname()[1]}/none"))
+        database = database_at(make_url(f"postgresql+psycopg://nobody@127.0.0.1:{listener.getsockname()[1]}/none"))
         lane = Lane(database, deadline=SHORT)
         start = time.monotonic()
         results = await lane.submit_all([1, 2, 3])
@@ -753,7 +756,7 @@ async def test_a_server_that_is_away_is_tried_a_few_times_a_second_however_many_
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
         threads.submit(hang_up, listener)
         port = listener.getsockname()[1]
-        database = Database(make_url(f"postgresql+psycopg://nobody@127.0.0.1:{port}/none?sslmode=disable"))
+        database = database_at(make_url(f"postgresql+psycopg://nobody@127.0.0.1:{port}/none?sslmode=disable"))
         lanes = [Lane(database) for _ in range(4)]
         end = time.monotonic() + 3
         await asyncio.gather(*map(ask, lanes))
@@ -853,7 +856,7 @@ def test_a_writing_transaction_is_durable_and_bounded_whatever_the_defaults_and_
             ("idle_in_transaction_session_timeout", "9s"),
         ):
             admin.execute(f"ALTER DATABASE {made.database} SET {name} = '{value}'".encode())
-    database = Database(made.set(drivername="postgresql+psycopg"))
+    database = database_at(made.set(drivername="postgresql+psycopg"))
     before = ["7s", "8s", "9s", default, "serializable"]
     with database.connect() as connection:
         assert settings_of(connection) == before
@@ -894,7 +897,7 @@ def test_every_sqlite_connection_flushes_each_commit_and_checks_foreign_keys(dat
 @on_sqlite
 def test_an_sqlite_write_takes_its_place_before_it_reads(database: Database) -> None:
     """One that began with a read would fail when another wrote in between, however long it were willing to wait."""
-    rival = Database(database.url)
+    rival = database_at(database.url)
     with database.connect() as connection, database.writing(connection):
         connection.execute(select(consumed_nonces)).all()
         with rival.connect() as other:

@@ -21,12 +21,12 @@ import pytest
 from sqlalchemy import delete, make_url, select, update
 
 from sso_service import keyring
-from sso_service.database import administration
-from sso_service.database.engine import Database
 from sso_service.database.group_commit import MAX_WAITING
 from sso_service.database.schema import api_tokens, memberships, users
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Role
+from tests.support import administration
 from tests.support.api import (
     INVALID_JSON,
     LIMIT,

@@ -22,25 +22,19 @@ from sqlalchemy import (
     update,
 )
 
-from sso_service.database import administration
-from sso_service.database.directory import NewPerson, Place, provision_all
-from sso_service.database.engine import Database, OutcomeUnknown, Unavailable
-from sso_service.database.ledger import (
-    FLOOR_AGE,
-    RETENTION,
-    Purger,
-    Redemption,
-    Round,
-    Verdict,
-    floor_at,
-    redeem_all,
-    state_of_all,
-)
+from sso_service.database import database_at, open_database
+from sso_service.database.directory import AccessQuery, ProvisionRequest, provision
+from sso_service.database.ledger import Redemption, Verdict, check_states, floor_at
+from sso_service.database.ledger import redeem as redeem_batch
+from sso_service.database.purging import FLOOR_AGE, RETENTION, Purger, PurgeRound
 from sso_service.database.schema import consumed_floor, consumed_nonces
+from sso_service.database.transactions import Database
+from sso_service.errors import OutcomeUnknown, Unavailable
 from sso_service.keyring import KeyDirectory
-from sso_service.service import PURGE_INTERVAL, Service
+from sso_service.services.node import PURGE_INTERVAL, Node
 from sso_service.settings import Settings
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
@@ -50,19 +44,19 @@ from tests.support.ledger import HOUR, NOW, World, claims, put, rows
 
 
 @pytest.fixture
-def jane(database: Database) -> Place:
+def jane(database: Database) -> AccessQuery:
     with database.connect() as connection, database.writing(connection):
-        person = provision_all(database, connection, [NewPerson("jane@example.com", "Jane", "Doe", ACCOUNT, NOW)])[0]
-    return Place(person.user_id, ACCOUNT)
+        person = provision(database, connection, [ProvisionRequest("jane@example.com", "Jane", "Doe", ACCOUNT, NOW)])[0]
+    return AccessQuery(person.user_id, ACCOUNT)
 
 
-def redeem(database: Database, place: Place, *wanted: bytes) -> list[Verdict]:
+def redeem(database: Database, place: AccessQuery, *wanted: bytes) -> list[Verdict]:
     return redeem_at(database, *(Redemption(each, place, NOW) for each in wanted))
 
 
 def redeem_at(database: Database, *redemptions: Redemption) -> list[Verdict]:
     with database.connect() as connection, database.writing(connection):
-        return [redeemed.verdict for redeemed in redeem_all(database, connection, redemptions)]
+        return [redeemed.verdict for redeemed in redeem_batch(database, connection, redemptions)]
 
 
 def floor(database: Database) -> bytes:
@@ -78,7 +72,7 @@ def set_floor(database: Database, value: bytes) -> None:
 # --- redeeming -------------------------------------------------------------------------------------------------------
 
 
-def test_claims_are_redeemed_once_and_are_all_that_is_kept(database: Database, jane: Place) -> None:
+def test_claims_are_redeemed_once_and_are_all_that_is_kept(database: Database, jane: AccessQuery) -> None:
     assert redeem(database, jane, claims(NOW)) == [Verdict.REDEEMED]
     for _ in range(3):
         assert redeem(database, jane, claims(NOW)) == [Verdict.CONSUMED]
@@ -87,7 +81,7 @@ def test_claims_are_redeemed_once_and_are_all_that_is_kept(database: Database, j
     assert list(consumed_nonces.c.keys()) == ["claims"]
 
 
-def test_any_sixteen_bytes_are_told_apart(database: Database, jane: Place) -> None:
+def test_any_sixteen_bytes_are_told_apart(database: Database, jane: AccessQuery) -> None:
     odd = [
         bytes(16),
         b"\xff" * 16,
@@ -103,7 +97,9 @@ def test_any_sixteen_bytes_are_told_apart(database: Database, jane: Place) -> No
     assert rows(database) == sorted(odd)
 
 
-def test_in_a_batch_new_used_and_repeated_claims_each_get_their_own_verdict(database: Database, jane: Place) -> None:
+def test_in_a_batch_new_used_and_repeated_claims_each_get_their_own_verdict(
+    database: Database, jane: AccessQuery
+) -> None:
     used, new, old = claims(NOW, 1), claims(NOW, 2), claims(NOW - 9 * HOUR)
     redeem(database, jane, used)
     set_floor(database, floor_at(NOW - HOUR))
@@ -117,9 +113,9 @@ def test_in_a_batch_new_used_and_repeated_claims_each_get_their_own_verdict(data
 
 
 def test_two_nodes_with_the_same_claims_in_opposite_order_redeem_each_once_and_do_not_deadlock(
-    database: Database, jane: Place
+    database: Database, jane: AccessQuery
 ) -> None:
-    other = Database(database.url)
+    other = database_at(database.url)
     wanted = [claims(NOW + n, nonce=n) for n in range(200)]
     for start in range(0, 200, 50):
         piece = wanted[start : start + 50]
@@ -142,7 +138,7 @@ def test_two_nodes_with_the_same_claims_in_opposite_order_redeem_each_once_and_d
 @on_postgresql
 @pytest.mark.parametrize(("end", "verdict"), [("COMMIT", Verdict.CONSUMED), ("ROLLBACK", Verdict.REDEEMED)])
 def test_a_claim_that_another_node_is_about_to_consume_is_waited_for(
-    database: Database, jane: Place, end: str, verdict: Verdict
+    database: Database, jane: AccessQuery, end: str, verdict: Verdict
 ) -> None:
     blocked = text(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -160,9 +156,9 @@ def test_a_claim_that_another_node_is_about_to_consume_is_waited_for(
 # --- nothing is consumed without need --------------------------------------------------------------------------------
 
 
-def test_who_has_no_access_consumes_nothing(database: Database, jane: Place) -> None:
-    stranger, elsewhere = Place(4_000_000_000, ACCOUNT), Place(jane.user_id, OTHER_ACCOUNT)
-    nowhere = Place(jane.user_id, 4_000_000_000)
+def test_who_has_no_access_consumes_nothing(database: Database, jane: AccessQuery) -> None:
+    stranger, elsewhere = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, OTHER_ACCOUNT)
+    nowhere = AccessQuery(jane.user_id, 4_000_000_000)
     for place in (stranger, elsewhere, nowhere):
         assert redeem(database, place, claims(NOW)) == [Verdict.NO_ACCESS]
     with database.connect() as connection, database.writing(connection):
@@ -178,15 +174,17 @@ def test_who_has_no_access_consumes_nothing(database: Database, jane: Place) -> 
     assert rows(database) == [claims(NOW)]
 
 
-def test_on_the_way_to_another_accounts_team_nothing_is_consumed(database: Database, jane: Place) -> None:
+def test_on_the_way_to_another_accounts_team_nothing_is_consumed(database: Database, jane: AccessQuery) -> None:
     for team in (OTHER_TEAM, 4_000_000_000):
-        assert redeem(database, Place(jane.user_id, ACCOUNT, team), claims(NOW)) == [Verdict.NO_TEAM]
+        assert redeem(database, AccessQuery(jane.user_id, ACCOUNT, team), claims(NOW)) == [Verdict.NO_TEAM]
     assert rows(database) == []
-    assert redeem(database, Place(jane.user_id, ACCOUNT, TEAM), claims(NOW)) == [Verdict.REDEEMED]
+    assert redeem(database, AccessQuery(jane.user_id, ACCOUNT, TEAM), claims(NOW)) == [Verdict.REDEEMED]
 
 
-def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(database: Database, jane: Place) -> None:
-    stranger, lost = Place(4_000_000_000, ACCOUNT), Place(jane.user_id, ACCOUNT, OTHER_TEAM)
+def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(
+    database: Database, jane: AccessQuery
+) -> None:
+    stranger, lost = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, ACCOUNT, OTHER_TEAM)
     batch = [
         Redemption(claims(NOW), stranger, NOW),
         Redemption(claims(NOW), lost, NOW),
@@ -206,7 +204,7 @@ def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(dat
 
 @on_postgresql
 def test_a_batch_consumes_in_the_order_of_the_claims_so_that_two_cannot_deadlock(
-    database: Database, jane: Place
+    database: Database, jane: AccessQuery
 ) -> None:
     wanted = [claims(NOW - n * n % 97, nonce=n) for n in range(97)]
     redeem(database, jane, *wanted)
@@ -215,25 +213,25 @@ def test_a_batch_consumes_in_the_order_of_the_claims_so_that_two_cannot_deadlock
     assert order == sorted(wanted)
 
 
-def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Database, jane: Place) -> None:
+def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Database, jane: AccessQuery) -> None:
     used, fresh, old = claims(NOW), claims(NOW, 1), claims(NOW - 9 * HOUR)
     redeem(database, jane, used)
     set_floor(database, floor_at(NOW - HOUR))
     for _ in range(2):
         with database.connect() as connection, database.reading(connection):
-            states = state_of_all(database, connection, [used, fresh, old, used])
+            states = check_states(database, connection, [used, fresh, old, used])
         assert states == [Verdict.CONSUMED, None, Verdict.EXPIRED, Verdict.CONSUMED]
     assert redeem(database, jane, fresh) == [Verdict.REDEEMED]
 
 
 def test_a_redemption_tells_from_when_on_a_session_counts_if_that_is_yet_to_come(
-    database: Database, jane: Place
+    database: Database, jane: AccessQuery
 ) -> None:
     with database.connect() as connection, database.writing(connection):
         administration.sign_out_user(connection, "jane@example.com", now=NOW)
     with database.connect() as connection, database.writing(connection):
         asked = [Redemption(claims(NOW, nonce), jane, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))]
-        answers = redeem_all(database, connection, asked)
+        answers = redeem_batch(database, connection, asked)
     assert [answer.verdict for answer in answers] == [Verdict.REDEEMED] * 3
     assert [answer.sessions_from for answer in answers] == [NOW + 1, 0, NOW + 1]
 
@@ -241,7 +239,7 @@ def test_a_redemption_tells_from_when_on_a_session_counts_if_that_is_yet_to_come
 # --- the floor -------------------------------------------------------------------------------------------------------
 
 
-def test_only_claims_at_or_above_the_floor_are_redeemed(database: Database, jane: Place) -> None:
+def test_only_claims_at_or_above_the_floor_are_redeemed(database: Database, jane: AccessQuery) -> None:
     set_floor(database, claims(NOW, nonce=5))
     below = [claims(NOW - 1, nonce=9), claims(NOW, nonce=4), bytes(16)]
     above = [claims(NOW, nonce=5), claims(NOW, nonce=6), claims(NOW + 1)]
@@ -249,7 +247,7 @@ def test_only_claims_at_or_above_the_floor_are_redeemed(database: Database, jane
     assert rows(database) == above
 
 
-def test_a_row_below_the_floor_is_as_good_as_none(database: Database, jane: Place) -> None:
+def test_a_row_below_the_floor_is_as_good_as_none(database: Database, jane: AccessQuery) -> None:
     put(database, claims(NOW))
     set_floor(database, floor_at(NOW + 1))
     assert redeem(database, jane, claims(NOW)) != [Verdict.REDEEMED]
@@ -258,7 +256,7 @@ def test_a_row_below_the_floor_is_as_good_as_none(database: Database, jane: Plac
     assert redeem(database, jane, claims(NOW)) == [Verdict.EXPIRED]
 
 
-def test_without_a_floor_nothing_is_redeemed(database: Database, jane: Place) -> None:
+def test_without_a_floor_nothing_is_redeemed(database: Database, jane: AccessQuery) -> None:
     with database.connect() as connection, database.writing(connection):
         connection.execute(delete(consumed_floor))
     assert redeem(database, jane, claims(NOW)) != [Verdict.REDEEMED]
@@ -281,7 +279,7 @@ def test_the_floor_never_falls(world: World) -> None:
 
 def test_a_purger_that_is_overtaken_does_not_lower_the_floor_again(world: World) -> None:
     """Another one raises the floor further, between this one's look at it and its write."""
-    database, other = world.database, Database(world.database.url)
+    database, other = world.database, database_at(world.database.url)
     put(database, claims(NOW - 9 * HOUR))
     higher = floor_at(NOW - RETENTION + 100)
 
@@ -302,13 +300,13 @@ def test_a_row_is_deleted_when_its_floor_has_been_in_force_for_a_minute(world: W
     database, purger = world.database, world.purger()
     old, at_floor, live = claims(NOW - RETENTION - 1), claims(NOW - RETENTION), claims(NOW)
     put(database, old, at_floor, live)
-    assert purger.run() == Round()
+    assert purger.run() == PurgeRound()
     assert floor(database) == floor_at(NOW - RETENTION)
     world.wait(FLOOR_AGE - 1)
-    assert purger.run() == Round()
+    assert purger.run() == PurgeRound()
     assert rows(database) == [old, at_floor, live]
     world.wait(1)
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
     assert rows(database) == [at_floor, live]
 
 
@@ -320,17 +318,17 @@ def test_only_rows_below_the_floor_that_was_proven_go_not_those_below_a_later_on
     between = claims(NOW - RETENTION + 1)
     put(database, between)
     set_floor(database, floor_at(NOW - RETENTION + 30))  # by another node, just now
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
     assert rows(database) == [between]
     world.wait(61)
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
 
 
 def test_after_a_restart_a_floor_has_to_prove_itself_anew(world: World) -> None:
     database = world.database
     put(database, claims(NOW - 9 * HOUR))
     for _ in range(5):
-        assert world.purger().run() == Round()
+        assert world.purger().run() == PurgeRound()
         world.wait(FLOOR_AGE + 1)
     assert len(rows(database)) == 1
 
@@ -389,9 +387,9 @@ def test_a_round_is_skipped_while_node_and_database_disagree_about_the_time(worl
     assert len(rows(database)) == 1
     world.node.now = world.database.clock.now  # corrected, which is a jump too: a restart is needed
     fresh = world.purger()
-    assert fresh.run() == Round()
+    assert fresh.run() == PurgeRound()
     world.wait(61)
-    assert fresh.run() == Round(deleted=1)
+    assert fresh.run() == PurgeRound(deleted=1)
 
 
 @pytest.mark.parametrize("difference", [0, 25, -25])
@@ -399,9 +397,9 @@ def test_a_small_difference_of_clocks_does_not_matter(world: World, difference: 
     put(world.database, claims(NOW - 9 * HOUR))
     world.node.advance(difference)
     purger = world.purger()
-    assert purger.run() == Round()
+    assert purger.run() == PurgeRound()
     world.wait(61)
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
 
 
 @pytest.mark.parametrize("jump", [31, -31, 2 * HOUR, -2 * HOUR])
@@ -418,7 +416,7 @@ def test_a_round_is_skipped_after_the_clock_of_the_machine_was_set(world: World,
     assert len(rows(database)) == 1
     world.node.advance(-jump)
     database.clock.advance(-jump)
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
 
 
 def test_a_clock_that_drifts_slowly_counts_once_it_has_drifted_too_far(world: World) -> None:
@@ -450,7 +448,7 @@ def test_an_idle_database_is_not_written_to(world: World, tmp_path: Path) -> Non
     before = [path.read_bytes() for path in files]
     for _ in range(5):
         world.wait(61)
-        assert purger.run() == Round()
+        assert purger.run() == PurgeRound()
     assert changed == []
     assert [path.read_bytes() for path in files] == before
 
@@ -469,7 +467,7 @@ def test_many_rows_are_deleted_in_pieces(world: World) -> None:
         elif statement == "COMMIT" and pieces:
             pieces.append(0)
 
-    assert purger.run() == Round(deleted=12_001)
+    assert purger.run() == PurgeRound(deleted=12_001)
     assert rows(database) == [claims(NOW)]
     assert max(pieces) <= 5000
     assert [piece for piece in pieces if piece] == [5000, 5000, 2001]
@@ -477,7 +475,7 @@ def test_many_rows_are_deleted_in_pieces(world: World) -> None:
 
 
 def test_one_purger_at_a_time_deletes_and_the_next_one_makes_up_for_it(world: World) -> None:
-    database, other = world.database, Database(world.database.url)
+    database, other = world.database, database_at(world.database.url)
     purgers = [world.purger(), world.purger()]
     put(database, claims(NOW - 9 * HOUR))
     for purger in purgers:
@@ -485,9 +483,9 @@ def test_one_purger_at_a_time_deletes_and_the_next_one_makes_up_for_it(world: Wo
     world.wait(61)
     with other.connect() as connection, other.purging(connection) as alone:
         assert alone
-        assert purgers[0].run() == Round(elsewhere=True)
+        assert purgers[0].run() == PurgeRound(elsewhere=True)
     assert len(rows(database)) == 1
-    assert purgers[1].run() == Round(deleted=1)
+    assert purgers[1].run() == PurgeRound(deleted=1)
     other.close()
 
 
@@ -501,7 +499,7 @@ def test_each_round_tells_about_how_many_rows_there_are_whatever_else_it_does(wo
     assert purger.run().rows == 7  # too early
     world.wait(61)
     with database.connect() as connection, database.purging(connection):
-        assert purger.run() == Round(elsewhere=True)
+        assert purger.run() == PurgeRound(elsewhere=True)
         world.wait(61)
     done = purger.run()
     assert (done.deleted, done.rows) == (3, 4)
@@ -513,7 +511,7 @@ def test_each_round_tells_about_how_many_rows_there_are_whatever_else_it_does(wo
 
 @pytest.mark.anyio
 async def test_every_worker_learns_how_many_rows_there_are_also_while_another_one_purges(
-    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+    service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sso_service.service.PURGE_INTERVAL", 0.01)
     monkeypatch.setattr("sso_service.service.secrets.randbelow", lambda _: 0)
@@ -547,7 +545,7 @@ def test_a_round_that_fails_is_made_up_for_by_the_next(world: World) -> None:
     with pytest.raises((Unavailable, OutcomeUnknown)):
         purger.run()
     event.remove(database.engine, "do_execute", fail)
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
 
 
 def test_after_an_older_database_was_put_in_place_its_floor_has_to_prove_itself(world: World) -> None:
@@ -556,12 +554,12 @@ def test_after_an_older_database_was_put_in_place_its_floor_has_to_prove_itself(
     purger.run()
     set_floor(database, floor_at(NOW - 5 * HOUR))  # the backup's
     world.wait(61)
-    assert purger.run() == Round()
+    assert purger.run() == PurgeRound()
     assert len(rows(database)) == 1
     world.wait(59)
-    assert purger.run() == Round()
+    assert purger.run() == PurgeRound()
     world.wait(2)
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
 
 
 # --- clocks that jump ------------------------------------------------------------------------------------------------
@@ -586,7 +584,7 @@ class Nodes:
 def nodes(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Nodes]:
     clocks = Clock(clock()), Clock(clock())
     database = DatabaseAt(settings.database, Clock(clock()))
-    services = [Service(settings, Database(settings.database), KeyDirectory(keys_dir), clock=each) for each in clocks]
+    services = [Node(settings, open_database(settings), KeyDirectory(keys_dir), clock=each) for each in clocks]
     one, two = (Client(create_app(service)) for service in services)
     yield Nodes(one, two, clocks, database, Clock(1000))
     for service in services:
@@ -684,7 +682,9 @@ async def test_a_row_that_was_deleted_too_early_by_a_wrong_clock_still_gives_its
     assert not await works(nodes.two, token)
 
 
-def test_a_node_that_slept_between_reading_the_token_and_redeeming_it_is_too_late(world: World, jane: Place) -> None:
+def test_a_node_that_slept_between_reading_the_token_and_redeeming_it_is_too_late(
+    world: World, jane: AccessQuery
+) -> None:
     """Nothing that happens at redeeming asks a clock, so one that was paused cannot redeem what was purged."""
     database, purger = world.database, world.purger()
     token = claims(NOW)
@@ -692,7 +692,7 @@ def test_a_node_that_slept_between_reading_the_token_and_redeeming_it_is_too_lat
     world.wait(3 * HOUR)
     purger.run()
     world.wait(61)
-    assert purger.run() == Round(deleted=1)
+    assert purger.run() == PurgeRound(deleted=1)
     assert redeem(database, jane, token) == [Verdict.EXPIRED]
 
 
@@ -710,6 +710,7 @@ def test_the_state_of_the_ledger_is_told_by_the_databases_own_clock(database: Da
         assert abs(connection.execute(select(database.now())).scalar_one() - time.time()) < 2
 
 
+@pytest.mark.anyio
 async def test_three_hours_of_logins_leave_the_rows_of_an_hour_and_five_minutes_and_two_purge_rounds(
     client: Client, settings: Settings, clock: Clock, api_token: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What one client may ask of the service: its share, in time, and never so much that others get nothing."""
+"""Limits on clients: the rate of an API token, requests in flight, and the time that a body may take."""
 
 import asyncio
 import json
@@ -8,10 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
+from sso_service.errors import SettingsError
 from sso_service.keyring import KeyDirectory
-from sso_service.service import Service
-from sso_service.settings import Settings, SettingsError, read_settings
+from sso_service.services.node import Node
+from sso_service.settings import Settings, read_settings
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import JANE, PAGE
@@ -28,49 +29,47 @@ def limits() -> Mapping[str, object]:
 
 
 @pytest.fixture
-def service(
-    settings: Settings, database: Database, keys_dir: Path, clock: Clock, limits: Mapping[str, object]
-) -> Service:
-    return Service(msgspec.structs.replace(settings, **limits), database, KeyDirectory(keys_dir), clock=clock)
+def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock, limits: Mapping[str, object]) -> Node:
+    return Node(msgspec.structs.replace(settings, **limits), database, KeyDirectory(keys_dir), clock=clock)
 
 
 @pytest.mark.parametrize("limits", [{"rate_limit": "3/hour"}])
-async def test_an_api_token_may_be_used_as_often_as_is_set_and_others_are_not_held_up(
+async def test_the_rate_limit_applies_to_each_api_token_separately(
     client: Client, api_token: str, verifier: str
 ) -> None:
     token = await client.issue(api_token)
     for _ in range(2):
         await client.issue(api_token)
-    # Also who asks in vain has asked.
+    # Invalid requests count as well.
     for content in (JANE, {}):
         answer = await client.post_json(URL, content, token=api_token)
         assert (answer.status, answer.error) == (429, "rate_limited")
         assert 1 <= int(answer.header("retry-after") or "") <= 3600
     assert (await client.post_json(f"{URL}/verify", {"token": token}, token=verifier)).status == 200
-    # A person who signs in has no API token to be limited by.
+    # Logins have no API token, so they are not limited.
     assert (await client.get(f"{PAGE}?sso={token}")).status == 303
     assert (await client.post_json(URL, JANE, token="wf_live_unknown")).status == 401
 
 
-async def test_without_a_setting_nobody_is_limited(client: Client, api_token: str) -> None:
+async def test_requests_are_unlimited_without_the_setting(client: Client, api_token: str) -> None:
     for _ in range(200):
         await client.issue(api_token)
 
 
 @pytest.mark.parametrize("limit", ["often", "0", "10", "10/fortnight", "-1/minute", "100 per"])
-async def test_a_limit_that_cannot_be_read_is_refused_at_start(limit: str, database_url: str) -> None:
+async def test_an_invalid_rate_limit_is_refused_at_start(limit: str, database_url: str) -> None:
     with pytest.raises(SettingsError, match="SSO_RATE_LIMIT"):
         read_settings({"SSO_RATE_LIMIT": limit, "SSO_DATABASE_URL": database_url})
 
 
 @pytest.mark.parametrize("limits", [{"max_in_flight": 3}])
-async def test_more_requests_than_a_worker_can_carry_are_turned_away_at_once(
+async def test_requests_above_the_limit_of_a_worker_are_refused_at_once(
     client: Client, api_token: str, database: Database
 ) -> None:
     *tokens, token = [await client.issue(api_token) for _ in range(4)]
     late, ends = asyncio.Event(), asyncio.Event()
     headers = [("authorization", f"Bearer {api_token}")]
-    # Any number may be sending still. That of the first ends while there is no place, the others' afterwards.
+    # Requests with incomplete bodies are not in flight. The first body ends while the worker is full, the others later.
     sending = [
         asyncio.create_task(client.request("POST", URL, headers=headers, body=json.dumps(JANE).encode(), ends=end))
         for end in (late, ends, ends, ends, ends)
@@ -80,10 +79,10 @@ async def test_more_requests_than_a_worker_can_carry_are_turned_away_at_once(
         waiting = [asyncio.create_task(client.another().get(f"{PAGE}?sso={token}")) for token in tokens]
         await asyncio.sleep(0)
         for target in (URL, f"{PAGE}?sso={token}", "/session"):
-            assert turned_away(await client.get(target))
+            assert is_overloaded(await client.get(target))
         assert (await client.get("/healthz")).status == 200
         late.set()
-        assert turned_away(await sending[0])
+        assert is_overloaded(await sending[0])
     assert [answer.status for answer in await asyncio.gather(*waiting)] == [303] * 3
     assert (await client.get(f"{PAGE}?sso={token}")).status == 303
     ends.set()
@@ -91,18 +90,18 @@ async def test_more_requests_than_a_worker_can_carry_are_turned_away_at_once(
     assert sorted(statuses) == [201, 201, 201, 503]
 
 
-def turned_away(answer: Answer) -> bool:
+def is_overloaded(answer: Answer) -> bool:
     return (answer.status, answer.error, answer.header("retry-after")) == (503, "overloaded", "2")
 
 
-async def test_a_body_that_does_not_end_is_given_up(
+async def test_a_body_that_does_not_end_is_refused_after_the_time_out(
     client: Client, api_token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sso_service.web.requests._BODY_TIMEOUT", 0.01)
     headers = [("authorization", f"Bearer {api_token}")]
     answer = await client.request("POST", URL, headers=headers, body=json.dumps(JANE).encode(), ends=asyncio.Event())
     assert (answer.status, answer.error, answer.header("connection")) == (408, "request_timeout", "close")
-    # Who may not ask is told nothing else.
+    # An unauthorized client gets 401 first.
     assert (
         await client.request("POST", URL, headers=[("authorization", "Bearer x")], ends=asyncio.Event())
     ).status == 401

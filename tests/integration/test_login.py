@@ -10,16 +10,16 @@ import pytest
 from sqlalchemy import func, select, update
 
 from sso_service import keyring, tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
 from sso_service.database.schema import consumed_nonces, memberships
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.sessions import Session
 from sso_service.settings import Settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE
@@ -49,7 +49,7 @@ def consumed(database: Database) -> int:
         return connection.execute(select(func.count()).select_from(consumed_nonces)).scalar_one()
 
 
-def token_key(service: Service, clock: Clock) -> bytes:
+def token_key(service: Node, clock: Clock) -> bytes:
     return service.keys.ring.signing_key(int(clock())).token_key
 
 
@@ -282,7 +282,7 @@ async def test_more_than_one_sso_parameter_is_malformed_and_consumes_none_of_the
 
 
 async def test_a_token_is_refused_whose_signature_is_not_one_of_ours_for_tokens(
-    client: Client, service: Service, api_token: str, clock: Clock
+    client: Client, service: Node, api_token: str, clock: Clock
 ) -> None:
     claims = tokens.unsafe_read_claims(await client.issue(api_token))
     key = service.keys.ring.signing_key(int(clock()))
@@ -291,7 +291,7 @@ async def test_a_token_is_refused_whose_signature_is_not_one_of_ours_for_tokens(
 
 
 async def test_a_token_that_claims_to_live_longer_than_tokens_do_is_refused(
-    client: Client, service: Service, api_token: str, clock: Clock
+    client: Client, service: Node, api_token: str, clock: Clock
 ) -> None:
     issued = tokens.unsafe_read_claims(await client.issue(api_token))
     latest = int(clock()) + LIFETIME + 60
@@ -379,7 +379,7 @@ async def test_a_disabled_user_or_removed_member_consumes_nothing(
 
 
 async def test_a_genuine_token_of_a_user_or_account_that_does_not_exist_signs_nobody_in(
-    client: Client, service: Service, api_token: str, clock: Clock
+    client: Client, service: Node, api_token: str, clock: Clock
 ) -> None:
     issued = tokens.unsafe_read_claims(await client.issue(api_token))
     for user_id, account_id in ((issued.user_id, 4711), (4711, ACCOUNT), (0, 0), (issued.user_id, OTHER_ACCOUNT)):
@@ -527,7 +527,7 @@ async def test_the_service_s_own_paths_ignore_sso(client: Client, api_token: str
 
 
 async def test_a_token_and_a_session_of_the_key_before_a_rotation_are_good_after_it(
-    client: Client, service: Service, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     signed_in = client.another()
     await signed_in.get(f"/?sso={await client.issue(api_token)}")
@@ -547,7 +547,7 @@ async def test_a_token_and_a_session_of_the_key_before_a_rotation_are_good_after
 
 
 async def test_a_link_signed_long_ago_by_a_key_that_was_rotated_out_has_expired_and_is_not_invalid(
-    client: Client, service: Service, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
     await client.get(f"/?sso={token}")
@@ -559,7 +559,7 @@ async def test_a_link_signed_long_ago_by_a_key_that_was_rotated_out_has_expired_
 
 
 async def test_what_a_revoked_key_signed_is_dead_and_its_successor_signs_at_once(
-    client: Client, service: Service, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     signed_in = client.another()
     await signed_in.get(f"/?sso={await client.issue(api_token)}")
@@ -578,9 +578,9 @@ async def test_what_a_revoked_key_signed_is_dead_and_its_successor_signs_at_once
 
 
 async def test_a_key_that_another_node_made_just_now_costs_no_login(
-    client: Client, settings: Settings, service: Service, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, settings: Settings, service: Node, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
-    other_node = Service(settings, service.database, KeyDirectory(keys_dir), clock=clock)
+    other_node = Node(settings, service.database, KeyDirectory(keys_dir), clock=clock)
     new = keyring.rotate(keys_dir, now=int(clock()), lead=0)
     other_client = Client(create_app(other_node))
     token = await other_client.issue(api_token)
@@ -599,7 +599,7 @@ async def test_a_key_that_another_node_made_just_now_costs_no_login(
 
 
 async def test_a_session_that_cannot_be_signed_consumes_nothing(
-    client: Client, api_token: str, keys_dir: Path, service: Service, clock: Clock
+    client: Client, api_token: str, keys_dir: Path, service: Node, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
     tombstone = {"id": "z", "signs_from": int(clock()), "revoked_at": int(clock())}
@@ -612,7 +612,7 @@ async def test_a_session_that_cannot_be_signed_consumes_nothing(
 
 
 async def test_a_hanging_key_directory_holds_up_nobody_but_the_forgers(
-    client: Client, api_token: str, service: Service, monkeypatch: pytest.MonkeyPatch
+    client: Client, api_token: str, service: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = await client.issue(api_token)
     release = threading.Event()

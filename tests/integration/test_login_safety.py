@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from sso_service import tokens
-from sso_service.service import Service
+from sso_service.services.node import Node
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, PAGE, TEAM
@@ -153,7 +153,7 @@ async def test_only_a_navigation_of_a_whole_window_consumes_where_the_browser_sa
 
 
 async def test_no_log_line_has_a_token_an_address_or_a_cookie(
-    client: Client, service: Service, api_token: str, clock: Clock, caplog: pytest.LogCaptureFixture
+    client: Client, service: Node, api_token: str, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     token, unused = await client.issue(api_token), await client.issue(api_token)

@@ -1,17 +1,18 @@
-"""`/metrics`: what Prometheus is told, of all workers together, and to whom."""
+"""`/metrics`: what is counted, the state of the node, and the Bearer token that protects both."""
 
 from pathlib import Path
 
 import pytest
 
 from sso_service import keyring
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Role, Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, PAGE
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Counted:
-    """What is counted more than when this was made: the tests of this process share their counters."""
+    """The increase of counters since `start`: all tests of this process share the counters."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -33,7 +34,7 @@ class Counted:
         self._before = await self._now()
         return self
 
-    async def more(self, name: str, **labels: str) -> float:
+    async def increase(self, name: str, **labels: str) -> float:
         return sample_of(await self._now(), name, labels) - sample_of(self._before, name, labels)
 
     async def _now(self) -> Samples:
@@ -44,7 +45,7 @@ class Counted:
         return samples_in(answer.text)
 
 
-async def test_issues_and_logins_are_counted_by_what_came_of_them(
+async def test_issues_and_logins_are_counted_by_outcome(
     client: Client, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     counted = await Counted(client).start()
@@ -63,9 +64,9 @@ async def test_issues_and_logins_are_counted_by_what_came_of_them(
     await client.another().get(f"{PAGE}?sso={late}")
     await client.post_json("/v1/sso_tokens/consume", {"token": late}, token=verifier)
 
-    assert await counted.more("sso_tokens_issued_total", user_created="yes") == 2
-    assert await counted.more("sso_tokens_issued_total", user_created="no") == 3
-    assert await counted.more("sso_tokens_revoked_total") == 1
+    assert await counted.increase("sso_tokens_issued_total", user_created="yes") == 2
+    assert await counted.increase("sso_tokens_issued_total", user_created="no") == 3
+    assert await counted.increase("sso_tokens_revoked_total") == 1
     for outcome, number in {
         "signed_in": 1,
         "already_signed_in": 1,
@@ -76,54 +77,50 @@ async def test_issues_and_logins_are_counted_by_what_came_of_them(
         "expired": 1,
         "no_access": 0,
     }.items():
-        assert await counted.more("sso_logins_total", way="browser", outcome=outcome) == number, outcome
-    assert await counted.more("sso_logins_total", way="api", outcome="signed_in") == 1
-    assert await counted.more("sso_logins_total", way="api", outcome="expired") == 1
+        assert await counted.increase("sso_logins_total", way="browser", outcome=outcome) == number, outcome
+    assert await counted.increase("sso_logins_total", way="api", outcome="signed_in") == 1
+    assert await counted.increase("sso_logins_total", way="api", outcome="expired") == 1
 
 
-async def test_refusals_of_api_tokens_are_counted(client: Client, api_token: str, verifier: str) -> None:
+async def test_refused_api_tokens_are_counted_by_reason(client: Client, api_token: str, verifier: str) -> None:
     counted = await Counted(client).start()
     await client.post_json("/v1/sso_tokens", JANE, token="wf_live_unknown")
     await client.post_json("/v1/sso_tokens", JANE, token=verifier)
-    assert await counted.more("sso_api_refusals_total", reason="not_authenticated") == 1
-    assert await counted.more("sso_api_refusals_total", reason="insufficient_scope") == 1
+    assert await counted.increase("sso_api_refusals_total", reason="not_authenticated") == 1
+    assert await counted.increase("sso_api_refusals_total", reason="insufficient_scope") == 1
 
 
-async def test_requests_are_counted_by_route_and_status_and_a_stranger_cannot_make_new_routes(
-    client: Client, api_token: str
-) -> None:
+async def test_requests_are_counted_under_a_fixed_set_of_routes(client: Client, api_token: str) -> None:
     counted = await Counted(client).start()
     token = await client.issue(api_token)
     await client.post_json("/v1/sso_tokens", JANE)
     await client.get(f"/client/{ACCOUNT}/whatever?sso={token}")
     for path in ("/a", "/b", "/c?sso", "/d?x=1"):
         await client.get(path)
-    assert await counted.more("sso_requests_total", route="/v1/sso_tokens", status="201") == 1
-    assert await counted.more("sso_requests_total", route="/v1/sso_tokens", status="401") == 1
-    assert await counted.more("sso_request_seconds_count", route="/v1/sso_tokens") == 2
-    assert await counted.more("sso_requests_total", route="page", status="404") == 3
-    assert await counted.more("sso_requests_total", route="login", status="401") == 1
-    assert await counted.more("sso_requests_total", route="login", status="403") == 1
+    assert await counted.increase("sso_requests_total", route="/v1/sso_tokens", status="201") == 1
+    assert await counted.increase("sso_requests_total", route="/v1/sso_tokens", status="401") == 1
+    assert await counted.increase("sso_request_seconds_count", route="/v1/sso_tokens") == 2
+    assert await counted.increase("sso_requests_total", route="page", status="404") == 3
+    assert await counted.increase("sso_requests_total", route="login", status="401") == 1
+    assert await counted.increase("sso_requests_total", route="login", status="403") == 1
 
 
-async def test_a_request_whose_client_went_away_is_counted(client: Client, api_token: str) -> None:
+async def test_a_request_whose_client_disconnects_is_counted_as_499(client: Client, api_token: str) -> None:
     counted = await Counted(client).start()
-    with pytest.raises(IndexError):  # of the test's client: there is no answer
+    with pytest.raises(IndexError):  # raised by the test client, because there is no response
         await client.request("POST", "/v1/sso_tokens", headers=[("authorization", f"Bearer {api_token}")], pieces=[])
-    assert await counted.more("sso_requests_total", route="/v1/sso_tokens", status="499") == 1
+    assert await counted.increase("sso_requests_total", route="/v1/sso_tokens", status="499") == 1
 
 
-async def test_batches_are_measured(client: Client, api_token: str) -> None:
+async def test_size_and_duration_of_batches_are_measured(client: Client, api_token: str) -> None:
     counted = await Counted(client).start()
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
-    assert await counted.more("sso_batch_size_count", kind="redeem") == 1
-    assert await counted.more("sso_batch_size_sum", kind="redeem") == 1
-    assert await counted.more("sso_batch_seconds_count", kind="redeem") == 1
+    assert await counted.increase("sso_batch_size_count", kind="redeem") == 1
+    assert await counted.increase("sso_batch_size_sum", kind="redeem") == 1
+    assert await counted.increase("sso_batch_seconds_count", kind="redeem") == 1
 
 
-async def test_the_condition_of_the_node_is_told(
-    client: Client, service: Service, clock: Clock, keys_dir: Path
-) -> None:
+async def test_the_state_of_the_node_is_exposed(client: Client, service: Node, clock: Clock, keys_dir: Path) -> None:
     async def gauges() -> dict[str, float]:
         samples = samples_in((await client.get("/metrics")).text)
         return {name: samples[name, frozenset()] for name, labels in samples if not labels}
@@ -142,10 +139,10 @@ async def test_the_condition_of_the_node_is_told(
     assert (await gauges())["sso_signing_key_age_seconds"] == 0
 
 
-async def test_metrics_are_told_while_the_database_is_away(tmp_path: Path, keys_dir: Path) -> None:
+async def test_metrics_are_available_during_a_database_outage(tmp_path: Path, keys_dir: Path) -> None:
     with a_database_that("refuses to connect", tmp_path) as url:
         settings = read_settings({"SSO_DATABASE_URL": url})
-        service = Service(settings, Database(settings.database), KeyDirectory(keys_dir))
+        service = Node(settings, open_database(settings), KeyDirectory(keys_dir))
         answer = await Client(create_app(service)).get("/metrics")
         service.close()
     samples = samples_in(answer.text)
@@ -154,11 +151,11 @@ async def test_metrics_are_told_while_the_database_is_away(tmp_path: Path, keys_
 
 
 @on_sqlite
-async def test_with_a_metrics_token_only_its_holder_is_told(
+async def test_metrics_and_readiness_details_require_the_metrics_token(
     database: Database, keys_dir: Path, clock: Clock, api_token: str
 ) -> None:
     settings = read_settings({"SSO_METRICS_TOKEN": "hunter2"})
-    client = Client(create_app(Service(settings, database, KeyDirectory(keys_dir), clock=clock)))
+    client = Client(create_app(Node(settings, database, KeyDirectory(keys_dir), clock=clock)))
     clock.advance(100)  # so that there is something to be told
 
     async def get(path: str, secret: str | None) -> Answer:
@@ -176,7 +173,7 @@ async def test_with_a_metrics_token_only_its_holder_is_told(
 
 
 @on_sqlite
-async def test_no_metric_has_an_address_or_a_token(client: Client, api_token: str, database: Database) -> None:
+async def test_no_metric_contains_an_address_or_a_token(client: Client, api_token: str, database: Database) -> None:
     token = await client.issue(api_token)
     await client.get(f"{PAGE}?sso={token}")
     with changing(database) as connection:

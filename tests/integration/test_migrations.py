@@ -14,10 +14,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, make_url, select, text
 from sqlalchemy.engine import Inspector
 
-from sso_service.database import migrations
-from sso_service.database.engine import Database
-from sso_service.database.migrations import SchemaMismatch
+from sso_service.database import database_at, migrations
 from sso_service.database.schema import SCHEMA_VERSION, consumed_floor, metadata
+from sso_service.database.transactions import Database
+from sso_service.errors import SchemaMismatch
 from tests.support.processes import command
 
 
@@ -188,7 +188,7 @@ def test_an_upgrade_from_the_first_schema_keeps_all_that_is_in_it(empty: Databas
 
 
 def test_of_concurrent_upgrades_one_does_it_and_the_others_wait(empty: Database) -> None:
-    databases = [Database(empty.url) for _ in range(4)]
+    databases = [database_at(empty.url) for _ in range(4)]
     barrier = Barrier(4)
 
     def upgrade(database: Database) -> str | None:
@@ -245,7 +245,7 @@ def test_a_schema_that_no_migration_of_ours_made_is_not_upgraded(database: Datab
 
 
 def test_no_message_shows_the_password_of_the_database(database: Database) -> None:
-    secret = Database(make_url("postgresql+psycopg://user:hunter2@127.0.0.1:1/sso"))
+    secret = database_at(make_url("postgresql+psycopg://user:hunter2@127.0.0.1:1/sso"))
     assert "hunter2" not in str(secret)
     with pytest.raises(Exception, match="cannot connect") as caught:
         migrations.check(secret)

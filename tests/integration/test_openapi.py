@@ -27,19 +27,19 @@ from hypothesis import strategies as st
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from sso_service import people, tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
+from sso_service.database.transactions import Database
+from sso_service.errors import FieldError, MalformedToken
 from sso_service.keyring import KeyDirectory
-from sso_service.people import FieldError
 from sso_service.permissions import Role, Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import read_settings
-from sso_service.tokens import MalformedToken
-from sso_service.web import errors, login, requests
+from sso_service.web import login, problems, requests
 from sso_service.web.api import decode_person, decode_token
 from sso_service.web.app import create_app
 from sso_service.web.observed import Observed
 from sso_service.web.openapi import page
+from tests.support import administration
 from tests.support.addresses import ADDRESSES
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
@@ -116,7 +116,7 @@ def test_every_route_is_in_the_document_and_nothing_else(client: Client) -> None
 
 
 def test_every_error_that_the_service_knows_is_in_the_document() -> None:
-    source = Path(errors.__file__).read_text() + Path(login.__file__).read_text()
+    source = Path(problems.__file__).read_text() + Path(login.__file__).read_text()
     known = {
         (int(status or 503), code)
         for status, code in re.findall(r'(?:Problem\(\s*(\d{3}), |_unavailable\()"(\w+)"', source)
@@ -314,14 +314,14 @@ async def test_every_answer_that_is_documented_is_given(
     witness = Witness()
     await operations_are_answered(witness, client)
     strict = {"SSO_RATE_LIMIT": "1/hour", "SSO_METRICS_TOKEN": "hunter2"}
-    once = Client(create_app(Service(read_settings(strict), database, KeyDirectory(keys_dir), clock=clock)))
+    once = Client(create_app(Node(read_settings(strict), database, KeyDirectory(keys_dir), clock=clock)))
     await once.post_json(ISSUE, JANE, token=secret)
     witness.see(401, "GET /metrics", await once.get("/metrics"), "missing_token")
     await calls_are_answered(witness, client, once, database, secret, clock)
     await browsers_are_answered(witness, client, secret)
     with a_database_that("refuses to connect", tmp_path) as url:
-        unreachable = Database(read_settings({"SSO_DATABASE_URL": url}).database)
-        service = Service(read_settings({}), unreachable, KeyDirectory(keys_dir), clock=clock)
+        unreachable = open_database(read_settings({"SSO_DATABASE_URL": url}))
+        service = Node(read_settings({}), unreachable, KeyDirectory(keys_dir), clock=clock)
         await an_outage_is_answered(witness, client, Client(create_app(service)), secret)
         service.close()
     documented = {

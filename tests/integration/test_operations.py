@@ -9,13 +9,11 @@ from itsdangerous import BadData
 from starlette.exceptions import HTTPException
 
 from sso_service import keyring
-from sso_service.database.engine import Database, Unavailable
+from sso_service.database.transactions import Database
+from sso_service.errors import BodyTooLarge, FieldError, InsufficientScope, RateLimited, Unavailable
 from sso_service.keyring import KeyDirectory
-from sso_service.people import FieldError
 from sso_service.permissions import Scope
-from sso_service.service import InsufficientScope, RateLimited
-from sso_service.web.errors import EXCEPTION_HANDLERS, problem_of
-from sso_service.web.requests import BodyTooLarge
+from sso_service.web.problems import EXCEPTION_HANDLERS, problem_of
 from tests.support.api import node
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock

@@ -12,16 +12,17 @@ from sqlalchemy import insert, update
 
 from scripts.tools.ports import free_port
 from sso_service import tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
 from sso_service.database.schema import accounts, memberships, users
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.sessions import Session
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, PORTAL
@@ -56,11 +57,11 @@ def text_of(page: MessagePage) -> str:
     return " ".join(page.texts.values())
 
 
-def key_of(service: Service, clock: Clock) -> bytes:
+def key_of(service: Node, clock: Clock) -> bytes:
     return service.keys.ring.signing_key(int(clock())).token_key
 
 
-async def troubles(client: Client, service: Service, database: Database, api_token: str, clock: Clock) -> list[Trouble]:
+async def troubles(client: Client, service: Node, database: Database, api_token: str, clock: Clock) -> list[Trouble]:
     """Every way in which a login does not work while the service itself is well."""
     now = int(clock())
     used, unused = await client.issue(api_token), await client.issue(api_token)
@@ -126,7 +127,7 @@ async def asked(client: Client, api_token: str) -> tuple[Client, str, Answer]:
 
 @on_sqlite
 async def test_a_login_that_does_not_work_is_a_page_in_german_or_english_or_json_where_that_is_asked_for(
-    client: Client, service: Service, database: Database, api_token: str, clock: Clock
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     for trouble in await troubles(client, service, database, api_token, clock):
         for lang in ("en", "de"):
@@ -146,7 +147,7 @@ async def test_a_login_that_does_not_work_is_a_page_in_german_or_english_or_json
 
 @on_sqlite
 async def test_each_page_says_why_and_what_to_do(
-    client: Client, service: Service, database: Database, api_token: str, clock: Clock
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     said: dict[tuple[str, str], tuple[str, str]] = {}
     for trouble in await troubles(client, service, database, api_token, clock):
@@ -266,7 +267,7 @@ async def test_the_question_says_who_would_be_replaced_in_german_or_english(clie
 
 @on_sqlite
 async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
-    client: Client, service: Service, database: Database, api_token: str, clock: Clock
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     answers = [await trouble.meet() for trouble in await troubles(client, service, database, api_token, clock)]
     answers.append((await asked(client, api_token))[2])
@@ -301,7 +302,7 @@ async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
 
 @on_sqlite
 async def test_a_refused_login_neither_signs_in_nor_signs_out_nor_redirects(
-    client: Client, service: Service, database: Database, api_token: str, clock: Clock
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     for trouble in await troubles(client, service, database, api_token, clock):
         for accept in ("text/html", "application/json"):
@@ -315,7 +316,7 @@ async def test_a_refused_login_neither_signs_in_nor_signs_out_nor_redirects(
 
 @on_sqlite
 async def test_nothing_but_the_hidden_field_of_the_question_ever_has_the_token(
-    client: Client, service: Service, database: Database, api_token: str, clock: Clock
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     for trouble in await troubles(client, service, database, api_token, clock):
         parts = [part for part in trouble.token.split("&sso=") if part]
@@ -350,7 +351,7 @@ HOSTILE = [
 
 @on_sqlite
 async def test_a_hostile_address_is_shown_as_the_text_that_it_is(
-    client: Client, service: Service, database: Database, api_token: str, clock: Clock
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
     for email in HOSTILE:
@@ -358,7 +359,7 @@ async def test_a_hostile_address_is_shown_as_the_text_that_it_is(
             person = {"email": email, "first_name": "<b>", "last_name": "<i>", "created_at": 0}
             user_id = connection.execute(insert(users).values(**person).returning(users.c.id)).scalar_one()
             connection.execute(insert(memberships).values(user_id=user_id, account_id=ACCOUNT, role="editor"))
-        client.cookies["studio_session"] = service.session_cookie(Session(user_id, ACCOUNT, int(clock())))
+        client.cookies["studio_session"] = service.sessions.sign(Session(user_id, ACCOUNT, int(clock())))
         for lang in ("en", "de"):
             page = MessagePage((await client.get(f"{PAGE}?sso={token}", accept_language=lang)).text)
             assert email in page.texts["p"]
@@ -382,7 +383,7 @@ async def test_a_hostile_query_is_a_value_of_the_question_s_form_and_nothing_els
 
 
 async def test_a_page_links_the_portal_only_when_the_signature_held(
-    client: Client, service: Service, database: Database, api_token: str, clock: Clock
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     for trouble in await troubles(client, service, database, api_token, clock):
         answer = await trouble.meet()
@@ -392,7 +393,7 @@ async def test_a_page_links_the_portal_only_when_the_signature_held(
 
 
 async def test_a_page_links_no_portal_where_none_is_set(
-    client: Client, database: Database, service: Service, clock: Clock
+    client: Client, database: Database, service: Node, clock: Clock
 ) -> None:
     with changing(database) as connection:
         _, secret = administration.create_api_token(
@@ -447,7 +448,7 @@ def away(database_url: str, keys_dir: Path, tmp_path: Path, clock: Clock) -> Ite
     if database_url.startswith("postgresql"):
         gone = f"postgresql://nobody@127.0.0.1:{free_port()}/gone"
     settings = read_settings({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": gone})
-    service = Service(settings, Database(settings.database), KeyDirectory(keys_dir), clock=clock)
+    service = Node(settings, open_database(settings), KeyDirectory(keys_dir), clock=clock)
     yield Client(create_app(service))
     service.close()
 

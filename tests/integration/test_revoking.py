@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from sso_service import tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.tokens import Claims
+from tests.support import administration
 from tests.support.api import (
     TOKEN_CONSUMED,
     make_api_token,
@@ -132,7 +132,7 @@ async def test_the_token_of_a_disabled_user_can_be_taken_back_and_stays_so(
 
 
 async def test_the_token_of_who_is_no_member_any_more_can_be_taken_back_and_stays_so(
-    client: Client, service: Service, api_token: str, verifier: str, database: Database, clock: Clock
+    client: Client, service: Node, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     token, other = await client.issue(api_token), await client.issue(api_token)
     with changing(database) as connection:

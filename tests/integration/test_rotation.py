@@ -9,7 +9,7 @@ import pytest
 
 from sso_service import keyring
 from sso_service.keyring import SigningKey
-from sso_service.service import Service
+from sso_service.services.node import Node
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import PAGE
@@ -41,7 +41,7 @@ def test_rotations_by_several_nodes_at_once_each_leave_a_key_of_their_own(tmp_pa
 
 @on_sqlite
 async def test_no_token_is_lost_by_a_rotation_however_late_in_its_life_it_is_used(
-    client: Client, service: Service, keys_dir: Path, api_token: str, clock: Clock
+    client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     start = int(clock())
     clock.now = start
@@ -59,7 +59,7 @@ async def test_no_token_is_lost_by_a_rotation_however_late_in_its_life_it_is_use
 
 @on_sqlite
 async def test_revoking_a_key_brings_no_older_key_back_to_life(
-    client: Client, service: Service, keys_dir: Path, api_token: str, clock: Clock
+    client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     async def signs_in(key: SigningKey) -> bool:
         return (await client.another().get(f"{PAGE}?sso={forge(key, clock())}")).status == 303
@@ -90,7 +90,7 @@ async def test_revoking_a_key_brings_no_older_key_back_to_life(
 
 @on_sqlite
 async def test_a_key_revoked_while_its_predecessor_still_verifies_gives_that_one_no_more_time(
-    client: Client, service: Service, keys_dir: Path, api_token: str, clock: Clock
+    client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     async def status(key: SigningKey) -> int:
         return (await client.another().get(f"{PAGE}?sso={forge(key, clock())}")).status
@@ -111,7 +111,7 @@ async def test_a_key_revoked_while_its_predecessor_still_verifies_gives_that_one
 
 @on_sqlite
 async def test_after_everything_was_revoked_nothing_from_before_works_and_everything_new_does(
-    client: Client, service: Service, keys_dir: Path, api_token: str, clock: Clock
+    client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     keyring.rotate(keys_dir, now=int(clock()))
     service.keys.refresh()
@@ -132,7 +132,7 @@ async def test_after_everything_was_revoked_nothing_from_before_works_and_everyt
 
 @on_sqlite
 async def test_a_session_outlives_the_key_that_signed_it_and_ends_with_its_revocation(
-    client: Client, service: Service, keys_dir: Path, api_token: str, clock: Clock
+    client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     assert (await client.get(f"{PAGE}?sso={await client.issue(api_token)}")).status == 303
     [old] = keys_in(keys_dir)

@@ -11,14 +11,16 @@ from sqlalchemy import Connection, select
 
 from scripts.tools.ports import free_port
 from sso_service import keyring
-from sso_service.database import administration, members
-from sso_service.database.engine import Database, Overloaded
+from sso_service.database import open_database
+from sso_service.database.transactions import Database
+from sso_service.errors import Overloaded
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Role, Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.sessions import COOKIE_LENGTH
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
@@ -204,7 +206,7 @@ async def test_a_session_is_of_one_account_only(client: Client, api_token: str, 
 
 @on_sqlite
 async def test_a_session_dies_with_the_key_that_signed_it(
-    client: Client, service: Service, api_token: str, clock: Clock
+    client: Client, service: Node, api_token: str, clock: Clock
 ) -> None:
     await sign_in(client, api_token)
     await sign_in(client.another(), api_token, JOHN)
@@ -221,7 +223,7 @@ async def test_when_the_database_is_away_nobody_is_told_that_they_are_signed_out
     session = await sign_in(client, api_token)
     nowhere = f"sqlite:///{tmp_path}" if database.is_sqlite else f"postgresql://127.0.0.1:{free_port()}/sso"
     settings = read_settings({"SSO_DATABASE_URL": nowhere})
-    service = Service(settings, Database(settings.database), KeyDirectory(keys_dir), clock=clock)
+    service = Node(settings, open_database(settings), KeyDirectory(keys_dir), clock=clock)
     cut_off = Client(create_app(service))
     answer = await with_cookie(cut_off, session)
     assert (answer.status, answer.error) == (503, "unavailable")
@@ -303,9 +305,7 @@ async def test_a_sign_out_is_not_undone_by_a_clock_that_was_set_back_and_another
 
 @on_sqlite
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_the_cookie_is_for_this_site_only_and_for_no_script(
-    service: Service, api_token: str, scheme: str
-) -> None:
+async def test_the_cookie_is_for_this_site_only_and_for_no_script(service: Node, api_token: str, scheme: str) -> None:
     client = Client(create_app(service), scheme=scheme)
     token = await client.issue(api_token)
     answer = await client.get(f"/client/{ACCOUNT}/t/{TEAM}/posts?sso={token}")
@@ -339,7 +339,7 @@ async def test_signing_out_takes_the_cookie_away(client: Client, api_token: str)
 
 @on_sqlite
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_only_our_own_pages_can_sign_out(service: Service, api_token: str, scheme: str) -> None:
+async def test_only_our_own_pages_can_sign_out(service: Node, api_token: str, scheme: str) -> None:
     client = Client(create_app(service), scheme=scheme)
     session = await sign_in(client, api_token)
     own = f"{scheme}://studio.example"
@@ -383,14 +383,14 @@ async def test_only_our_own_pages_can_sign_out(service: Service, api_token: str,
 
 
 @on_sqlite
-async def test_a_page_on_plain_http_is_not_of_the_same_origin_as_a_site_on_https(service: Service) -> None:
+async def test_a_page_on_plain_http_is_not_of_the_same_origin_as_a_site_on_https(service: Node) -> None:
     client = Client(create_app(service), scheme="https")
     answer = await client.request("POST", "/logout", headers=[("origin", "http://studio.example")])
     assert answer.status == 403
 
 
 @on_sqlite
-async def test_a_site_on_a_port_of_its_own_is_the_origin_with_the_port(service: Service) -> None:
+async def test_a_site_on_a_port_of_its_own_is_the_origin_with_the_port(service: Node) -> None:
     client = Client(create_app(service), host="localhost:8000")
     for origin, status in (
         ("http://localhost:8000", 204),
@@ -425,10 +425,10 @@ async def test_an_account_ends_sessions_in_itself_and_in_no_other(
     await there.get(f"/client/{OTHER_ACCOUNT}?sso={await client.issue(others)}")
     user = (await there.get("/session")).json()["user"]
     with changing(database) as connection:
-        members.sign_out_member(connection, OTHER_ACCOUNT, user["id"], database=database)
+        administration.sign_out_member(connection, OTHER_ACCOUNT, user["id"], database=database)
     assert [(await each.get("/session")).status for each in (here, there)] == [200, 401]
     with changing(database) as connection:
-        members.sign_out_user(connection, user["id"], database=database)
+        administration.sign_out_user(connection, user["id"], database=database)
     assert [(await each.get("/session")).status for each in (here, there)] == [401, 401]
     clock.advance(2)
     await there.get(f"/client/{OTHER_ACCOUNT}?sso={await client.issue(others)}")
@@ -450,7 +450,7 @@ async def test_an_account_ends_a_session_that_is_dated_ahead_because_others_ende
         administration.sign_out(connection, user_id, now=now)
 
     def in_the_account(connection: Connection) -> None:
-        members.sign_out_member(connection, ACCOUNT, user_id, database=database)
+        administration.sign_out_member(connection, ACCOUNT, user_id, database=database)
 
     for sign_out in (everywhere, in_the_account, in_the_account, everywhere, in_the_account):
         cookie = await sign_in(client, api_token)
@@ -475,17 +475,17 @@ async def test_what_an_account_does_leaves_room_to_sign_out_everywhere(
     await sign_in(client, api_token)
     user_id = (await client.get("/session")).json()["user"]["id"]
     until_turned_away(
-        database, partial(members.sign_out_member, account_id=ACCOUNT, user_id=user_id, database=database)
+        database, partial(administration.sign_out_member, account_id=ACCOUNT, user_id=user_id, database=database)
     )
     cookie = await sign_in(client, api_token)
     assert await is_signed_in(client, cookie)
     with changing(database) as connection:
-        members.sign_out_user(connection, user_id, database=database)
+        administration.sign_out_user(connection, user_id, database=database)
     assert not await is_signed_in(client, cookie)
     cookie = await sign_in(client, api_token)
     assert await is_signed_in(client, cookie)
     # Nor does signing out keep anybody from being disabled, or in the end from signing in again.
-    until_turned_away(database, partial(members.sign_out_user, user_id=user_id, database=database))
+    until_turned_away(database, partial(administration.sign_out_user, user_id=user_id, database=database))
     assert await is_signed_in(client, await sign_in(client, api_token))
     with changing(database) as connection:
         administration.disable_user(connection, JANE["email"], now=int(clock()))

@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import Connection, insert, select, update
 
 from scripts.tools.ports import free_port
-from sso_service.database import administration
 from sso_service.database.directory import digest
-from sso_service.database.engine import Database
 from sso_service.database.schema import api_tokens, memberships, users
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role, Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT
@@ -112,7 +112,7 @@ async def every_change(database: Database) -> list[tuple[str, list[tuple[str, st
 
 
 async def test_the_list_has_all_about_an_api_token_but_its_secret(
-    client: Client, service: Service, admin: Client, database: Database, clock: Clock
+    client: Client, service: Node, admin: Client, database: Database, clock: Clock
 ) -> None:
     _, secret = new_api_token(database, "Portal", max_role=Role.PUBLISHER, expires_at=int(clock()) + DAY)
     new_api_token(database, "Old", expires_at=int(clock()))
@@ -513,7 +513,7 @@ async def test_an_admin_who_is_disabled_or_in_another_account_does_not_count_as_
 
 
 async def test_two_admins_who_demote_or_remove_each_other_at_the_same_moment_leave_one(
-    client: Client, service: Service, admin: Client, database: Database, api_token: str
+    client: Client, service: Node, admin: Client, database: Database, api_token: str
 ) -> None:
     other_admin = await signed_in(client, database, api_token, Role.ADMIN, JOHN)
     jane, john = id_of(database, JANE["email"]), id_of(database, JOHN["email"])
@@ -542,7 +542,7 @@ def _make_both_admins(connection: Connection, *user_ids: int) -> None:
 
 
 async def test_an_admin_who_was_demoted_while_the_request_was_under_way_changes_nothing(
-    admin: Client, service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+    admin: Client, service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = await every_change(database)
     admit = service.admit
@@ -624,7 +624,7 @@ async def test_nobody_but_an_admin_changes_anything(
 
 @on_sqlite
 async def test_without_a_database_every_page_says_to_try_again(
-    service: Service, admin: Client, database: Database
+    service: Node, admin: Client, database: Database
 ) -> None:
     changes = await every_change(database)
     away = f"postgresql://studio:hunter2@127.0.0.1:{free_port()}/sso"

@@ -9,9 +9,9 @@ import pytest
 from scripts.tools.timing.__main__ import line, results
 from scripts.tools.timing.cases import Case
 from scripts.tools.timing.dudect import THRESHOLD, Measured, largest_t
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Scope
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from sso_service.database.engine import Database
-from sso_service.service import Service
+from sso_service.database.transactions import Database
+from sso_service.services.node import Node
 from tests.support.client import Answer, Client
 from tests.support.data import PAGE
 from tests.support.ledger import number_consumed
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_issuing_a_thousand_tokens_for_a_known_user_writes_nothing(
-    client: Client, service: Service, database: Database, api_token: str
+    client: Client, service: Node, database: Database, api_token: str
 ) -> None:
     await first_token(client, service, api_token)
     written: list[str] = []
@@ -39,7 +39,7 @@ async def test_issuing_a_thousand_tokens_for_a_known_user_writes_nothing(
     assert written == []
 
 
-async def first_token(client: Client, service: Service, api_token: str) -> str:
+async def first_token(client: Client, service: Node, api_token: str) -> str:
     """A token for a person who is known by now. The hour of use, which is written beside the request, is written."""
     token = await client.issue(api_token)
     await asyncio.gather(*service._background)
@@ -98,7 +98,7 @@ def damaged_table(database: Database) -> Iterator[None]:
     indirect=["database_url"],
 )
 async def test_while_the_ledger_cannot_be_written_the_answer_is_503_and_the_token_is_good_afterwards(
-    client: Client, service: Service, database: Database, api_token: str, fault: Callable[[Database], Any]
+    client: Client, service: Node, database: Database, api_token: str, fault: Callable[[Database], Any]
 ) -> None:
     token = await first_token(client, service, api_token)
     with fault(database):
@@ -112,7 +112,7 @@ async def test_while_the_ledger_cannot_be_written_the_answer_is_503_and_the_toke
 
 @pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
 async def test_a_login_whose_commit_loses_its_connection_is_none_and_says_that_the_outcome_is_unknown(
-    client: Client, service: Service, database: Database, api_token: str, after: bool
+    client: Client, service: Node, database: Database, api_token: str, after: bool
 ) -> None:
     token = await first_token(client, service, api_token)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sso_service.database.engine import Database
+from sso_service.database import database_at
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
 from tests.support.client import Client
 from tests.support.clock import Clock
@@ -19,10 +20,10 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def service(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Service]:
+def service(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Node]:
     """It requires a standby, which the server of these tests has not."""
-    service = Service(
-        settings, Database(settings.database, require_sync_standby=True), KeyDirectory(keys_dir), clock=clock
+    service = Node(
+        settings, database_at(settings.database, require_sync_standby=True), KeyDirectory(keys_dir), clock=clock
     )
     yield service
     service.close()

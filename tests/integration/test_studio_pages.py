@@ -8,11 +8,11 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from sqlalchemy import delete, insert, update
 
-from sso_service.database import administration
-from sso_service.database.engine import Database
 from sso_service.database.schema import accounts, teams, users
+from sso_service.database.transactions import Database
 from sso_service.permissions import ACTIONS, SECTIONS, Role, Scope, may, may_view
-from sso_service.service import Service
+from sso_service.services.node import Node
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, TEAM
@@ -267,7 +267,7 @@ async def test_a_wrong_method_is_told_the_right_ones(
 
 @on_sqlite
 async def test_without_the_setting_there_are_no_pages_and_login_goes_on(
-    client: Client, service: Service, database: Database, api_token: str
+    client: Client, service: Node, database: Database, api_token: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
     with with_settings(service, studio_pages=False) as bare:
@@ -497,7 +497,7 @@ async def test_no_page_can_be_kept_framed_or_made_to_load_or_run_anything(
 
 @on_sqlite
 async def test_the_origins_that_are_named_and_no_others_may_frame_every_page(
-    client: Client, service: Service, database: Database, api_token: str
+    client: Client, service: Node, database: Database, api_token: str
 ) -> None:
     origins = "https://intranet.example https://portal.example:8443"
     with with_settings(service, embed_origins=origins) as embedded:

@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import event, update
 
 from sso_service import keyring, tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
 from sso_service.database.schema import consumed_floor
+from sso_service.database.transactions import Database
 from sso_service.permissions import Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.tokens import Claims
+from tests.support import administration
 from tests.support.api import (
     INVALID_JSON,
     LIMIT,
@@ -105,7 +105,7 @@ async def test_a_token_below_the_purge_floor_has_expired(
 
 async def test_a_token_that_the_service_did_not_issue_is_invalid_and_consumes_nothing(
     client: Client,
-    service: Service,
+    service: Node,
     endpoint: Endpoint,
     secrets: list[str],
     api_token: str,
@@ -143,7 +143,7 @@ async def test_a_token_that_the_service_did_not_issue_is_invalid_and_consumes_no
 
 @on_sqlite
 async def test_a_token_that_claims_to_live_longer_than_tokens_do_is_invalid(
-    client: Client, service: Service, endpoint: Endpoint, secret: str, api_token: str, clock: Clock
+    client: Client, service: Node, endpoint: Endpoint, secret: str, api_token: str, clock: Clock
 ) -> None:
     claims = tokens.unsafe_read_claims(await client.issue(api_token))
     latest = int(clock()) + LIFETIME + 60
@@ -209,7 +209,7 @@ async def test_another_account_s_token_is_answered_exactly_like_a_forged_one(
 
 @on_sqlite
 async def test_a_token_is_as_good_as_its_key(
-    client: Client, service: Service, endpoint: Endpoint, secret: str, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, service: Node, endpoint: Endpoint, secret: str, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     first, second, used = [await client.issue(api_token) for _ in range(3)]
     assert (await browse(client, used))[0] == 303
@@ -231,7 +231,7 @@ async def test_a_token_is_as_good_as_its_key(
 
 @on_sqlite
 async def test_a_token_of_a_key_that_was_rotated_out_long_ago_has_expired(
-    client: Client, service: Service, endpoint: Endpoint, secret: str, api_token: str, keys_dir: Path, clock: Clock
+    client: Client, service: Node, endpoint: Endpoint, secret: str, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
     keyring.rotate(keys_dir, now=int(clock()))
@@ -243,7 +243,7 @@ async def test_a_token_of_a_key_that_was_rotated_out_long_ago_has_expired(
 @on_sqlite
 async def test_a_key_that_another_node_made_just_now_costs_no_login(
     client: Client,
-    service: Service,
+    service: Node,
     endpoint: Endpoint,
     secret: str,
     api_token: str,

@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import event
 
 from sso_service import tokens
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.tokens import Claims
+from tests.support import administration
 from tests.support.api import (
     LIMIT,
     make_api_token,
@@ -116,7 +116,7 @@ async def test_verifying_consumes_nothing_and_writes_nothing(
 
 
 async def test_each_reason_is_told(
-    client: Client, service: Service, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
+    client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
 ) -> None:
     used, good, disabled, removed = [
         await client.issue(api_token, {**JANE, "email": f"{name}@example.com"})
@@ -254,7 +254,7 @@ async def test_signing_out_everywhere_ends_sessions_and_no_token(
 
 
 async def test_a_malformed_forged_or_expired_token_is_judged_without_asking_the_database_about_it(
-    client: Client, service: Service, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
+    client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
 ) -> None:
     token = await settled(client.issue(api_token))
     claims = tokens.unsafe_read_claims(token)

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Role, Scope
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import read_settings
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE
@@ -107,7 +108,7 @@ def node(url: str, keys: Path | KeyDirectory, clock: Clock, **variables: str) ->
     """A client of a node of its own on the database `url`."""
     settings = read_settings({"SSO_DATABASE_URL": url, **variables})
     directory = KeyDirectory(keys) if isinstance(keys, Path) else keys
-    service = Service(settings, Database(settings.database), directory, clock=clock)
+    service = Node(settings, open_database(settings), directory, clock=clock)
     try:
         yield Client(create_app(service))
     finally:

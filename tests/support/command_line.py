@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from sqlalchemy import URL
 
 from sso_service import cli
-from sso_service.database.engine import Database
+from sso_service.database import database_at
+from sso_service.database.transactions import Database
 from tests.support.processes import command
 
 
@@ -29,7 +30,7 @@ def run(*arguments: str, env: Mapping[str, str]) -> Outcome:
     opened: list[Database] = []
 
     def open_database(url: URL) -> Database:
-        opened.append(Database(url))
+        opened.append(database_at(url))
         return opened[-1]
 
     with mock.patch.object(cli, "Database", open_database):

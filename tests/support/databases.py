@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from sqlalchemy import URL, BigInteger, ColumnElement, Connection, bindparam, make_url
 
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from tests.support.clock import Clock
 
 # For what has nothing to do with the kind of database.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sso_service import keyring
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
 from sso_service.permissions import Scope
 from sso_service.settings import read_settings
+from tests.support import administration
 from tests.support.data import ACCOUNT, JANE, PAGE
 from tests.support.databases import changing
 from tests.support.processes import command, serving
@@ -66,7 +66,7 @@ def house_with(kind: str, template: Path, directory: Path) -> Iterator[tuple[Hou
     env = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db", "SSO_STUDIO_PAGES": "0"}
     (directory / "keys").mkdir(mode=0o700)
     keyring.rotate(directory / "keys", now=int(time.time()) - 3600, lead=0)
-    database = Database(read_settings(env).database)
+    database = open_database(read_settings(env))
     with changing(database) as connection:
         scopes = frozenset({Scope.WRITE_SSO})
         _, secret = administration.create_api_token(

@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import select
 
-from sso_service.database.engine import Database
-from sso_service.database.ledger import Purger, floor_at
+from sso_service.database.ledger import floor_at
+from sso_service.database.purging import Purger
 from sso_service.database.schema import consumed_nonces
+from sso_service.database.transactions import Database
 from sso_service.tokens import unsafe_read_claims
 from tests.support.clock import Clock
 from tests.support.databases import DatabaseAt

@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role, Scope
 from sso_service.web.openapi import document
+from tests.support import administration
 from tests.support.data import ACCOUNT
 from tests.support.databases import changing
 

@@ -10,7 +10,7 @@ import psycopg
 from sqlalchemy import make_url
 
 from scripts.tools.ports import free_port
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from tests.support.databases import changing
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from sso_service.service import Service
+from sso_service.services.node import Node
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import PAGE
@@ -44,7 +44,7 @@ async def browse(client: Client, token: str) -> tuple[int, str]:
     return answer.status, answer.header("location") or answer.error
 
 
-def token_key(service: Service, clock: Clock) -> bytes:
+def token_key(service: Node, clock: Clock) -> bytes:
     return service.keys.ring.signing_key(int(clock())).token_key
 
 

@@ -1,7 +1,7 @@
 """Sessions: sign in and sign out."""
 
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.data import JANE, PAGE
 from tests.support.databases import changing

@@ -8,12 +8,13 @@ from urllib.parse import urlencode
 import msgspec
 from sqlalchemy import Connection, insert, literal, select
 
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
 from sso_service.database.schema import memberships, users
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.web.app import create_app
+from tests.support import administration
 from tests.support.client import Answer, Client
 from tests.support.data import ACCOUNT, JANE, TEAM
 from tests.support.databases import changing
@@ -38,10 +39,10 @@ def add_members(connection: Connection, count: int) -> None:
 
 
 @contextmanager
-def with_settings(service: Service, **changes: Any) -> Iterator[Client]:
+def with_settings(service: Node, **changes: Any) -> Iterator[Client]:
     """A client of another service over the same database and keys, with some settings changed."""
     settings = msgspec.structs.replace(service.settings, **changes)
-    other = Service(settings, Database(settings.database), service.keys, clock=service.now)
+    other = Node(settings, open_database(settings), service.keys, clock=service.trust.now)
     yield Client(create_app(other))
     other.close()
 

@@ -1,4 +1,4 @@
-"""What a connection may do before it is answered: how much it may send, how long it may take, how many there may be."""
+"""Limits on connections: the size of heads and bodies, the time that a head may take, and many connections at once."""
 
 import resource
 import shutil
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sso_service import keyring
-from sso_service.web.protocol import HEAD_TIMEOUT, MAX_BODY, MAX_HEAD
+from sso_service.server.protocol import HEAD_TIMEOUT, MAX_BODY, MAX_HEAD
 from tests.support.data import PAGE
 from tests.support.processes import Running, serving
 
@@ -38,18 +38,18 @@ def connect(running: Running) -> socket.socket:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """All that comes until the other side closes."""
+    """Return what is received until the other side closes."""
     content = b""
     try:
         while piece := connection.recv(65536):
             content += piece
-    except ConnectionResetError:  # it closed without having read all that we sent
+    except ConnectionResetError:  # the service closed without reading everything
         pass
     return content
 
 
 def answer_to(running: Running, *pieces: bytes) -> bytes:
-    """What comes back, until the service closes, to a request in pieces that it reads one by one."""
+    """Send a request in pieces that the service reads one by one. Return what is received until it closes."""
     with closing(connect(running)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
@@ -57,7 +57,7 @@ def answer_to(running: Running, *pieces: bytes) -> bytes:
                 connection.sendall(piece)
                 time.sleep(0.01)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # enough, says the service
+            pass  # the service has closed the connection early
         return rest(connection)
 
 
@@ -75,7 +75,7 @@ def alive(connection: socket.socket) -> bool:
 
 
 def ask(connection: socket.socket, request: bytes) -> bytes:
-    """The answer, in JSON, to a request on a connection that is kept."""
+    """Return the response, in JSON, to a request on a connection that stays open."""
     connection.sendall(request)
     answer = b""
     while not answer.endswith(b"}") and (piece := connection.recv(65536)):
@@ -84,7 +84,7 @@ def ask(connection: socket.socket, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1 << 20, 9000], ids=["at once", "in pieces"])
-def test_a_head_of_64_kib_is_refused_and_so_is_one_that_does_not_end(running: Running, size: int) -> None:
+def test_a_head_of_64_kib_is_refused(running: Running, size: int) -> None:
     one_header = get("/session", "Cookie: " + "a" * 64 * KIB)
     many_headers = get("/session", *(f"X-{number}: 1" for number in range(8000)))
     endless = get("/session", "Cookie: " + "a" * 256 * KIB)[:-4]
@@ -103,13 +103,13 @@ def test_an_address_of_64_kib_is_refused(running: Running, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1 << 20, 1000], ids=["at once", "in pieces"])
-def test_an_address_of_8_kib_with_as_many_cookies_is_served(running: Running, size: int) -> None:
+def test_an_address_of_8_kib_with_16_kib_of_cookies_is_served(running: Running, size: int) -> None:
     target = f"{PAGE}?sso={'A' * 43}&more=" + "a" * (8 * KIB)
     answer = answer_to(running, *in_pieces(get(target, "Cookie: " + "a" * (16 * KIB)), size))
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_head_may_be_as_large_as_is_said_and_no_larger(running: Running) -> None:
+def test_the_limit_of_a_head_is_exact(running: Running) -> None:
     empty = len(get("/healthz", "Cookie: "))
     for size, status in [(MAX_HEAD - 1, 200), (MAX_HEAD + 1, 431)]:
         request = get("/healthz", "Cookie: " + "a" * (size - empty))
@@ -118,7 +118,7 @@ def test_a_head_may_be_as_large_as_is_said_and_no_larger(running: Running) -> No
             assert answer_to(running, *pieces).startswith(f"HTTP/1.1 {status} ".encode())
 
 
-def test_requests_in_one_piece_are_counted_one_by_one(running: Running) -> None:
+def test_each_of_several_requests_in_one_piece_has_its_own_limit(running: Running) -> None:
     with closing(connect(running)) as connection:
         number = 4 * MAX_HEAD // len(ALIVE)
         connection.sendall(ALIVE * number)
@@ -126,37 +126,37 @@ def test_requests_in_one_piece_are_counted_one_by_one(running: Running) -> None:
         assert rest(connection).count(b"HTTP/1.1 200 ") == number + 1
 
 
-def test_a_body_is_not_counted_as_part_of_the_head_that_comes_after_it(running: Running) -> None:
-    # In one piece: who is answered before the end of its body is the last on its connection.
+def test_a_body_does_not_count_towards_the_next_head(running: Running) -> None:
+    # In one piece, because a request that is answered before its body ends is the last one on its connection.
     whole = b"POST /healthz HTTP/1.1\r\nHost: studio.example\r\nContent-Length: 12000\r\n\r\n" + b"a" * 12_000
     after = get("/healthz", "Cookie: " + "a" * (MAX_HEAD - 1000))
     answer = answer_to(running, whole, after[:20_000], after[20_000:])
     assert answer.count(b"HTTP/1.1 405 ") == answer.count(b"HTTP/1.1 200 ") == 1
 
 
-def test_trailers_are_not_collected_without_end(running: Running) -> None:
+def test_endless_trailers_end_the_connection(running: Running) -> None:
     few = CHUNKED + b"2\r\n{}\r\n0\r\nX-Trailer: a\r\n\r\n"
     assert answer_to(running, few + get("/healthz")).count(b"HTTP/1.1 ") == 2
     with closing(connect(running)) as connection:
         connection.sendall(CHUNKED + b"0\r\n")
         with pytest.raises(ConnectionError):
-            send_for_ever(connection, b"X-Trailer: a\r\n" * KIB, at_most=4 * MAX_BODY)
+            send_repeatedly(connection, b"X-Trailer: a\r\n" * KIB, at_most=4 * MAX_BODY)
 
 
-def send_for_ever(connection: socket.socket, content: bytes, *, at_most: int) -> None:
+def send_repeatedly(connection: socket.socket, content: bytes, *, at_most: int) -> None:
     for _ in range(at_most // len(content)):
         connection.sendall(content)
         time.sleep(0.002)
 
 
-def test_what_is_no_http_is_answered_like_any_other_error(running: Running) -> None:
+def test_data_that_is_not_http_gets_a_json_error(running: Running) -> None:
     answer = answer_to(running, b"HELO studio.example\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"code":"bad_request"' in answer
 
 
 def drip(connection: socket.socket, start: bytes) -> tuple[bytes, float]:
-    """What comes to a client that sends a byte of a header every tenth of a second, and after how many seconds."""
+    """Send `start` and then a byte every 0.1 s. Return what is received, and after how many seconds."""
     connection.sendall(start)
     connection.settimeout(0.1)
     begun = time.monotonic()
@@ -171,7 +171,7 @@ def drip(connection: socket.socket, start: bytes) -> tuple[bytes, float]:
     return b"", time.monotonic() - begun
 
 
-def test_a_client_that_drips_or_says_nothing_is_cut_off_in_time_and_others_are_served_meanwhile(
+def test_slow_and_silent_clients_are_disconnected_in_time(
     running: Running,
 ) -> None:
     with ExitStack() as stack, ThreadPoolExecutor(8) as pool:
@@ -195,7 +195,7 @@ def test_a_client_that_drips_or_says_nothing_is_cut_off_in_time_and_others_are_s
         assert nothing.result() == b""
 
 
-def test_a_thousand_connections_with_half_a_request_do_no_harm_to_others(running: Running) -> None:
+def test_a_thousand_unfinished_requests_do_not_delay_others(running: Running) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 1200:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 from scripts.tools.ports import free_port
 from sso_service import tokens
 from sso_service.client import AsyncSSOClient, SSOClient, TokenConsumed, TokenExpired
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.tokens import Claims
 from tests.support.api import BOTH, make_api_token

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from sso_service import keyring
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database import open_database
 from sso_service.permissions import Scope
 from sso_service.settings import read_settings
+from tests.support import administration
 from tests.support.client import Answer
 from tests.support.data import ACCOUNT, JANE, PAGE
 from tests.support.databases import changing
@@ -125,7 +125,7 @@ def wire(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     (directory / "keys").mkdir(mode=0o700)
     keyring.rotate(directory / "keys", now=int(time.time()) - 3600, lead=0)
     env = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db"}
-    database = Database(read_settings(env).database)
+    database = open_database(read_settings(env))
     with changing(database) as connection:
         _, secret = administration.create_api_token(
             connection, account_id=ACCOUNT, name="x", scopes=frozenset(Scope), now=int(time.time())

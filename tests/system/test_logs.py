@@ -1,4 +1,4 @@
-"""The log of a running service: text or JSON, a request's id on every line of it, and no token on any."""
+"""The log of a running service: text or JSON, with request IDs and without tokens."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from tests.support.databases import on_sqlite
 from tests.support.processes import command, serving, wait_for_port
 
 
-def serve_some(env: dict[str, str], log: Path, api_token: str) -> tuple[str, str]:
-    """The log of a service that issued a token, signed in with it, and refused it; and that token."""
+def log_of_a_login(env: dict[str, str], log: Path, api_token: str) -> tuple[str, str]:
+    """Run a service that issues a token, signs in with it and refuses it. Return its log and the token."""
     with serving(env, log) as running, httpx.Client(base_url=running.url) as client:
         bearer = {"Authorization": f"Bearer {api_token}"}
         token: str = client.post("/v1/sso_tokens", json=JANE, headers=bearer).json()["token"]
@@ -38,11 +38,11 @@ def environment(database_url: str, tmp_path: Path, keys_dir: Path, **others: str
 
 
 @on_sqlite
-def test_every_line_is_a_json_object_if_so_configured(
+def test_every_line_of_a_json_log_is_an_object(
     database_url: str, tmp_path: Path, keys_dir: Path, api_token: str
 ) -> None:
     env = environment(database_url, tmp_path, keys_dir, SSO_LOG_FORMAT="json", SSO_ACCESS_LOG="1")
-    text, token = serve_some(env, tmp_path / "log", api_token)
+    text, token = log_of_a_login(env, tmp_path / "log", api_token)
     lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
     assert all(re.fullmatch(r"[0-9-]{10}T[0-9:]{8}\.[0-9]{3}Z", line["time"]) for line in lines)
     assert {line["level"] for line in lines} == {"info"}
@@ -69,10 +69,10 @@ def test_every_line_is_a_json_object_if_so_configured(
 
 
 @on_sqlite
-def test_text_has_the_same_and_no_access_log_unless_asked_for(
+def test_the_text_log_has_no_access_log_by_default(
     database_url: str, tmp_path: Path, keys_dir: Path, api_token: str
 ) -> None:
-    text, token = serve_some(environment(database_url, tmp_path, keys_dir), tmp_path / "log", api_token)
+    text, token = log_of_a_login(environment(database_url, tmp_path, keys_dir), tmp_path / "log", api_token)
     (login,) = [line for line in text.splitlines() if " login " in line]
     assert re.fullmatch(
         rf"\S+Z INFO    login user_id=1 account_id=123 ref={ref(token)} way=browser "
@@ -86,20 +86,20 @@ def test_text_has_the_same_and_no_access_log_unless_asked_for(
 
 @on_sqlite
 @pytest.mark.anyio
-async def test_a_request_id_is_taken_over_if_a_log_can_hold_it_and_made_if_not(client: Client) -> None:
-    async def id_of(*given: str) -> str:
+async def test_a_request_id_is_accepted_only_if_it_is_safe_to_log(client: Client) -> None:
+    async def id_for(*given: str) -> str:
         return (
             await client.request("GET", "/session", headers=[("x-request-id", value) for value in given])
         ).request_id
 
     for good in ("1", "6b2f4a0e-9d1c-4a1e-8f6e-1c2d3e4f5a6b", "Root=1-67891233-abcdef012345678912345678", "a" * 128):
-        assert await id_of(good) == good
-    made = [await id_of(*given) for given in ((), ("",), ("a b",), ('"',), ("a" * 129,), ("\u00e4",), ("a\r\nb",))]
+        assert await id_for(good) == good
+    made = [await id_for(*given) for given in ((), ("",), ("a b",), ('"',), ("a" * 129,), ("\u00e4",), ("a\r\nb",))]
     assert all(re.fullmatch(r"[0-9a-f]{12}-[0-9a-f]+", each) for each in made)
     assert len(set(made)) == len(made)
 
 
-def test_a_format_that_there_is_not_is_a_clear_error(tmp_path: Path) -> None:
+def test_an_unknown_log_format_is_a_clear_error(tmp_path: Path) -> None:
     done = command("serve", env={"SSO_HOME": str(tmp_path), "SSO_LOG_FORMAT": "xml"})
     assert done.returncode == 1
     assert "SSO_LOG_FORMAT" in done.stderr
@@ -107,7 +107,7 @@ def test_a_format_that_there_is_not_is_a_clear_error(tmp_path: Path) -> None:
 
 
 @on_sqlite
-def test_a_log_that_cannot_be_written_keeps_nobody_from_signing_in(
+def test_logins_succeed_while_the_log_cannot_be_written(
     database_url: str, tmp_path: Path, keys_dir: Path, api_token: str
 ) -> None:
     env = environment(database_url, tmp_path, keys_dir, SSO_PORT=str(port := free_port()), SSO_ACCESS_LOG="1")

@@ -13,14 +13,14 @@ from typing import Any
 import httpx
 import pytest
 from itsdangerous import BadSignature
+from sso_service.service import reason_of
 
 from scripts.tools.ports import free_port
 from sso_service import service
-from sso_service.database.engine import OutcomeUnknown, Overloaded, Unavailable
+from sso_service.errors import MalformedToken, OutcomeUnknown, Overloaded, Unavailable
 from sso_service.permissions import Scope
-from sso_service.service import Service, reason_of
+from sso_service.services.node import Node
 from sso_service.settings import Settings
-from sso_service.tokens import MalformedToken
 from tests.support.client import Client
 from tests.support.data import JANE, PAGE
 from tests.support.databases import on_sqlite
@@ -91,7 +91,7 @@ def labels_to_group_by(text: str) -> set[str]:
 
 
 @pytest.fixture
-async def told(client: Client, service: Service, api_token: str, verifier: str) -> str:
+async def told(client: Client, service: Node, api_token: str, verifier: str) -> str:
     """What `/metrics` tells after a little traffic."""
     used = await client.issue(api_token)
     await client.get(f"{PAGE}?sso={used}")

@@ -17,8 +17,10 @@ import pytest
 from sqlalchemy import URL, make_url, text
 
 from scripts.tools.ports import free_port
-from sso_service.database.engine import Database, OutcomeUnknown
-from sso_service.database.ledger import Round
+from sso_service.database import database_at
+from sso_service.database.purging import PurgeRound
+from sso_service.database.transactions import Database
+from sso_service.errors import OutcomeUnknown
 from sso_service.settings import read_settings
 from tests.support.clock import Clock
 from tests.support.connections import get, issue, line, login
@@ -111,7 +113,7 @@ def pgbouncer(postgresql: str) -> Iterator[PgBouncer]:
 @pytest.fixture
 def pooled(pgbouncer: PgBouncer, database: Database) -> Iterator[Database]:
     """The database as it is seen through PgBouncer."""
-    pooled = Database(read_settings({"SSO_DATABASE_URL": pgbouncer.url(database.url.database)}).database)
+    pooled = database_at(read_settings({"SSO_DATABASE_URL": pgbouncer.url(database.url.database)}).database)
     yield pooled
     pooled.close()
 
@@ -188,9 +190,9 @@ def test_the_ledger_is_purged_by_one_at_a_time(pooled: Database) -> None:
     world.wait(61)
     with pooled.connect() as connection, pooled.purging(connection) as alone:
         assert alone
-        assert purger.run() == Round(elsewhere=True)
+        assert purger.run() == PurgeRound(elsewhere=True)
     world.wait(61)
-    assert purger.run() == Round(deleted=6000)
+    assert purger.run() == PurgeRound(deleted=6000)
     assert rows(pooled) == [claims(NOW)]
     world.database.close()
 

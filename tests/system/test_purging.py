@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from sso_service.database.ledger import Round
+from sso_service.database.purging import PurgeRound
 from tests.support.ledger import HOUR, NOW, World, claims, put
 
 
@@ -29,7 +29,7 @@ def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_fr
     with victim:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "True\n"
-        assert purger.run() == Round(elsewhere=True)
+        assert purger.run() == PurgeRound(elsewhere=True)
         world.wait(61)
         try:
             victim.send_signal(end)
@@ -40,14 +40,14 @@ def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_fr
                 time.sleep(0.05)
         finally:
             victim.kill()
-    assert done == Round(deleted=1)
+    assert done == PurgeRound(deleted=1)
 
 
 _DELETES_FOR_EVER = """
 import sys, time
 from sso_service.database.engine import Database
 from sso_service.settings import read_settings
-database = Database(read_settings({"SSO_DATABASE_URL": sys.argv[1]}).database)
+database = open_database(read_settings({"SSO_DATABASE_URL": sys.argv[1]}))
 with database.connect() as connection, database.purging(connection) as alone:
     print(alone, flush=True)
     while True:

@@ -17,7 +17,7 @@ from typing import cast
 import pytest
 
 from scripts.tools.ports import free_port
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from tests.support.connections import Line, Reply, issue, login, until
 from tests.support.databases import on_postgresql, on_sqlite
 from tests.support.ledger import claims_of, consumed_claims

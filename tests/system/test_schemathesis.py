@@ -12,7 +12,7 @@ import httpx
 import pytest
 from anyio import run_process
 
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Scope
 from tests.support.client import Client
 from tests.support.data import JANE, PAGE

@@ -1,4 +1,4 @@
-"""`sso-service serve` as processes: start, answer, weigh little, stop."""
+"""The processes of `sso-service serve`: start, responses, memory, stop."""
 
 import http.client
 import json
@@ -37,17 +37,17 @@ def env(database_url: str, keys_dir: Path, tmp_path: Path) -> dict[str, str]:
 
 @contextmanager
 def accepting(env: Mapping[str, str], log: Path, *, workers: int = 1) -> Iterator[Running]:
-    """A service that was started and accepts connections."""
+    """Run a service until the end of the block. It accepts connections from the beginning."""
     with serving(env, log, workers=workers) as running:
         until(lambda: accepts(running))
         yield running
 
 
 def until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
-    """Returns as soon as something holds that nobody announces."""
+    """Poll until `condition` holds, for at most `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.01)
 
 
@@ -63,7 +63,7 @@ def connect(running: Running) -> socket.socket:
 
 
 def ask(running: Running, method: str, target: str, body: object = None, **headers: str) -> tuple[int, str, Any]:
-    """Status, cookie, and content (of JSON) of the answer to a request on a connection of its own."""
+    """Send a request on a new connection. Return status, cookie, and the decoded body if it is JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", urlsplit(running.url).port, timeout=15)
     with closing(connection):
         connection.request(method, target, None if body is None else json.dumps(body), headers)
@@ -74,21 +74,21 @@ def ask(running: Running, method: str, target: str, body: object = None, **heade
 
 
 def workers_of(running: Running) -> list[int]:
-    """The ids of the processes that serve: the one that was started, or those that it started."""
+    """Return the process IDs of the workers: the children of the started process, or that process itself."""
     return sorted(pid for pid, parent in processes() if parent == running.process.pid) or [running.process.pid]
 
 
 def processes() -> Iterator[tuple[int, int]]:
-    """Every process of Python's kind that serves: its id and that of its parent."""
+    """Yield process ID and parent's ID of every process that multiprocessing has spawned."""
     for directory in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # the process has ended
             if b"spawn_main" in (directory / "cmdline").read_bytes():
                 parent = (directory / "stat").read_text().rpartition(")")[2].split()[1]
                 yield int(directory.name), int(parent)
 
 
 def request_to_issue(token: str, email: str) -> tuple[bytes, bytes]:
-    """Head and body of a request that waits with its body until it is asked for it."""
+    """Return head and body of a request whose body is sent only after the response 100 Continue."""
     body = json.dumps(JANE | {"email": email}).encode()
     head = (
         "POST /v1/sso_tokens HTTP/1.1\r\nHost: studio.example\r\nConnection: close\r\nExpect: 100-continue\r\n"
@@ -98,7 +98,7 @@ def request_to_issue(token: str, email: str) -> tuple[bytes, bytes]:
 
 
 def received(connection: socket.socket, *, until: bytes | None = None) -> bytes:
-    """All that comes until the other side closes, or until it ends in `until`."""
+    """Return what is received until the other side closes, or until the content ends with `until`."""
     content = b""
     while until is None or not content.endswith(until):
         piece = connection.recv(65536)
@@ -108,9 +108,7 @@ def received(connection: socket.socket, *, until: bytes | None = None) -> bytes:
     return content
 
 
-def test_two_workers_are_two_processes_that_answer_for_one_service(
-    env: dict[str, str], tmp_path: Path, api_token: str
-) -> None:
+def test_two_workers_are_two_processes_with_one_ledger(env: dict[str, str], tmp_path: Path, api_token: str) -> None:
     with accepting(env, tmp_path / "log", workers=2) as running:
         if LINUX:
             assert len(workers_of(running)) == 2
@@ -130,9 +128,7 @@ def test_two_workers_are_two_processes_that_answer_for_one_service(
 
 
 @pytest.mark.skipif(not LINUX, reason="memory is read from /proc")
-def test_a_worker_that_has_worked_takes_less_than_90_megabytes(
-    env: dict[str, str], tmp_path: Path, api_token: str
-) -> None:
+def test_a_worker_takes_less_than_90_megabytes(env: dict[str, str], tmp_path: Path, api_token: str) -> None:
     with accepting(env, tmp_path / "log", workers=2) as running:
 
         def visit(number: int) -> list[int]:
@@ -151,7 +147,7 @@ def test_a_worker_that_has_worked_takes_less_than_90_megabytes(
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory that a process occupies, shared ones included."""
+    """Return the bytes of memory that a process occupies, including shared memory."""
     found = re.search(r"^Rss: +(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) * 1024
@@ -159,7 +155,7 @@ def resident(pid: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @on_sqlite
-def test_sigterm_answers_who_was_already_asking_and_ends_everything(
+def test_sigterm_answers_open_requests_and_ends_all_processes(
     env: dict[str, str], tmp_path: Path, api_token: str, workers: int
 ) -> None:
     with accepting(env, tmp_path / "log", workers=workers) as running:
@@ -167,19 +163,19 @@ def test_sigterm_answers_who_was_already_asking_and_ends_everything(
         head, body = request_to_issue(api_token, "late@example.com")
         with connect(running) as connection:
             connection.sendall(head)
-            assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")  # it is being worked on
+            assert connection.recv(1024).startswith(b"HTTP/1.1 100 ")  # the request is in progress
 
             started = time.monotonic()
             running.process.send_signal(signal.SIGTERM)
             until(lambda: running.log.read_text().count("Shutting down") == workers)
-            until(lambda: not accepts(running))  # or a proxy would wait here instead of asking another node
+            until(lambda: not accepts(running))  # so that a proxy goes to another node
             connection.sendall(body)
 
             answer = received(connection)
         assert answer.startswith(b"HTTP/1.1 201 ")
         assert b'"user_created":true' in answer
 
-        # 143, as a shell has it, is what a supervisor expects of whoever was told to end.
+        # Process managers count an end by SIGTERM (143 in a shell) as a clean stop.
         assert running.process.wait(10) in {0, -signal.SIGTERM}
         assert time.monotonic() - started < 8
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
@@ -191,9 +187,7 @@ def test_sigterm_answers_who_was_already_asking_and_ends_everything(
 
 
 @on_sqlite
-def test_sigterm_waits_for_connections_that_ask_nothing_no_longer_than_they_may_be_idle(
-    env: dict[str, str], tmp_path: Path
-) -> None:
+def test_sigterm_waits_for_idle_connections_only_until_their_time_out(env: dict[str, str], tmp_path: Path) -> None:
     with accepting(env, tmp_path / "log") as running, connect(running) as silent, connect(running) as idle:
         idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: studio.example\r\n\r\n")
         assert received(idle, until=b'{"status":"ok"}').startswith(b"HTTP/1.1 200 ")
@@ -206,7 +200,7 @@ def test_sigterm_waits_for_connections_that_ask_nothing_no_longer_than_they_may_
 
 @pytest.mark.parametrize("workers", [1, 2])
 @on_sqlite
-def test_a_port_that_is_taken_is_said_to_be_so_in_one_line(env: dict[str, str], workers: int) -> None:
+def test_a_port_in_use_is_reported_in_one_line(env: dict[str, str], workers: int) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -215,12 +209,12 @@ def test_a_port_that_is_taken_is_said_to_be_so_in_one_line(env: dict[str, str], 
 
 
 @on_sqlite
-def test_an_address_that_is_not_ours_is_said_to_be_so_in_one_line(env: dict[str, str]) -> None:
+def test_an_address_of_another_machine_is_reported_in_one_line(env: dict[str, str]) -> None:
     assert "192.0.2.1" in refused("serve", env=env | {"SSO_HOST": "192.0.2.1"})
 
 
 @on_sqlite
-def test_a_misspelt_setting_is_warned_about_and_the_service_starts(env: dict[str, str], tmp_path: Path) -> None:
+def test_the_service_starts_with_a_warning_about_a_misspelt_setting(env: dict[str, str], tmp_path: Path) -> None:
     with accepting(env | {"SSO_TOKEN_TLL": "hunter2"}, tmp_path / "log") as running:
         assert ask(running, "GET", "/readyz")[0] == 200
     assert "SSO_TOKEN_TLL" in running.log.read_text()
@@ -228,9 +222,7 @@ def test_a_misspelt_setting_is_warned_about_and_the_service_starts(env: dict[str
 
 
 @on_sqlite
-def test_an_embedded_database_is_brought_up_to_date_at_start_and_old_keys_do_not_survive_an_empty_one(
-    env: dict[str, str], tmp_path: Path
-) -> None:
+def test_an_embedded_database_is_created_at_start_and_old_keys_revoked(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "sso.db").unlink()
     [old] = keyring.load(tmp_path / "keys")[0]
     with accepting(env, tmp_path / "log", workers=2) as running:
@@ -249,7 +241,7 @@ def test_an_embedded_database_is_brought_up_to_date_at_start_and_old_keys_do_not
         ("UPDATE alembic_version SET version_num = '0000'", "sso-service db upgrade"),
     ],
 )
-def test_a_postgresql_that_is_empty_or_old_is_not_served(env: Mapping[str, str], change: str, remedy: str) -> None:
+def test_an_empty_or_old_postgresql_database_is_not_served(env: Mapping[str, str], change: str, remedy: str) -> None:
     with psycopg.connect(env["SSO_DATABASE_URL"], autocommit=True) as connection:
         connection.execute(change.encode())
     assert remedy in refused("serve", "--workers", "2", env=env)
@@ -264,7 +256,9 @@ def test_a_service_without_a_key_does_not_start(env: dict[str, str], tmp_path: P
 
 @on_sqlite
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_service_that_is_told_to_end_leaves_nothing_behind(env: dict[str, str], tmp_path: Path, workers: int) -> None:
+def test_a_stopped_service_leaves_no_metrics_directory_behind(
+    env: dict[str, str], tmp_path: Path, workers: int
+) -> None:
     with serving(env, tmp_path / "log", workers=workers) as running:
         process = psutil.Process(running.process.pid)
         opened = [file.path for each in (process, *process.children()) for file in each.open_files()]

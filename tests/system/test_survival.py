@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sso_service import keyring
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.keyring import SigningKey
 from sso_service.tokens import sign, unsafe_read_claims
 from tests.support.connections import CUT_OFF, Line, Reply, get, issue, line, logged_in_again, login, until

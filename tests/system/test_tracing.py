@@ -1,4 +1,4 @@
-"""Traces, as a collector receives them: a span for each request, in the caller's trace, without query or token."""
+"""Traces as a collector receives them: one span for each request, within the caller's trace, without query or token."""
 
 import threading
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 
 class Collector:
-    """Takes traces over HTTP, as OTLP says."""
+    """A collector that receives traces by OTLP over HTTP."""
 
     def __init__(self) -> None:
         self.received: Queue[bytes] = Queue()
@@ -39,7 +39,7 @@ class Collector:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def spans(self) -> Iterator[Any]:
-        """What arrived."""
+        """Yield the received spans."""
         while not self.received.empty():
             for resource in ExportTraceServiceRequest.FromString(self.received.get()).resource_spans:
                 assert {each.key: each.value.string_value for each in resource.resource.attributes}[
@@ -61,7 +61,7 @@ def collector() -> Iterator[Collector]:
 
 
 @on_sqlite
-def test_each_request_is_a_span_in_its_caller_s_trace_and_has_no_token(
+def test_each_request_is_a_span_in_the_callers_trace_without_token(
     collector: Collector, database_url: str, tmp_path: Path, keys_dir: Path, api_token: str
 ) -> None:
     env = {
@@ -79,7 +79,7 @@ def test_each_request_is_a_span_in_its_caller_s_trace_and_has_no_token(
         token = issued.json()["token"]
         httpx.get(f"{running.url}{PAGE}?sso={token}")
         httpx.get(f"{running.url}/readyz")
-    # The service sends what it has before it ends.
+    # The service sends its last spans before it ends.
     received = b"".join(collector.received.queue)
     spans = {span.name: span for span in collector.spans()}
     assert set(spans) == {"POST /v1/sso_tokens", "GET login", "GET /readyz"}

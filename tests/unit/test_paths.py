@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sso_service.paths import NotAStudioPath, NotCanonical, StudioPath, judge
+from sso_service.errors import NotAStudioPath, NotCanonical
+from sso_service.paths import StudioPath, judge
 
 POSTS = StudioPath(account_id=123, team_id=42, section="posts")
 ELSEWHERE = StudioPath()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sso_service import people
-from sso_service.people import FieldError, Person, normalise_email
+from sso_service.errors import FieldError
+from sso_service.people import Person, normalise_email
 from tests.support.addresses import ADDRESSES
 from tests.support.data import JANE
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sso_service.errors import InvalidSession, MalformedToken
 from sso_service.keyring import SigningKey
-from sso_service.sessions import InvalidSession, Session, check_form_token, dump_form_token, dump_session, load_session
-from sso_service.tokens import Claims, MalformedToken, read, sign
+from sso_service.sessions import Session, check_form_token, dump_form_token, dump_session, load_session
+from sso_service.tokens import Claims, read, sign
 
 NOW = 1_900_000_000
 LIFETIME = 43_200

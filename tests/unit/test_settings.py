@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sso_service.settings import Settings, SettingsError, read_settings
+from sso_service.errors import SettingsError
+from sso_service.settings import Settings, read_settings
 
 SECRET = "hunter2"
 

@@ -14,18 +14,8 @@ from hypothesis import strategies as st
 from itsdangerous import BadData, BadSignature, SignatureExpired
 from itsdangerous.signer import SigningAlgorithm
 
-from sso_service.tokens import (
-    HMACSHA256128,
-    Claims,
-    ExpiredToken,
-    ForgedToken,
-    MalformedToken,
-    OverlongToken,
-    read,
-    ref,
-    sign,
-    unsafe_read_claims,
-)
+from sso_service.errors import ForgedToken, MalformedToken, OverlongToken, TokenExpired
+from sso_service.tokens import HMACSHA256128, Claims, read, ref, sign, unsafe_read_claims
 from tests.support.repository import TESTS
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -168,7 +158,7 @@ def test_a_token_is_valid_until_the_last_second_before_its_expiry() -> None:
 
 @pytest.mark.parametrize("late", [0, 1, 86_400])
 def test_a_token_is_refused_from_the_second_of_its_expiry_on(late: int) -> None:
-    with pytest.raises(ExpiredToken) as caught:
+    with pytest.raises(TokenExpired) as caught:
         read(TOKEN, [KEY], now=CLAIMS.expires_at + late, lifetime=LIFETIME)
     assert caught.value.claims == CLAIMS
 
@@ -196,7 +186,7 @@ TOO_EARLY = CLAIMS.expires_at - LIFETIME - 61
         (TOKEN, OTHER_KEY, EXPIRED, ForgedToken),
         (TOKEN, OTHER_KEY, TOO_EARLY, ForgedToken),
         (TOKEN, KEY, TOO_EARLY, OverlongToken),
-        (TOKEN, KEY, EXPIRED, ExpiredToken),
+        (TOKEN, KEY, EXPIRED, TokenExpired),
     ],
 )
 def test_form_is_checked_before_signature_and_signature_before_time(
@@ -214,7 +204,7 @@ def test_the_errors_extend_the_ladder_of_itsdangerous() -> None:
     assert not issubclass(ForgedToken, SignatureExpired)
     assert issubclass(OverlongToken, BadSignature)
     assert not issubclass(OverlongToken, SignatureExpired)
-    assert issubclass(ExpiredToken, SignatureExpired)
+    assert issubclass(TokenExpired, SignatureExpired)
 
 
 # --- naming a token, and looking into one without trust --------------------------------------------------------------
@@ -272,7 +262,7 @@ REASONS = {
     "malformed": MalformedToken,
     "bad_signature": ForgedToken,
     "overlong": OverlongToken,
-    "expired": ExpiredToken,
+    "expired": TokenExpired,
 }
 
 

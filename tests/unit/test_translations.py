@@ -9,7 +9,7 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
-from sso_service.web.translations import LANGUAGES, translations
+from sso_service.web.studio.translations import LANGUAGES, translations
 
 PACKAGE = Path(str(resources.files("sso_service")))
 # The API's documentation is for programmers, and in English as the API is.

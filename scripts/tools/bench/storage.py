@@ -12,9 +12,9 @@ from scripts.tools.bench.cases import ISSUE
 from scripts.tools.bench.open_loop import open_loop
 from scripts.tools.bench.stores import ACCOUNT, POSTGRESQL, TEAM, Store
 from scripts.tools.bench.systems import LIFETIME, Ours
-from sso_service.database.directory import Place
-from sso_service.database.engine import Database
-from sso_service.database.ledger import Redemption, Verdict, redeem_all
+from sso_service.database import database_at
+from sso_service.database.directory import AccessQuery
+from sso_service.database.ledger import Redemption, Verdict, redeem
 from sso_service.tokens import Claims
 
 _ISSUES = 1000
@@ -62,12 +62,12 @@ def bytes_per_login(store: Store, logins: int) -> PerLogin:
     People use their tokens a few seconds after they got them, some later than others, so the rows do not come quite in
     the order of their keys.
     """
-    database = Database(store.sqlalchemy_url)
+    database = database_at(store.sqlalchemy_url)
     before = _size(store)
     with database.connect() as connection:
         for batch in _redemptions(store, logins):
             with database.writing(connection):
-                results = redeem_all(database, connection, batch)
+                results = redeem(database, connection, batch)
             assert all(result.verdict is Verdict.REDEEMED for result in results)
     database.close()
     return PerLogin(store.kind, logins, (_size(store) - before) / logins)
@@ -80,7 +80,7 @@ def _redemptions(store: Store, logins: int) -> list[list[Redemption]]:
         user_id = random.randint(1, store.people)
         issued_at = begin + number / _RATE
         claims = Claims(int(issued_at) + LIFETIME, user_id, ACCOUNT, secrets.randbits(32))
-        redemption = Redemption(claims.pack(), Place(user_id, ACCOUNT, TEAM), int(issued_at))
+        redemption = Redemption(claims.pack(), AccessQuery(user_id, ACCOUNT, TEAM), int(issued_at))
         used.append((issued_at + random.expovariate(1 / _CLICK), redemption))
     used.sort(key=lambda pair: pair[0])
     return [[redemption for _, redemption in used[start : start + _BATCH]] for start in range(0, logins, _BATCH)]

@@ -22,8 +22,7 @@ import psycopg
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, insert, make_url, text
 
 from scripts.tools.bench.machine import cpu_seconds
-from sso_service.database import administration, migrations
-from sso_service.database.engine import Database
+from sso_service.database import accounts, database_at, migrations
 from sso_service.permissions import Scope
 from sso_service.settings import Settings, read_settings
 
@@ -175,13 +174,13 @@ _PEOPLE = {
 
 
 def _fill(empty: Store, consumed: int) -> Store:
-    database = Database(empty.sqlalchemy_url)
+    database = database_at(empty.sqlalchemy_url)
     migrations.upgrade(database)
     now = int(time.time())
     with database.connect() as connection, database.writing(connection):
-        administration.add_account(connection, "Company", account_id=ACCOUNT, portal_url="https://portal.example/")
-        administration.add_team(connection, ACCOUNT, "Communications", team_id=TEAM)
-        _, secret = administration.create_api_token(
+        accounts.add_account(connection, "Company", account_id=ACCOUNT, portal_url="https://portal.example/")
+        accounts.add_team(connection, ACCOUNT, "Communications", team_id=TEAM)
+        _, secret = accounts.create_api_token(
             connection, account_id=ACCOUNT, name="intranet", scopes=frozenset({Scope.WRITE_SSO}), now=now
         )
     database.close()

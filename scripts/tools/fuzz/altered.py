@@ -16,7 +16,8 @@ from multiprocessing import Pool
 from random import Random
 
 from scripts.tools.fuzz.tokens import ALPHABET, KEY, LIFETIME, OTHER_KEYS
-from sso_service.tokens import Claims, ForgedToken, MalformedToken, read, sign
+from sso_service.errors import ForgedToken, MalformedToken
+from sso_service.tokens import Claims, read, sign
 
 NOW = 1_900_000_000
 CHUNK = 10_000

@@ -4,9 +4,10 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from ada_url import URL
 
-from sso_service.paths import NotAStudioPath, NotCanonical, judge
+from sso_service.errors import NotAStudioPath, NotCanonical
+from sso_service.http import split_parameter
+from sso_service.paths import judge
 from sso_service.permissions import Role, may_view
-from sso_service.web.requests import split_sso
 
 HOST = "https://studio.example"
 PAGE = f"{HOST}/client/123/t/42/posts"
@@ -15,7 +16,7 @@ PAGE = f"{HOST}/client/123/t/42/posts"
 def check(data: bytes) -> None:
     """`data` is the target in a request line, path and query."""
     path, _, query = data.partition(b"?")
-    values, rest = split_sso(query)
+    values, rest = split_parameter(query)
     _check_query(query, values, rest)
     try:
         addressed = judge(path)
@@ -35,7 +36,7 @@ def check(data: bytes) -> None:
     assert all(may_view(role, seen.section or "") == may_view(role, addressed.section or "") for role in Role)
     # And there is no token in what it asks for. White space and a fragment, which it would leave out, are in no query.
     if min(query, default=0x21) > 0x20 and b"#" not in query:
-        assert split_sso(url.search.removeprefix("?").encode())[0] == []
+        assert split_parameter(url.search.removeprefix("?").encode())[0] == []
 
 
 def _check_query(query: bytes, values: list[bytes], rest: bytes) -> None:
@@ -45,7 +46,7 @@ def _check_query(query: bytes, values: list[bytes], rest: bytes) -> None:
     removed = [piece for piece in pieces if _pairs(piece)[:1] and _pairs(piece)[0][0] == "sso"]
     assert [piece.partition(b"=")[2] for piece in removed] == values
     assert [piece for piece in pieces if piece not in removed] in (kept, [*kept, b""], [b""])
-    assert split_sso(rest) == ([], rest)
+    assert split_parameter(rest) == ([], rest)
     assert _pairs(rest) == [(name, value) for name, value in _pairs(query) if name != "sso"]
 
 

@@ -4,7 +4,8 @@ import hashlib
 import hmac
 import string
 
-from sso_service.tokens import Claims, ExpiredToken, ForgedToken, MalformedToken, OverlongToken, read, sign
+from sso_service.errors import ForgedToken, MalformedToken, OverlongToken, TokenExpired
+from sso_service.tokens import Claims, read, sign
 
 ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 LIFETIME = 300
@@ -32,14 +33,14 @@ def verified(token: str, key: bytes, now: int) -> Outcome:
     claims = tuple(int.from_bytes(raw[at : at + 4], "big") for at in (0, 4, 8, 12))
     if claims[0] - now > LIFETIME + 60:
         return OverlongToken
-    return claims if claims[0] > now else ExpiredToken
+    return claims if claims[0] > now else TokenExpired
 
 
 def outcome(token: str, *keys: bytes, now: int) -> Outcome:
     """What the service says of it. Any error but the four that are documented is a finding, and passes through."""
     try:
         claims = read(token, keys, now=now, lifetime=LIFETIME)
-    except (MalformedToken, ForgedToken, OverlongToken, ExpiredToken) as error:
+    except (MalformedToken, ForgedToken, OverlongToken, TokenExpired) as error:
         return type(error)
     return claims.expires_at, claims.user_id, claims.account_id, claims.nonce
 

@@ -20,17 +20,20 @@ from sqlalchemy import delete, event
 from starlette.types import ASGIApp
 
 from scripts.tools.proof.history import Decision, write_line
-from sso_service import service, tokens
-from sso_service.database import engine, ledger
-from sso_service.database.directory import Place
-from sso_service.database.engine import Database
-from sso_service.database.ledger import Purger, Redeemed, Round, Verdict
+from sso_service import tokens
+from sso_service.database import ledger, postgresql, purging
+from sso_service.database.directory import AccessQuery
+from sso_service.database.ledger import Redeemed, Verdict
+from sso_service.database.purging import Purger, PurgeRound
 from sso_service.database.schema import consumed_nonces
+from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory, KeyRing
-from sso_service.service import Service
+from sso_service.server import supervisor
+from sso_service.services import node
+from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
 from sso_service.tokens import Claims
-from sso_service.web import app, server
+from sso_service.web import app
 
 FLOOR_AGE = 8.0
 """Instead of a minute. A statement that was begun under a lower floor has to be over by then, and those live 2 s on
@@ -86,63 +89,65 @@ class _Found:
 _found: ContextVar[_Found] = ContextVar("_found")
 
 
-class ProvenService(Service):
-    """The service, with a line in a file before it goes to the database with a token."""
+class ProvenNode(Node):
+    """The service, which writes a line to a file before it passes a token to the database."""
 
     def __init__(self, settings: Settings, database: Database, keys: KeyDirectory) -> None:
         clock = _Clock(os.environ["PROOF_CLOCK"])
         clock.rule(database)
         super().__init__(settings, database, keys, clock=clock)
-        self._node = os.environ["PROOF_NODE"]
-        path = Path(os.environ["PROOF_DECISIONS"], f"{self._node}-{os.getpid()}.jsonl")
+        self._name = os.environ["PROOF_NODE"]
+        path = Path(os.environ["PROOF_DECISIONS"], f"{self._name}-{os.getpid()}.jsonl")
         self._decisions = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._read, self._redeem = self.redeeming._read, self.redeeming._redeem
+        self.redeeming._read = self._read_and_remember  # type: ignore[method-assign] # observed from outside
+        self.redeeming._redeem = self._record_and_redeem  # type: ignore[method-assign] # observed from outside
 
-    def _read_token(self, token: str) -> Claims:
-        claims = super()._read_token(token)
-        # Not asked of the code that is tried: whichever key made this very token.
+    def _read_and_remember(self, token: str) -> Claims:
+        claims = self._read(token)
+        # The code under test is not asked for the key: it is found by signing the same claims with each key.
         made_by = (key.id for key in self.keys.ring.known_keys() if tokens.sign(claims, key.token_key) == token)
         _found.set(_Found(token, next(made_by, ""), time.monotonic()))
         return claims
 
-    async def _redeem(self, claims: Claims, place: Place | None) -> Redeemed:
-        now, found = self.now(), _found.get()
-        if now < claims.expires_at:  # else it does not go to the database either
+    async def _record_and_redeem(self, claims: Claims, access: AccessQuery | None) -> Redeemed:
+        now, found = self.trust.now(), _found.get()
+        if now < claims.expires_at:  # otherwise the service does not pass it to the database either
             line = Decision(
-                at=found.at, node=self._node, pid=os.getpid(), token=found.token, now=now, key_id=found.key_id
+                at=found.at, node=self._name, pid=os.getpid(), token=found.token, now=now, key_id=found.key_id
             )
-            os.write(self._decisions, write_line(line))  # in one piece: it is there whole or not at all
-        return await super()._redeem(claims, place)
+            os.write(self._decisions, write_line(line))  # one write, so that the line is complete or missing
+        return await self._redeem(claims, access)
 
 
 def create_app() -> ASGIApp:
-    """The application of a worker."""
-    # As much shorter than an hour as tokens' lives and clocks' errors are here, so that what was used is forgotten
-    # within the trial, and a clock that is set back further than this finds it forgotten.
-    ledger.RETENTION = int(os.environ["PROOF_RETENTION"])
-    ledger.FLOOR_AGE = FLOOR_AGE
-    service.PURGE_INTERVAL = PURGE_INTERVAL
+    """Return the application of a worker."""
+    # Shorter than an hour in proportion to the lifetime of tokens and the errors of clocks here, so that used tokens
+    # are forgotten within the trial, and a clock that is set back further than this meets that.
+    purging.RETENTION = int(os.environ["PROOF_RETENTION"])
+    purging.FLOOR_AGE = FLOOR_AGE
+    node.PURGE_INTERVAL = PURGE_INTERVAL
     if broken := os.environ.get("PROOF_BROKEN"):
         _break(broken)
-    return app.create_app(app.service_from(os.environ, ProvenService))
+    return app.create_app(app.node_from(os.environ, ProvenNode))
 
 
 def _break(promise: str) -> None:
     """Makes the service break a promise."""
     match promise:
         case "single-use":  # whoever may have it gets it, used or not
-            redeem_all = ledger.redeem_all
+            redeem = ledger.redeem
 
             def redeem_again(*arguments: Any) -> list[Redeemed]:
                 return [
-                    Redeemed(Verdict.REDEEMED) if one.verdict is Verdict.CONSUMED else one
-                    for one in redeem_all(*arguments)
+                    Redeemed(Verdict.REDEEMED) if one.verdict is Verdict.CONSUMED else one for one in redeem(*arguments)
                 ]
 
-            ledger.redeem_all = redeem_again  # type: ignore[assignment] # that is the point
+            ledger.redeem = redeem_again  # type: ignore[assignment] # that is the point
         case "floor":  # what is old by the clock is deleted, and nothing keeps it from being used again
-            ledger.Purger.run = _purge_by_the_clock  # type: ignore[assignment, method-assign] # likewise
+            Purger.run = _purge_by_the_clock  # type: ignore[assignment, method-assign] # likewise
         case "durability":  # the server answers before anything is on disk
-            engine._DURABLE = "SELECT set_config('synchronous_commit', 'off', true)"
+            postgresql._DURABLE = "SELECT set_config('synchronous_commit', 'off', true)"
         case "revocation":  # a key that is known stays
             refresh = KeyDirectory.refresh
 
@@ -155,15 +160,15 @@ def _break(promise: str) -> None:
             KeyDirectory.refresh = refresh_and_keep  # type: ignore[assignment, method-assign] # likewise
 
 
-def _purge_by_the_clock(purger: Purger) -> Round:
-    lowest = ledger.floor_at(int(purger._clock()) - ledger.RETENTION)
+def _purge_by_the_clock(purger: Purger) -> PurgeRound:
+    lowest = ledger.floor_at(int(purger._clock()) - purging.RETENTION)
     database = purger._database
     with database.connect() as connection, database.writing(connection):
         deleted = connection.execute(delete(consumed_nonces).where(consumed_nonces.c.claims < lowest)).rowcount
-    return Round(deleted)
+    return PurgeRound(deleted)
 
 
 if __name__ == "__main__":
-    server.run(
+    supervisor.run(
         read_settings(os.environ), workers=int(os.environ["PROOF_WORKERS"]), app="scripts.tools.proof.proven:create_app"
     )

@@ -17,8 +17,7 @@ from sqlalchemy import make_url, select
 from scripts.tools.proof import history
 from scripts.tools.proof.history import Person
 from scripts.tools.proof.volume import NoVolume, Volume
-from sso_service.database import administration, migrations
-from sso_service.database.engine import Database
+from sso_service.database import accounts, migrations, open_database
 from sso_service.database.schema import consumed_floor, consumed_nonces, users
 from sso_service.permissions import Scope
 from sso_service.settings import read_settings
@@ -122,24 +121,24 @@ class Store:
 
     def populate(self) -> None:
         """Makes the schema, the accounts and the API tokens."""
-        database = Database(read_settings({"SSO_DATABASE_URL": self.url}).database)
+        database = open_database(read_settings({"SSO_DATABASE_URL": self.url}))
         migrations.upgrade(database)
         now = int(time.time())
         with database.connect() as connection, database.writing(connection):
             for account_id in ACCOUNTS:
-                administration.add_account(connection, f"Account {account_id}", account_id=account_id)
-                administration.add_team(connection, account_id, "Team", team_id=account_id)
-                _, self.api_tokens[account_id] = administration.create_api_token(
+                accounts.add_account(connection, f"Account {account_id}", account_id=account_id)
+                accounts.add_team(connection, account_id, "Team", team_id=account_id)
+                _, self.api_tokens[account_id] = accounts.create_api_token(
                     connection, account_id=account_id, name="proof", scopes=frozenset(Scope), now=now
                 )
-            _, self.platform = administration.create_api_token(
+            _, self.platform = accounts.create_api_token(
                 connection, account_id=None, name="proof", scopes=frozenset({Scope.VERIFY_SSO}), now=now
             )
         database.close()
 
     def read(self) -> history.Database:
         """What it holds."""
-        database = Database(read_settings({"SSO_DATABASE_URL": self.url}).database)
+        database = open_database(read_settings({"SSO_DATABASE_URL": self.url}))
         with database.connect() as connection, database.reading(connection):
             consumed = connection.execute(select(consumed_nonces.c.claims)).scalars()
             floor = connection.execute(select(consumed_floor.c.claims)).scalar_one()

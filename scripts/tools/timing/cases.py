@@ -12,16 +12,18 @@ from pathlib import Path
 from sqlalchemy import insert, update
 
 from sso_service import keyring, tokens
-from sso_service.database import administration, migrations
-from sso_service.database.administration import TOKEN_PREFIX
-from sso_service.database.directory import Lookup, digest, look_up_all
-from sso_service.database.engine import Database
+from sso_service.database import accounts, migrations, open_database
+from sso_service.database.accounts import TOKEN_PREFIX
+from sso_service.database.directory import Lookup, digest
+from sso_service.database.directory import look_up as look_up_batch
 from sso_service.database.schema import api_tokens
+from sso_service.database.transactions import Database
+from sso_service.errors import ForgedToken, NotAuthenticated
 from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Scope
-from sso_service.service import NotAuthenticated, Service
+from sso_service.services.node import Node
 from sso_service.settings import read_settings
-from sso_service.tokens import Claims, ForgedToken
+from sso_service.tokens import Claims
 
 _POOL = 5000
 """API tokens of each kind. As many of one as of the other, so that caches treat them alike; and so many that it does
@@ -48,38 +50,38 @@ def cases(directory: Path) -> Iterator[Iterator[Case]]:
     # Nobody re-reads the keys meanwhile, so it shall not grow old.
     keys = KeyDirectory(settings.keys_path, monotonic=lambda: 0.0)
     keys.refresh()
-    database = Database(settings.database)
+    database = open_database(settings)
     migrations.upgrade(database)
-    service = Service(settings, database, keys)
+    service = Node(settings, database, keys)
     try:
         yield chain(_api_tokens(service, database), _login_tokens(service))
     finally:
         service.close()
 
 
-def _api_tokens(service: Service, database: Database) -> Iterator[Case]:
-    now = service.now()
+def _api_tokens(service: Node, database: Database) -> Iterator[Case]:
+    now = service.trust.now()
     unknown, revoked, badly_revoked = (
         [TOKEN_PREFIX + secrets.token_urlsafe(32) for _ in range(_POOL)] for _ in range(3)
     )
     with database.connect() as connection, database.writing(connection):
-        account_id = administration.add_account(connection, "One")
+        account_id = accounts.add_account(connection, "One")
         common = {"account_id": account_id, "hint": "", "scopes": Scope.WRITE_SSO, "created_at": now}
         for name, pool in (("well", revoked), ("badly", badly_revoked)):
             rows = [{**common, "name": name, "digest": digest(secret)} for secret in pool]
             connection.execute(insert(api_tokens), rows)
-        administration.revoke_api_tokens_named(connection, account_id, "well", now=now)
+        accounts.revoke_api_tokens_named(connection, account_id, "well", now=now)
         connection.execute(update(api_tokens).where(api_tokens.c.name == "badly").values(revoked_at=now))
 
     async def authorize(secret: str) -> None:
         with suppress(NotAuthenticated):
-            await service.authorize(secret, Scope.WRITE_SSO)
+            await service.issuing.authorize(secret, Scope.WRITE_SSO)
             raise AssertionError("let in")
 
     async def look_up(secret: str) -> None:
         with suppress(NotAuthenticated):
-            [found] = look_up_all(database, reading, [Lookup(digest(secret), "")])
-            service._admit(found.api_token, Scope.WRITE_SSO)
+            [found] = look_up_batch(database, reading, [Lookup(digest(secret), "")])
+            service.issuing._check(found.api_token, Scope.WRITE_SSO)
             raise AssertionError("let in")
 
     kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(revoked))
@@ -90,8 +92,8 @@ def _api_tokens(service: Service, database: Database) -> Iterator[Case]:
         yield Case("planted: it is found and then refused", look_up, kinds, planted=True)
 
 
-def _login_tokens(service: Service) -> Iterator[Case]:
-    now, lifetime = service.now(), service.settings.token_ttl
+def _login_tokens(service: Node) -> Iterator[Case]:
+    now, lifetime = service.trust.now(), service.settings.token_ttl
     ring = service.keys.ring
     keys = [key.token_key for key in ring.verifying_keys(now, lifetime)]
     signing = ring.signing_key(now).token_key
@@ -109,7 +111,7 @@ def _login_tokens(service: Service) -> Iterator[Case]:
 
     async def read_in_service(token: str) -> None:
         with suppress(ForgedToken):
-            await service.read_token(token)
+            await service.redeeming._read_genuine(token)
             raise AssertionError("let in")
 
     async def compare_until_it_differs(token: str) -> None:

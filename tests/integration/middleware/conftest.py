@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from sso_service.client import AsyncSSOClient
-from sso_service.database.engine import Database
-from sso_service.service import Service
+from sso_service.database.transactions import Database
+from sso_service.services.node import Node
 from sso_service.web.app import create_app
 from tests.support.api import make_api_token
 from tests.support.client import Client
@@ -27,7 +27,7 @@ def database_url(sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def transport(service: Service) -> httpx.ASGITransport:
+def transport(service: Node) -> httpx.ASGITransport:
     """A transport that calls the real application of the service."""
     return httpx.ASGITransport(create_app(service))
 

@@ -10,7 +10,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scripts.tools.ports import free_port
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.web.app import create_app
 from tests.support.client import Client
 from tests.support.clock import Clock
@@ -102,7 +102,7 @@ async def started(app: ASGIApp, state: dict[str, Any] | None) -> AsyncIterator[N
 
 
 async def test_one_client_is_kept_for_the_lifetime_of_the_server(
-    service: Service, client: Client, api_token: str, verifier: str, clock: Clock
+    service: Node, client: Client, api_token: str, verifier: str, clock: Clock
 ) -> None:
     transport = CountingTransport(create_app(service))
     app = frontend(api_token=verifier, transport=transport, clock=clock)
@@ -122,7 +122,7 @@ async def test_one_client_is_kept_for_the_lifetime_of_the_server(
 
 @pytest.mark.parametrize("state", [None, {}])
 async def test_without_lifespan_state_each_login_closes_its_client(
-    service: Service,
+    service: Node,
     client: Client,
     api_token: str,
     verifier: str,

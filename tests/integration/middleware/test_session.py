@@ -13,9 +13,9 @@ from starlette.types import Message
 
 from sso_service.client.middleware import SSOLogin, SSOUser
 from sso_service.client.session import AnonymousUser, Credentials
-from sso_service.database import administration
-from sso_service.database.engine import Database
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role
+from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE

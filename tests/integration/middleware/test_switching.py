@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from itsdangerous import URLSafeTimedSerializer
 
-from sso_service.errors import InvalidSession
+from sso_service.errors import InvalidForm
 from sso_service.permissions import Role, permissions
 from sso_service.sessions import check_form_token
 from tests.support.client import Client
@@ -137,7 +137,7 @@ async def test_session_and_proof_have_separate_keys_from_the_api_token(
     options = {"key_derivation": "none", "digest_method": hashlib.sha256}
     content = URLSafeTimedSerializer(key, signer_kwargs=options).loads(session)
     assert content == [1, *JANE.values(), ACCOUNT, "editor", EDITOR]
-    with pytest.raises(InvalidSession):
+    with pytest.raises(InvalidForm):
         check_form_token(proof, token, b"", session, [key], now=int(clock()))
 
     # Neither is accepted in place of the other.

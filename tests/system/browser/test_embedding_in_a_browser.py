@@ -15,9 +15,9 @@ from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sso_service.client import SSOClient
-from sso_service.database.engine import Database
+from sso_service.database import open_database
 from sso_service.keyring import KeyDirectory
-from sso_service.service import Service
+from sso_service.services.node import Node
 from sso_service.settings import Settings
 from sso_service.web.app import create_app
 from tests.support.data import JANE, PAGE
@@ -50,8 +50,8 @@ class Sites:
 @pytest.fixture
 def sites(settings: Settings, keys_dir: Path, api_token: str, https: Https) -> Iterator[Sites]:
     embedding = https(intranet, "intranet.example")
-    service = Service(
-        msgspec.structs.replace(settings, embed_origins=embedding), Database(settings.database), KeyDirectory(keys_dir)
+    service = Node(
+        msgspec.structs.replace(settings, embed_origins=embedding), open_database(settings), KeyDirectory(keys_dir)
     )
     studio = https(create_app(service), "studio.example")
     transport = httpx.HTTPTransport(verify=False)  # its certificate is for the name that only the browser resolves

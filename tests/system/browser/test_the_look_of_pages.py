@@ -14,13 +14,14 @@ from sqlalchemy import Connection, update
 
 from sso_service import keyring, tokens
 from sso_service.cli import DEMO_ACCOUNT
-from sso_service.database import administration
-from sso_service.database.directory import NewPerson, provision_all
-from sso_service.database.engine import Database
+from sso_service.database import open_database
+from sso_service.database.directory import ProvisionRequest, provision
 from sso_service.database.schema import accounts
+from sso_service.database.transactions import Database
 from sso_service.permissions import Role, Scope
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
+from tests.support import administration
 from tests.support.data import JANE, JOHN, PORTAL
 from tests.support.demo import ADMIN, Demo
 
@@ -217,11 +218,11 @@ def demo(demos: Callable[..., Demo]) -> Demo:
     """A demo account with a portal, more than one page of members, and API tokens in each state."""
     demo = demos(SSO_CONFIRM_LOGIN="1")
     now = int(time.time())
-    crowd = [NewPerson(f"{n}@crowd.test", f"No. {n}", "Zzz", DEMO_ACCOUNT, now) for n in range(51)]
-    crowd.append(NewPerson("jim.poe@example.com", "Jim", "Poe", DEMO_ACCOUNT, now))
+    crowd = [ProvisionRequest(f"{n}@crowd.test", f"No. {n}", "Zzz", DEMO_ACCOUNT, now) for n in range(51)]
+    crowd.append(ProvisionRequest("jim.poe@example.com", "Jim", "Poe", DEMO_ACCOUNT, now))
     with changing(demo) as (connection, database):
         connection.execute(update(accounts).values(portal_url=PORTAL))
-        provision_all(database, connection, crowd)
+        provision(database, connection, crowd)
         administration.disable_user(connection, "jim.poe@example.com", now=now)
         for name, lifetime in {"Intranet": 365 * 86400, "Expired": -1, "Revoked": 86400}.items():
             administration.create_api_token(
@@ -243,7 +244,7 @@ def demo(demos: Callable[..., Demo]) -> Demo:
 @contextmanager
 def changing(demo: Demo) -> Iterator[tuple[Connection, Database]]:
     """A transaction in the database of the service."""
-    database = Database(read_settings(demo.env).database)
+    database = open_database(read_settings(demo.env))
     with database.connect() as connection, database.writing(connection):
         yield connection, database
     database.close()
