@@ -16,7 +16,8 @@ from sso_service.services.node import Node
 from sso_service.services.redeeming import VerifiedToken
 from sso_service.tokens import ref
 from sso_service.web.requests import body
-from sso_service.web.session import describe
+from sso_service.web.schemas import ActiveToken, InactiveToken, NewToken, PersonBody, RevokedToken
+from sso_service.web.session import user_body
 
 _HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEADERS.items()]
 
@@ -64,17 +65,22 @@ class ApiEndpoint(Generic[Content]):
 
 def create_token(node: Node) -> ApiEndpoint[Person]:
     """Issue a login token for the person in the body."""
-    return ApiEndpoint(node, permissions.Scope.WRITE_SSO, decode_person, node.issuing.issue, status=201)
+
+    async def answer(secret: str, person: Person) -> NewToken:
+        issued = await node.issuing.issue(secret, person)
+        return NewToken(issued.token, issued.user_created)
+
+    return ApiEndpoint(node, permissions.Scope.WRITE_SSO, decode_person, answer, status=201)
 
 
 def verify_token(node: Node) -> ApiEndpoint[str]:
     """Report whether a login token signs in, or why not, without consuming it."""
 
-    async def answer(secret: str, token: str) -> dict[str, object]:
+    async def answer(secret: str, token: str) -> ActiveToken | InactiveToken:
         try:
-            return _describe(token, await node.redeeming.verify(secret, token))
+            return _active(token, await node.redeeming.verify(secret, token))
         except LoginTokenError as error:
-            return {"active": False, "ref": ref(token), "reason": error.reason}
+            return InactiveToken(ref=ref(token), reason=error.reason)
 
     return ApiEndpoint(node, permissions.Scope.VERIFY_SSO, decode_token, answer)
 
@@ -82,8 +88,8 @@ def verify_token(node: Node) -> ApiEndpoint[str]:
 def consume_token(node: Node) -> ApiEndpoint[str]:
     """Redeem a login token for a frontend that has its own sessions."""
 
-    async def answer(secret: str, token: str) -> dict[str, object]:
-        return _describe(token, await node.redeeming.consume(secret, token))
+    async def answer(secret: str, token: str) -> ActiveToken:
+        return _active(token, await node.redeeming.consume(secret, token))
 
     return ApiEndpoint(node, permissions.Scope.VERIFY_SSO, decode_token, answer)
 
@@ -91,29 +97,25 @@ def consume_token(node: Node) -> ApiEndpoint[str]:
 def revoke_token(node: Node) -> ApiEndpoint[str]:
     """Revoke an unused login token."""
 
-    async def answer(secret: str, token: str) -> dict[str, object]:
-        return {"revoked": await node.redeeming.revoke(secret, token)}
+    async def answer(secret: str, token: str) -> RevokedToken:
+        return RevokedToken(await node.redeeming.revoke(secret, token))
 
     return ApiEndpoint(node, permissions.Scope.WRITE_SSO, decode_token, answer)
 
 
-def _describe(token: str, verified: VerifiedToken) -> dict[str, object]:
+def _active(token: str, verified: VerifiedToken) -> ActiveToken:
     claims = verified.claims
-    return {
-        "active": True,
-        "ref": ref(token),
-        **describe(claims.account_id, verified.user, verified.role),
-        "expires_at": claims.expires_at,
-    }
+    return ActiveToken(
+        ref=ref(token),
+        user=user_body(verified.user),
+        account_id=claims.account_id,
+        role=verified.role,
+        permissions=permissions.permissions(verified.role),
+        expires_at=claims.expires_at,
+    )
 
 
-class _Fields(msgspec.Struct):
-    email: str
-    first_name: str
-    last_name: str
-
-
-_decode = msgspec.json.Decoder(_Fields).decode
+_decode = msgspec.json.Decoder(PersonBody).decode
 
 
 def decode_person(content: bytes) -> Person:

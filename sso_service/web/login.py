@@ -1,4 +1,4 @@
-"""`GET <any path>?sso=TOKEN` and `POST /sso/confirm`: a login token becomes a session and a redirect to the clean URL."""
+"""`GET <any path>?sso=TOKEN` and `POST /sso/confirm`: a login token becomes a session and a redirect without it."""
 
 import re
 import secrets

@@ -2,6 +2,7 @@
 
 from hmac import compare_digest
 
+from msgspec import UNSET
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -13,11 +14,12 @@ from sso_service.problems import RETRY_AFTER
 from sso_service.services.node import Node
 from sso_service.settings import Settings
 from sso_service.web.problems import json_response
+from sso_service.web.schemas import Healthy, NotReady, Ready
 
 
 async def healthz(scope: Scope, receive: Receive, send: Send) -> None:
     """Answer 200 while the event loop runs. The database is not checked: a restart would not repair it."""
-    await json_response({"status": "ok"})(scope, receive, send)
+    await json_response(Healthy())(scope, receive, send)
 
 
 class Readyz:
@@ -28,12 +30,10 @@ class Readyz:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problems = (await self._node.condition()).problems
-        response = json_response({"status": "ready"})
+        response = json_response(Ready())
         if problems:
-            content: dict[str, object] = {"status": "not ready"}
-            if _is_authorized(scope, self._node.settings):
-                content["problems"] = problems
-            response = json_response(content, 503, {"Retry-After": RETRY_AFTER})
+            shown = problems if _is_authorized(scope, self._node.settings) else UNSET
+            response = json_response(NotReady(problems=shown), 503, {"Retry-After": RETRY_AFTER})
         await response(scope, receive, send)
 
 

@@ -6,13 +6,14 @@ from starlette.types import Receive, Scope, Send
 from sso_service.database.directory import User
 from sso_service.errors import CrossOrigin, NotSignedIn, Unavailable
 from sso_service.http import accepts_html, cookie, is_same_origin, set_cookie
-from sso_service.permissions import Role, permissions
+from sso_service.permissions import permissions
 from sso_service.services.accounts import Actor
 from sso_service.services.node import Node
 from sso_service.sessions import Session
 from sso_service.settings import Settings
 from sso_service.web.problems import json_response
 from sso_service.web.requests import SESSION_COOKIE
+from sso_service.web.schemas import SessionBody, UserBody
 from sso_service.web.studio.pages import message_page
 
 
@@ -23,11 +24,14 @@ class SessionEndpoint:
         self._node = node
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        session = await current_session(self._node, scope)
-        signed_in = await self._node.sessions.check(session) if session else None
+        current = await current_session(self._node, scope)
+        signed_in = await self._node.sessions.check(current) if current else None
         if signed_in is None:
             raise NotSignedIn
-        content = describe(signed_in.session.account_id, signed_in.user, signed_in.role)
+        session = signed_in.session
+        content = SessionBody(
+            user_body(signed_in.user), session.account_id, signed_in.role, permissions(signed_in.role)
+        )
         await json_response(content)(scope, receive, send)
 
 
@@ -69,14 +73,9 @@ class Logout:
         return signed_in.access.portal_url
 
 
-def describe(account_id: int, user: User, role: Role) -> dict[str, object]:
-    """Return the JSON fields of a user who has access to an account."""
-    return {
-        "user": {"id": user.id, "email": user.email, "first_name": user.first_name, "last_name": user.last_name},
-        "account_id": account_id,
-        "role": role,
-        "permissions": permissions(role),
-    }
+def user_body(user: User) -> UserBody:
+    """Return the user's JSON fields."""
+    return UserBody(user.id, user.email, user.first_name, user.last_name)
 
 
 async def current_session(node: Node, scope: Scope) -> Session | None:

@@ -13,12 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from sso_service import cli
-<<<<<<< HEAD
-from sso_service.database import administration
-from sso_service.database.engine import Database
-=======
 from sso_service.database.transactions import Database
->>>>>>> 84519d4fa5187f98dd6e8c28fb725a099e449e96
 from sso_service.observability import logs
 from sso_service.observability.audit import Event, EventName
 from sso_service.permissions import Role, Scope

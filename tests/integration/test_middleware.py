@@ -14,14 +14,14 @@ from typing import Any
 import httpx
 import pytest
 from itsdangerous import URLSafeTimedSerializer
-from sso_service.client.middleware import SSOLogin, SSOUser
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scripts.tools.ports import free_port
 from sso_service.client import AsyncSSOClient
+from sso_service.client.middleware import SSOLogin, SSOUser
 from sso_service.database.transactions import Database
-from sso_service.errors import InvalidSession
+from sso_service.errors import InvalidForm
 from sso_service.permissions import Role, permissions
 from sso_service.services.node import Node
 from sso_service.sessions import check_form_token
@@ -475,7 +475,7 @@ async def test_each_purpose_has_a_key_of_its_own_that_is_made_from_the_api_token
     how = {"key_derivation": "none", "digest_method": hashlib.sha256}
     content = URLSafeTimedSerializer(key, signer_kwargs=how).loads(session)
     assert content == [1, *JANE.values(), ACCOUNT, "editor", EDITOR]
-    with pytest.raises(InvalidSession):
+    with pytest.raises(InvalidForm):
         check_form_token(proof, token, b"", session, [key], now=int(clock()))
 
     # Neither is good for what the other is good for.
@@ -633,7 +633,7 @@ async def test_a_service_that_fails_is_told_as_such_and_logged_once(
     answer = await browser.get(f"{PAGE}?sso={FORGED}", accept="application/json")
     assert (answer.status, answer.error, answer.header("retry-after")) == (503, expected, retry_after)
     assert (refused(answer), answer.header("cache-control"), len(wire.requests)) == (True, "no-store", 1)
-    (record,) = [record for record in caplog.records if record.name == "sso_service.middleware"]
+    (record,) = [record for record in caplog.records if record.name == "sso_service.client.middleware"]
     assert (record.levelname, record.exc_info) == ("WARNING", None)
     assert FORGED not in caplog.text
     assert "secret" not in caplog.text

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from sso_service.client.middleware import SSOLogin
 from starlette.applications import Starlette
 from starlette.authentication import requires
 from starlette.requests import HTTPConnection, Request
@@ -10,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from sso_service.client.middleware import SSOLogin
 from tests.support.python_client import SERVICE_URL
 
 

@@ -18,7 +18,6 @@ import fastapi
 import httpx
 import pytest
 import uvicorn
-from sso_service.client.middleware import SSOLogin
 from starlette.applications import Starlette
 from starlette.authentication import requires
 from starlette.types import ASGIApp
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp
 from scripts.tools.ports import free_port
 from sso_service import tokens
 from sso_service.client import AsyncSSOClient, SSOClient, TokenConsumed, TokenExpired
+from sso_service.client.middleware import SSOLogin
 from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.tokens import Claims

@@ -1,106 +1,133 @@
-"""The examples of the README, run as they stand there, against a real service."""
+"""Check that README and documentation are true: links, commands, and the output in the tour."""
 
+import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from sso_service.settings import Settings
-from tests.support.data import PAGE
-from tests.support.processes import Running, serving
-from tests.support.programs import program
-from tests.support.repository import README
+from scripts.tools.ports import free_port
+from tests.support.processes import Running, command, serving
 
-pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+DOCS = ROOT / "sso_service" / "docs"
+PAGES = [README, *sorted(ROOT.glob(".github/*.md")), *sorted(DOCS.rglob("*.md"))]
+
+SECRET = re.compile(r"wf_live_[A-Za-z0-9_.-]+")
 
 
-def example(language: str) -> str:
-    """The only example in this language."""
-    (code,) = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
-    return str(code)
+def without_code(text: str) -> str:
+    """Return Markdown without code blocks and code spans."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^    .*$", "", text, flags=re.MULTILINE))
+
+
+def links(page: Path) -> list[str]:
+    """Return the targets of a page's links and images, without those to other hosts."""
+    text = without_code(page.read_text())
+    found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    return [target for target in found if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that Markdown renderers derive from the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_page_of_this_repository(page: Path) -> None:
+    broken = []
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_documentation_links_to_nothing_outside_itself() -> None:
+    # The site is built from this directory, so links to other files of the repository are broken there.
+    outside = [
+        f"{page.relative_to(DOCS)}: {target}"
+        for page in DOCS.rglob("*.md")
+        for target in links(page)
+        if not (page.parent / target.partition("#")[0]).resolve().is_relative_to(DOCS)
+    ]
+    assert outside == []
+
+
+def test_the_index_links_to_every_page() -> None:
+    linked = {(DOCS / target).resolve() for target in links(DOCS / "index.md")}
+    assert [
+        str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md") if page not in linked | {DOCS / "index.md"}
+    ] == []
+
+
+def test_the_readme_fits_into_250_lines() -> None:
+    assert len(README.read_text().splitlines()) <= 250
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_script_that_a_page_names_can_be_run(page: Path) -> None:
+    scripts = set(re.findall(r"\./(scripts/[a-z-]+)", page.read_text()))
+    assert [script for script in sorted(scripts) if not os.access(ROOT / script, os.X_OK)] == []
+
+
+def test_the_public_names_of_the_client_can_be_imported() -> None:
+    (imports,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    names: dict[str, object] = {}
+    exec(imports, names)
+    assert {"AsyncSSOClient", "SSOClient", "SSOLogin"} <= names.keys()
 
 
 @pytest.fixture
-def running(settings: Settings, keys_dir: Path, tmp_path: Path) -> Iterator[Running]:
-    env = {"SSO_HOME": settings.home, "SSO_DATABASE_URL": settings.database_url}
-    with serving(env, tmp_path / "log") as running:
-        yield running
+def demo(tmp_path: Path) -> Iterator[tuple[str, Running]]:
+    """Yield the output of `./scripts/serve` and the service that it starts."""
+    env = {"SSO_HOME": str(tmp_path)}
+    printed = command("init", "--demo", env=env).stdout  # on the default port, as in the README
+    with serving(env, tmp_path / "log", port=free_port()) as running:
+        yield printed, running
 
 
-def variables(running: Running, api_token: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        "SSO_SERVICE_URL": running.url,
-        "SSO_API_TOKEN": api_token,
-        "STUDIO_URL": "https://studio.example",
-    }
+def test_the_tour_shows_what_the_commands_print(demo: tuple[str, Running], tmp_path: Path) -> None:
+    printed, running = demo
+    readme = README.read_text()
+    secret = SECRET.findall(printed)[0]
 
+    # The request for a login token, as printed by `./scripts/serve`.
+    (printed_command,) = re.findall(r"^ *curl .*?\}'$", printed, re.DOTALL | re.MULTILINE)
+    (shown_command,) = re.findall(r"^ *curl -s http.*?\}'$", readme, re.DOTALL | re.MULTILINE)
+    assert SECRET.sub("SECRET", printed_command).split() == SECRET.sub("SECRET", shown_command).split()
+    (body,) = re.findall(r"-d '(.*)'", shown_command)
+    headers = {"Authorization": f"Bearer {secret}", "Content-Type": "application/json"}
+    answer = httpx.post(f"{running.url}/v1/sso_tokens", content=body, headers=headers)
+    (shown_answer,) = re.findall(r'^    (\{"token":.*\})$', readme, re.MULTILINE)
+    token, shown_token = answer.json()["token"], json.loads(shown_answer)["token"]
+    assert answer.text.replace(token, shown_token) == shown_answer
 
-def assert_it_signs_in(running: Running, link: str) -> None:
-    """Follows a link to the Studio, at the service that stands behind its host name."""
-    assert link.startswith(f"https://studio.example{PAGE}?sso=")
-    answer = httpx.get(link.replace("https://studio.example", running.url))
-    assert (answer.status_code, answer.headers["location"]) == (303, PAGE)
+    # The login link, and the session.
+    (shown_link,) = re.findall(r"curl -i -c jar 'http://127.0.0.1:8000(\S+)'", readme)
+    signed_in = httpx.get(running.url + shown_link.replace(shown_token, token))
+    (shown_headers,) = re.findall(r"^    HTTP/1.1 303 See Other\n(.*?)\n\n", readme, re.DOTALL | re.MULTILINE)
+    assert signed_in.status_code == 303
+    for line in shown_headers.splitlines():
+        name, _, value = line.strip().partition(": ")
+        cookie = r"studio_session=[^;]+"
+        assert re.sub(cookie, "cookie", signed_in.headers[name]) == re.sub(cookie, "cookie", value)
+    session = httpx.get(f"{running.url}/session", cookies=dict(signed_in.cookies))
+    (shown_session,) = re.findall(r'^    (\{"user":.*?\]\})$', readme, re.DOTALL | re.MULTILINE)
+    assert session.json() == json.loads(shown_session)
 
-
-JANE = '{ email: "jane.doe@example.com", firstName: "Jane", lastName: "Doe" }'
-
-
-def javascript(call: str, env: dict[str, str], directory: Path) -> "subprocess.CompletedProcess[str]":
-    (directory / "studio.mjs").write_text(example("js"))
-    (directory / "call.mjs").write_text(f'import {{ openStudio, studioLink }} from "./studio.mjs";\n{call}\n')
-    return subprocess.run(
-        [program("node"), directory / "call.mjs"], env=env, capture_output=True, text=True, timeout=30, check=False
-    )
-
-
-def test_the_javascript_example_signs_in(running: Running, api_token: str, tmp_path: Path) -> None:
-    call = f'console.log(await studioLink({JANE}, "{PAGE}"));'
-    done = javascript(call, variables(running, api_token), tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_it_signs_in(running, done.stdout.strip())
-
-
-def test_the_javascript_example_redirects_from_the_intranet(running: Running, api_token: str, tmp_path: Path) -> None:
-    call = f"""
-        const response = {{
-          writeHead(status, headers) {{ console.log(status, headers.Location); return this; }}, end() {{}},
-        }};
-        await openStudio({JANE}, {{ url: "/studio?path={PAGE}" }}, response);
-    """
-    done = javascript(call, variables(running, api_token), tmp_path)
-    assert done.returncode == 0, done.stderr
-    status, location = done.stdout.split()
-    assert status == "303"
-    assert_it_signs_in(running, location)
-
-
-@pytest.mark.parametrize("path", ["https://evil.example/", "//evil.example/", "/\\\\evil.example/"])
-def test_the_javascript_example_leads_nowhere_but_to_the_studio(
-    running: Running, api_token: str, tmp_path: Path, path: str
-) -> None:
-    done = javascript(f'await studioLink({JANE}, "{path}");', variables(running, api_token), tmp_path)
-    assert "not a page of the Studio" in done.stderr
-
-
-def test_the_javascript_example_says_what_is_wrong(running: Running, tmp_path: Path) -> None:
-    done = javascript(f'await studioLink({JANE}, "{PAGE}");', variables(running, "wf_live_unknown"), tmp_path)
-    assert "missing_token" in done.stderr
-
-
-def test_the_python_example_signs_in(running: Running, api_token: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", example("python")],
-        env=variables(running, api_token),
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert_it_signs_in(running, done.stdout.strip())
+    # The report of `inspect`: the same lines, and the same values except those that depend on time and chance.
+    inspected = command("inspect", token, env={"SSO_HOME": str(tmp_path)}).stdout.splitlines()
+    shown = re.findall(r"sso-service inspect \S+\n((?:    .+\n)+)", readme)[0].splitlines()
+    assert [line.split()[0] for line in inspected] == [line.split()[0] for line in shown]
+    same = {"user", "account", "email", "consumed", "refused"}
+    assert [line for line in inspected if line.split()[0] in same] == [
+        line.strip() for line in shown if line.split()[0] in same
+    ]

@@ -24,9 +24,10 @@ from sso_service.sessions import Session, dump_session
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: Mapping[str, list[str]] = PROJECT["optional-dependencies"]
-TESTS = [*PROJECT["dependencies"], *EXTRAS["client"], *EXTRAS["tracing"], *EXTRAS["test"]]
+SERVER = [*PROJECT["dependencies"], *EXTRAS["server"]]
+TESTS = [*SERVER, *EXTRAS["client"], *EXTRAS["tracing"], *EXTRAS["test"]]
 LOCKED_FOR = {
-    "requirements.lock": [*PROJECT["dependencies"], "hatchling", "editables"],
+    "requirements.lock": [*SERVER, "hatchling", "editables"],
     "requirements-test.lock": TESTS,
     "requirements-bench.lock": [*TESTS, *EXTRAS["bench"]],
     "requirements-fuzz.lock": [*TESTS, *EXTRAS["fuzz"]],
