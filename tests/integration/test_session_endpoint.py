@@ -447,7 +447,7 @@ async def test_an_account_ends_a_session_that_is_dated_ahead_because_others_ende
     steps: list[bool] = []
 
     def everywhere(connection: Connection) -> None:
-        administration.sign_out(connection, user_id, now=now)
+        administration.sign_out_user(connection, JANE["email"], now=now)
 
     def in_the_account(connection: Connection) -> None:
         administration.sign_out_member(connection, ACCOUNT, user_id, database=database)

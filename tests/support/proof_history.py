@@ -23,7 +23,6 @@ from scripts.tools.proof.history import (
     Separation,
     Way,
 )
-from sso_service.database import database_at
 
 TTL = 300
 

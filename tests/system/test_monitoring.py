@@ -12,13 +12,23 @@ from typing import Any
 
 import httpx
 import pytest
-from itsdangerous import BadSignature
-from sso_service.service import reason_of
 
 from scripts.tools.ports import free_port
-from sso_service import service
-from sso_service.errors import MalformedToken, OutcomeUnknown, Overloaded, Unavailable
-from sso_service.permissions import Scope
+from sso_service.errors import (
+    ForgedToken,
+    InsufficientScope,
+    MalformedToken,
+    NoAccess,
+    NotAuthenticated,
+    OutcomeUnknown,
+    Overloaded,
+    RateLimited,
+    RoleNotAllowed,
+    TokenConsumed,
+    TokenExpired,
+    Unavailable,
+    UserDisabled,
+)
 from sso_service.services.node import Node
 from sso_service.settings import Settings
 from tests.support.client import Client
@@ -109,21 +119,21 @@ async def test_alerts_and_dashboard_ask_for_metrics_labels_and_values_that_there
     for name, pairs in samples_in(told):
         labels.setdefault(name, {"job", "instance"}).update(label for label, _ in pairs)
     reasons = {
-        str(reason_of(error))
+        error.reason
         for error in (
-            MalformedToken(""),
-            BadSignature(""),
-            service.TokenExpired(),
-            service.TokenConsumed(),
-            service.NoAccess(),
-            service.NotAuthenticated(),
-            service.InsufficientScope(Scope.WRITE_SSO),
-            service.RateLimited(1),
-            service.UserDisabled(),
-            service.RoleNotAllowed(),
-            Overloaded(""),
-            Unavailable(""),
-            OutcomeUnknown(""),
+            MalformedToken,
+            ForgedToken,
+            TokenExpired,
+            TokenConsumed,
+            NoAccess,
+            NotAuthenticated,
+            InsufficientScope,
+            RateLimited,
+            UserDisabled,
+            RoleNotAllowed,
+            Overloaded,
+            Unavailable,
+            OutcomeUnknown,
         )
     }
     values = {

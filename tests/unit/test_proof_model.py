@@ -24,7 +24,6 @@ from scripts.tools.proof.history import (
     Separation,
     Way,
 )
-from sso_service.database import database_at
 from tests.support.proof_history import HISTORY, TTL, Edit, change_database, edited, found, make_token
 from tests.support.proof_plants import PLANTS
 
