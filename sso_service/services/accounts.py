@@ -61,6 +61,10 @@ class Accounts:
         """Return the teams of an account, or all teams."""
         return await self._reads.run(partial(accounts.list_teams, account_id=account_id))
 
+    async def describe(self, account_id: int) -> tuple[Account, list[Team]]:
+        """Return the account and its teams, in one read. Raises `NotFound`."""
+        return await self._reads.run(partial(accounts.find_account_with_teams, account_id=account_id))
+
     async def list_api_tokens(self) -> list[ApiTokenRecord]:
         """Return all API tokens."""
         return await self._reads.run(accounts.list_api_tokens)
