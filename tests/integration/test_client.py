@@ -413,6 +413,7 @@ async def test_creating_is_not_repeated_when_that_would_not_help(kind: Kind, rep
     assert len(wire.requests) == 1
 
 
+@pytest.mark.slow
 async def test_creating_waits_as_long_as_the_service_asks(kind: Kind) -> None:
     wire = Wire((503, told("unavailable"), {"Retry-After": "1"}), CREATE[2])
     await call(kind, "create_token", transport=wire, **JANE)
@@ -430,6 +431,7 @@ async def test_who_is_asked_to_wait_for_too_long_is_told_so_at_once(kind: Kind, 
     assert len(wire.requests) == 1
 
 
+@pytest.mark.slow
 async def test_creating_gives_up_in_time_and_does_not_hammer(kind: Kind) -> None:
     wire = Wire((503, told("unavailable"), {"Retry-After": "0"}))
     started = time.monotonic()
@@ -439,6 +441,7 @@ async def test_creating_gives_up_in_time_and_does_not_hammer(kind: Kind) -> None
     assert 3 < len(wire.requests) <= 11
 
 
+@pytest.mark.slow
 async def test_waits_differ_so_that_clients_do_not_come_back_together() -> None:
     waits = set[float]()
     for _ in range(8):
@@ -505,6 +508,7 @@ async def test_without_a_connection_nothing_was_done(kind: Kind) -> None:
     assert time.monotonic() - started < 1
 
 
+@pytest.mark.slow
 async def test_time_outs_count_into_the_time_for_repeating(kind: Kind) -> None:
     async with listening(says_nothing) as (url, got):
         started = time.monotonic()

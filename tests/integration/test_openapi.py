@@ -235,6 +235,7 @@ def test_a_name_is_accepted_if_and_only_if_the_document_says_so(name: str) -> No
         assert is_person(value) == PERSON.is_valid(value)
 
 
+@pytest.mark.slow
 @often
 @given(
     st.fixed_dictionaries(
@@ -259,6 +260,7 @@ def test_a_text_may_be_verified_if_and_only_if_the_document_says_so(token: objec
     assert validator({"$ref": "#/components/schemas/TokenToVerify"}).is_valid({"token": token}) == accepted
 
 
+@pytest.mark.slow
 @often
 @given(st.from_regex(r"[A-Za-z0-9_-]{42,43}[A-Za-z0-9_-]", fullmatch=True) | st.text(max_size=50))
 def test_a_text_has_the_form_of_a_token_if_and_only_if_the_document_says_so(token: str) -> None:
@@ -306,6 +308,7 @@ KIM, LEA = {**JANE, "email": "kim@example.com"}, {**JANE, "email": "lea@example.
 SAME_ORIGIN = ("sec-fetch-site", "same-origin")
 
 
+@pytest.mark.slow
 @on_sqlite
 async def test_every_answer_that_is_documented_is_given(
     client: Client, database: Database, keys_dir: Path, clock: Clock, tmp_path: Path

@@ -401,6 +401,7 @@ async def test_whoever_asks_for_a_page_behind_the_last_sees_the_last(admin: Clie
         assert len(page.rows) == 12
 
 
+@pytest.mark.slow
 async def test_ten_thousand_members_are_shown_and_searched_in_no_time(admin: Client, database: Database) -> None:
     with changing(database) as connection:
         add_members(connection, 10_000)
@@ -622,6 +623,7 @@ async def test_nobody_but_an_admin_changes_anything(
 # --- trouble ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @on_sqlite
 async def test_without_a_database_every_page_says_to_try_again(
     service: Service, admin: Client, database: Database
