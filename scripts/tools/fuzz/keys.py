@@ -13,7 +13,7 @@ ODD = {"id": "odd", "secret": "B" * 42 + "A", "created_at": 1900, "signs_from": 
 TOMB = {"id": "odd", "signs_from": 2000, "revoked_at": 2100}
 SAID = {
     "is not JSON",
-    "does not hold an object whose id is the file's name",
+    "does not contain an object whose id is the file name",
     "has no secret of 32 bytes in base64url without padding",
     *(f"has no {name} in Unix seconds" for name in ("signs_from", "created_at", "revoked_at")),
 }
