@@ -27,7 +27,7 @@ COOKIE_LENGTH = 128
 
 
 class Session(msgspec.Struct, frozen=True):
-    """The signed-in user, the account, and the time of the login (Unix seconds). Permissions are read at each request."""
+    """The signed-in user, the account, and the time of login (Unix seconds). Permissions are read at each request."""
 
     user_id: int
     account_id: int
