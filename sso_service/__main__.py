@@ -3,7 +3,7 @@
 import sys
 
 try:
-    from sso_service.cli import main
+    from sso_service.cli.main import main
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] == "sso_service":
         raise  # a defect of this package, not of its installation

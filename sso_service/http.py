@@ -179,19 +179,23 @@ JSON_HEADERS = {
 """Headers of every JSON response: caches must not keep it, and browsers must not guess another type."""
 
 
-class _ErrorFields(msgspec.Struct, omit_defaults=True):
+class ErrorFields(msgspec.Struct, frozen=True):
+    """An error. The OpenAPI document describes it from this class, like `ErrorBody`."""
+
     code: str
     message: str
-    details: dict[str, str] | None = None
+    details: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
 
 
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorFields
+class ErrorBody(msgspec.Struct, frozen=True):
+    """The body of every error."""
+
+    error: ErrorFields
 
 
 def error_body(problem: Problem) -> bytes:
     """Return the JSON body of an error: `{"error": {"code", "message", "details"}}`, `details` only where given."""
-    return msgspec.json.encode(_ErrorBody(_ErrorFields(problem.code, problem.message, problem.details or None)))
+    return msgspec.json.encode(ErrorBody(ErrorFields(problem.code, problem.message, problem.details or msgspec.UNSET)))
 
 
 def error_headers(problem: Problem, body: bytes) -> Headers:

@@ -68,6 +68,21 @@ def normalise_email(email: str) -> str:
     return checked.ascii_email.lower()
 
 
+def check_name(value: str) -> str:
+    """Return the trimmed name of an account, a team or an API token. Raises `FieldError`.
+
+    It has 1 to 100 printable characters. Escape sequences, for example, could change what a terminal displays.
+    """
+    name = value.strip()
+    if not name:
+        raise FieldError("name", "required")
+    if len(name) > NAME_LENGTH:
+        raise FieldError("name", "max_length")
+    if not name.isprintable():
+        raise FieldError("name", "characters")
+    return name
+
+
 def _text(fields: Mapping[str, object], field: str, max_length: int) -> str:
     value = fields[field]
     if not isinstance(value, str):

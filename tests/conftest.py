@@ -27,7 +27,7 @@ from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
-from tests.support.databases import DatabaseAt
+from tests.support.databases import database_with_clock
 from tests.support.ledger import NOW, World
 
 if TYPE_CHECKING:
@@ -145,8 +145,9 @@ def database(settings: Settings) -> Iterator[Database]:
 @pytest.fixture
 def world(settings: Settings) -> Iterator[World]:
     """A database and clocks that a test moves."""
-    database = DatabaseAt(settings.database, Clock(NOW))
-    yield World(database)
+    clock = Clock(NOW)
+    database = database_with_clock(settings, clock)
+    yield World(database, clock)
     database.close()
 
 

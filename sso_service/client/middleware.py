@@ -30,7 +30,7 @@ from sso_service.client import (
 from sso_service.client.asgi import ASGIApp, Receive, Response, Scope, Send
 from sso_service.client.pages import refusal, switch_page
 from sso_service.client.session import AnonymousUser, Credentials, SessionCookie, SSOUser
-from sso_service.errors import InvalidSession, MalformedToken, PathError
+from sso_service.errors import InvalidForm, MalformedToken, PathError
 from sso_service.http import is_for_a_window, is_prefetch, split_parameter
 from sso_service.paths import StudioPath, judge
 from sso_service.problems import RETRY_AFTER
@@ -189,7 +189,7 @@ class SSOLogin:
         keys, now = [self._switch_key], int(self._clock())
         try:
             check_form_token(proofs[0].decode("latin-1"), token, b"", self._session.value(scope), keys, now=now)
-        except InvalidSession:
+        except InvalidForm:
             return False
         return True
 

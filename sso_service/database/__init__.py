@@ -14,7 +14,7 @@ from sso_service.settings import Settings
 
 def open_database(settings: Settings) -> Database:
     """Return the database of the settings. It connects when it is first used. Raises `SettingsError`."""
-    return database_at(_url(settings), require_sync_standby=settings.require_sync_standby)
+    return database_at(database_url(settings), require_sync_standby=settings.require_sync_standby)
 
 
 def database_at(url: URL, *, require_sync_standby: bool = False) -> Database:
@@ -27,8 +27,8 @@ def database_at(url: URL, *, require_sync_standby: bool = False) -> Database:
     return PostgresqlDatabase(url, require_sync_standby=require_sync_standby)
 
 
-def _url(settings: Settings) -> URL:
-    """Return `SSO_DATABASE_URL` with the driver in use and an absolute path."""
+def database_url(settings: Settings) -> URL:
+    """Return `SSO_DATABASE_URL` with the driver in use and an absolute path. Raises `SettingsError`."""
     try:
         url = make_url(settings.database_url)
     except (ArgumentError, ValueError):  # ValueError: a port that is not a number

@@ -100,6 +100,11 @@ def list_teams(connection: Connection, account_id: int | None = None) -> list[Te
     return [Team(*row) for row in connection.execute(statement)]
 
 
+def find_account_with_teams(connection: Connection, account_id: int) -> tuple[Account, list[Team]]:
+    """Return the account and its teams, by id. Raises `NotFound`."""
+    return find_account(connection, account_id), list_teams(connection, account_id)
+
+
 # --- API tokens ------------------------------------------------------------------------------------------------------
 
 

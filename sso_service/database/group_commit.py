@@ -46,6 +46,9 @@ log = logging.getLogger(__name__)
 Op = TypeVar("Op")
 Result = TypeVar("Result")
 
+Transaction = Literal["reading", "writing", "consuming"]
+"""A method of `Database`: the transaction in which a batch runs."""
+
 Observer = Callable[[int, float], None]
 """Called with the size of each committed batch and the seconds that its transaction took."""
 
@@ -77,7 +80,7 @@ class GroupCommit(ABC, Generic[Op, Result]):
     """
 
     kind: ClassVar[str]
-    transaction: ClassVar[Literal["reading", "writing", "consuming"]]
+    transaction: ClassVar[Transaction]
 
     def __init__(
         self,

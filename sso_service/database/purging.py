@@ -22,7 +22,6 @@ _DELETE_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, slots=True)
-@dataclass(frozen=True, slots=True)
 class PurgeRound:
     """The result of a round: the rows deleted, or the reason why it was skipped.
 

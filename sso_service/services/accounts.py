@@ -5,6 +5,7 @@ admin of the account at that moment, and never removes the account's last admin.
 restricted. All use cases raise `Unavailable`; changes also raise `OutcomeUnknown`.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,17 @@ from typing import Any, TypeVar
 
 from sso_service.database import accounts, members
 from sso_service.database.accounts import Account, ApiTokenRecord, Team
+from sso_service.database.directory import ProvisionRequest, provision
 from sso_service.database.members import Member, MemberPage, Membership, UserRecord
 from sso_service.database.work import Changes, Reads, Work
+from sso_service.errors import NotFound, OperatorError
 from sso_service.observability import audit
 from sso_service.observability.audit import Event, EventName
+from sso_service.people import Person, check_name
 from sso_service.permissions import Role, Scope
+
+# A link to it stands on error pages, so the schemes `javascript:` and `http:` and all control characters are refused.
+_PORTAL_URL = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]+)?([/?#][!-~]{0,1900})?")
 
 T = TypeVar("T")
 
@@ -54,6 +61,10 @@ class Accounts:
         """Return the teams of an account, or all teams."""
         return await self._reads.run(partial(accounts.list_teams, account_id=account_id))
 
+    async def describe(self, account_id: int) -> tuple[Account, list[Team]]:
+        """Return the account and its teams, in one read. Raises `NotFound`."""
+        return await self._reads.run(partial(accounts.find_account_with_teams, account_id=account_id))
+
     async def list_api_tokens(self) -> list[ApiTokenRecord]:
         """Return all API tokens."""
         return await self._reads.run(accounts.list_api_tokens)
@@ -78,6 +89,15 @@ class Accounts:
         """Return the member. Raises `NotFound`."""
         return await self._reads.run(partial(members.find_member, account_id=account_id, user_id=user_id))
 
+    async def find_member_by_email(self, account_id: int, email: str) -> Member:
+        """Return the member with this normalised address. Raises `NotFound`, whose message contains the address."""
+        await self.find_account(account_id)
+        user = await self.find_user(email)
+        try:
+            return await self.find_member(account_id, user.id)
+        except NotFound:
+            raise NotFound(f"{email} is not a member of account {account_id}") from None
+
     async def list_members(self, account_id: int, *, search: str, offset: int, limit: int) -> MemberPage:
         """Return `limit` members from `offset` on whose name or address contains `search`, and the total."""
         if not search.isprintable():  # no name contains it, and for SQLite a text ends at the first NUL
@@ -91,15 +111,20 @@ class Accounts:
     async def add_account(
         self, actor: Actor, name: str, *, account_id: int | None = None, portal_url: str | None = None
     ) -> int:
-        """Add an account and return its id. Raises `Conflict`."""
-        work = partial(accounts.add_account, name=name, account_id=account_id, portal_url=portal_url)
+        """Add an account and return its id.
+
+        Raises `FieldError` for the name, `OperatorError` for the portal URL, or `Conflict`.
+        """
+        if portal_url is not None and not _PORTAL_URL.fullmatch(portal_url):
+            raise OperatorError("the portal URL must be an https URL, in ASCII and of at most 2000 characters")
+        work = partial(accounts.add_account, name=check_name(name), account_id=account_id, portal_url=portal_url)
         new = await self._changes.run(work)
         _record(EventName.ACCOUNT_ADDED, actor, account_id=new)
         return new
 
     async def add_team(self, actor: Actor, account_id: int, name: str, *, team_id: int | None = None) -> int:
-        """Add a team and return its id. Raises `NotFound` or `Conflict`."""
-        work = partial(accounts.add_team, account_id=account_id, name=name, team_id=team_id)
+        """Add a team and return its id. Raises `FieldError` for the name, `NotFound` or `Conflict`."""
+        work = partial(accounts.add_team, account_id=account_id, name=check_name(name), team_id=team_id)
         new = await self._changes.run(work)
         _record(EventName.TEAM_ADDED, actor, account_id=account_id)
         return new
@@ -116,14 +141,14 @@ class Accounts:
     ) -> str:
         """Create an API token and return its secret, which is not stored.
 
-        `account_id` None makes a platform API token. Without `lifetime_days` it does not expire. Raises `NotFound`, or
-        `NotAnAdmin` for an admin.
+        `account_id` None makes a platform API token. Without `lifetime_days` it does not expire. Raises `FieldError`
+        for the name, `NotFound`, or `NotAnAdmin` for an admin.
         """
         now = int(self._clock())
         work = partial(
             accounts.create_api_token,
             account_id=account_id,
-            name=name,
+            name=check_name(name),
             scopes=scopes,
             max_role=max_role,
             now=now,
@@ -142,6 +167,18 @@ class Accounts:
         return revoked
 
     # --- members
+
+    async def add_member(self, actor: Actor, account_id: int, person: Person, role: Role) -> int:
+        """Make a person a member with this role, as a new user if unknown, and return the user id.
+
+        Only for operators. The address of `person` is normalised. Raises `NotFound` for a disabled user.
+        """
+        request = ProvisionRequest(
+            person.email, person.first_name, person.last_name, account_id, now=int(self._clock())
+        )
+        [provisioned] = await self._changes.run(partial(provision, self._changes.database, people=[request]))
+        await self.set_role(actor, account_id, provisioned.user_id, role)
+        return provisioned.user_id
 
     async def set_role(self, actor: Actor, account_id: int, user_id: int, role: Role) -> None:
         """Change a member's role. Raises `NotFound`, and for an admin `NotAnAdmin` or `LastAdmin`."""

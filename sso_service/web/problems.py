@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-from dataclasses import replace
 
 import msgspec
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from sso_service.errors import ServiceError
@@ -29,14 +27,7 @@ def json_error(described: Problem) -> Response:
 
 def problem_of(error: Exception) -> Problem | None:
     """Return `error` as an API client sees it, or None for a bug: an error that is not in the ladder."""
-    match error:
-        case ServiceError():
-            return api_problem(error)
-        case HTTPException(status_code=404):  # from the routing of the Studio pages
-            return problem("not_found")
-        case HTTPException(status_code=405, headers=headers):
-            return replace(problem("method_not_allowed"), headers=dict(headers or {}))
-    return None
+    return api_problem(error) if isinstance(error, ServiceError) else None
 
 
 class UnavailableLog:

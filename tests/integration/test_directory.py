@@ -127,7 +127,7 @@ def test_a_lookup_tells_all_that_is_stored_of_an_api_token(database: Database) -
             expires_at=NOW + 5,
         )
         connection.execute(update(api_tokens).values(revoked_at=NOW + 1))  # as an older version of this service did
-        record_uses(database, connection, [(token_id, NOW - NOW % 3600)])
+        record_uses(connection, [(token_id, NOW - NOW % 3600)])
     [found] = look_up(database, Lookup(digest(secret), ""))
     token = found.api_token
     assert token is not None
@@ -361,7 +361,7 @@ def test_the_hour_of_use_only_ever_rises(database: Database) -> None:
         ([(ids[0], 10800), (NOBODY, 3600)], [10800, 10800, None]),
     ):
         with changing(database) as connection:
-            assert record_uses(database, connection, batch) == [None] * len(batch)
+            assert record_uses(connection, batch) == [None] * len(batch)
             used = select(api_tokens.c.last_used_at).order_by(api_tokens.c.id)
             assert list(connection.execute(used).scalars()) == expected
 
@@ -408,6 +408,6 @@ def test_no_batch_reads_a_whole_table_of_people(database: Database, size: int) -
         check_access(database, connection, places)
         provision_batch(database, connection, everybody[some])
         redeem(database, connection, [Redemption(n.to_bytes(16, "big"), place, NOW) for n, place in enumerate(places)])
-        check_states(database, connection, [(1).to_bytes(16, "big")])
+        check_states(connection, [(1).to_bytes(16, "big")])
     assert len(plans) == 2 + 4 + 3 + 2
     assert [plan for plan in plans if reads_a_whole_table(plan)] == []

@@ -10,9 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
@@ -21,9 +20,9 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from scripts.tools.ports import free_port
 from sso_service.database import database_at, group_commit
-from sso_service.database.directory import AccessQuery, ProvisionRequest, provision
-from sso_service.database.group_commit import GroupCommit
-from sso_service.database.ledger import Redemption, Verdict, redeem
+from sso_service.database.directory import AccessQuery, Provisioning, ProvisionRequest, provision
+from sso_service.database.group_commit import GroupCommit, Transaction
+from sso_service.database.ledger import Redemption, Redemptions, Verdict
 from sso_service.database.schema import consumed_nonces
 from sso_service.database.transactions import Database
 from sso_service.errors import OutcomeUnknown, Overloaded, Unavailable
@@ -38,6 +37,25 @@ SHORT = 0.4
 Step = Callable[[Connection, Sequence[int]], object]
 
 
+Work = Callable[[Connection, Sequence[int]], list[int]]
+
+
+class _LaneWrites(GroupCommit[int, int]):
+    kind = "test"
+    transaction: ClassVar[Transaction] = "writing"
+
+    def __init__(self, work: Work, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._work = work
+
+    def run_batch(self, connection: Connection, ops: Sequence[int]) -> list[int]:
+        return self._work(connection, ops)
+
+
+class _LaneReads(_LaneWrites):
+    transaction = "reading"
+
+
 class Lane:
     """A group commit whose operation `n` notes the number `n` and results in `10 * n`.
 
@@ -50,14 +68,7 @@ class Lane:
         self.step: Step | None = None
         self.threads = ThreadPoolExecutor(threads)
         self.reads = reads
-        self.commits = GroupCommit[int, int](
-            database,
-            self._work,
-            transaction=database.reading if reads else database.writing,
-            executor=self.threads,
-            late=Unavailable if reads else OutcomeUnknown,
-            **options,
-        )
+        self.commits = (_LaneReads if reads else _LaneWrites)(self._work, database, self.threads, **options)
 
     def submit(self, op: int) -> "asyncio.Task[int]":
         return asyncio.create_task(self.commits.submit(op))
@@ -211,13 +222,7 @@ async def test_of_equal_claims_in_one_batch_only_the_first_is_redeemed(database:
     place = AccessQuery(jane.user_id, ACCOUNT)
     same, other = Redemption(b"s" * 16, place, 1), Redemption(b"o" * 16, place, 1)
     with ThreadPoolExecutor() as threads:
-        commits = GroupCommit(
-            database,
-            partial(redeem, database),
-            transaction=database.writing,
-            executor=threads,
-            late=OutcomeUnknown,
-        )
+        commits = Redemptions(database, threads)
         batch = [same, same, other, same, other]
         verdicts = [r.verdict for r in await asyncio.gather(*map(commits.submit, batch))]
     used, lost = Verdict.REDEEMED, Verdict.CONSUMED
@@ -229,13 +234,7 @@ async def test_of_equal_addresses_in_one_batch_only_the_first_is_told_that_it_wa
         ProvisionRequest(email, "A", "B", ACCOUNT, 1) for email in ("a@x.test", "b@x.test", "a@x.test", "a@x.test")
     ]
     with ThreadPoolExecutor() as threads:
-        commits = GroupCommit(
-            database,
-            partial(provision, database),
-            transaction=database.writing,
-            executor=threads,
-            late=OutcomeUnknown,
-        )
+        commits = Provisioning(database, threads)
         provisioned = await asyncio.gather(*map(commits.submit, people))
     assert [p.created for p in provisioned] == [True, True, False, False]
     assert len({p.user_id for p in provisioned}) == 2

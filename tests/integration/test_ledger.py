@@ -38,7 +38,7 @@ from tests.support import administration
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
-from tests.support.databases import DatabaseAt, on_postgresql
+from tests.support.databases import database_with_clock, on_postgresql
 from tests.support.keys import TTL
 from tests.support.ledger import HOUR, NOW, World, claims, put, rows
 
@@ -219,7 +219,7 @@ def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Datab
     set_floor(database, floor_at(NOW - HOUR))
     for _ in range(2):
         with database.connect() as connection, database.reading(connection):
-            states = check_states(database, connection, [used, fresh, old, used])
+            states = check_states(connection, [used, fresh, old, used])
         assert states == [Verdict.CONSUMED, None, Verdict.EXPIRED, Verdict.CONSUMED]
     assert redeem(database, jane, fresh) == [Verdict.REDEEMED]
 
@@ -269,7 +269,7 @@ def test_the_floor_never_falls(world: World) -> None:
     purger.run()
     risen = floor(database)
     assert risen == floor_at(NOW - RETENTION)
-    world.database.clock.now = world.node.now = NOW - 2 * HOUR
+    world.database_clock.now = world.node.now = NOW - 2 * HOUR
     later = world.purger()
     for _ in range(3):
         assert not later.run().skipped
@@ -343,9 +343,10 @@ def test_rounds_that_come_too_early_do_not_put_off_the_deletion(world: World) ->
     assert deleted == 1
 
 
-def test_several_purgers_at_once_neither_starve_nor_delete_too_much(world: World) -> None:
+def test_several_purgers_at_once_neither_starve_nor_delete_too_much(world: World, settings: Settings) -> None:
     database = world.database
-    nodes = [World(DatabaseAt(database.url, database.clock), world.node, world.monotonic) for _ in range(4)]
+    clock = world.database_clock
+    nodes = [World(database_with_clock(settings, clock), clock, world.node, world.monotonic) for _ in range(4)]
     purgers = [node.purger() for node in nodes]
     kept: list[bytes] = []
     with ThreadPoolExecutor(4) as threads:
@@ -385,7 +386,7 @@ def test_a_round_is_skipped_while_node_and_database_disagree_about_the_time(worl
         world.wait(61)
     assert floor(database) == bytes(16)
     assert len(rows(database)) == 1
-    world.node.now = world.database.clock.now  # corrected, which is a jump too: a restart is needed
+    world.node.now = world.database_clock.now  # corrected, which is a jump too: a restart is needed
     fresh = world.purger()
     assert fresh.run() == PurgeRound()
     world.wait(61)
@@ -410,12 +411,12 @@ def test_a_round_is_skipped_after_the_clock_of_the_machine_was_set(world: World,
     before = floor(database)
     world.wait(61)
     world.node.advance(jump)
-    database.clock.advance(jump)  # the database runs on the same machine
+    world.database_clock.advance(jump)  # the database runs on the same machine
     assert "clock" in purger.run().skipped
     assert floor(database) == before
     assert len(rows(database)) == 1
     world.node.advance(-jump)
-    database.clock.advance(-jump)
+    world.database_clock.advance(-jump)
     assert purger.run() == PurgeRound(deleted=1)
 
 
@@ -424,7 +425,7 @@ def test_a_clock_that_drifts_slowly_counts_once_it_has_drifted_too_far(world: Wo
     while not purger.run().skipped:
         world.wait(61)
         world.node.advance(2)
-        world.database.clock.advance(2)
+        world.database_clock.advance(2)
         drifted += 2
         assert drifted < 60
     assert 30 < drifted <= 34
@@ -572,21 +573,23 @@ class Nodes:
     one: Client
     two: Client
     clocks: tuple[Clock, Clock]
-    database: DatabaseAt
+    database: Database
+    database_clock: Clock
     monotonic: Clock
 
     def wait(self, seconds: float) -> None:
-        for clock in (*self.clocks, self.database.clock, self.monotonic):
+        for clock in (*self.clocks, self.database_clock, self.monotonic):
             clock.advance(seconds)
 
 
 @pytest.fixture
 def nodes(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Nodes]:
     clocks = Clock(clock()), Clock(clock())
-    database = DatabaseAt(settings.database, Clock(clock()))
+    database_clock = Clock(clock())
+    database = database_with_clock(settings, database_clock)
     services = [Node(settings, open_database(settings), KeyDirectory(keys_dir), clock=each) for each in clocks]
     one, two = (Client(create_app(service)) for service in services)
-    yield Nodes(one, two, clocks, database, Clock(1000))
+    yield Nodes(one, two, clocks, database, database_clock, Clock(1000))
     for service in services:
         service.close()
     database.close()
@@ -608,7 +611,7 @@ AHEAD = 2 * HOUR
 async def test_clocks_that_are_hours_ahead_while_the_purge_runs_and_then_back_let_no_token_work_twice(
     nodes: Nodes, api_token: str, restarted: bool, issued_ahead: bool
 ) -> None:
-    clocks = (*nodes.clocks, nodes.database.clock)
+    clocks = (*nodes.clocks, nodes.database_clock)
     now = clocks[0]()
     for ahead in product([False, True], repeat=3):  # the first node, the second, the database
         for clock in clocks:
@@ -669,13 +672,13 @@ async def test_a_row_that_was_deleted_too_early_by_a_wrong_clock_still_gives_its
     """The worst case: all clocks ahead, the row is really gone, and then all clocks are right again."""
     token = await nodes.one.issue(api_token)
     assert await works(nodes.one, token)
-    for clock in (*nodes.clocks, nodes.database.clock):
+    for clock in (*nodes.clocks, nodes.database_clock):
         clock.advance(AHEAD)
     purger = Purger(nodes.database, clock=nodes.clocks[0], monotonic=nodes.monotonic)
     purger.run()
     nodes.wait(61)
     assert purger.run().deleted == 1
-    for clock in (*nodes.clocks, nodes.database.clock):
+    for clock in (*nodes.clocks, nodes.database_clock):
         clock.advance(-AHEAD)
     assert rows(nodes.database) == []
     assert not await works(nodes.one, token)
@@ -715,7 +718,7 @@ async def test_three_hours_of_logins_leave_the_rows_of_an_hour_and_five_minutes_
     client: Client, settings: Settings, clock: Clock, api_token: str
 ) -> None:
     monotonic = Clock(1000)
-    database = DatabaseAt(settings.database, clock)
+    database = database_with_clock(settings, clock)
     purger = Purger(database, clock=clock, monotonic=monotonic)
     start, each_round = clock(), 8
     at_most = each_round * math.ceil((HOUR + TTL + 2 * PURGE_INTERVAL) / PURGE_INTERVAL)

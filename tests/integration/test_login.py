@@ -592,7 +592,7 @@ async def test_a_key_that_another_node_made_just_now_costs_no_login(
     other_node.keys.refresh()
     user_id = tokens.unsafe_read_claims(token).user_id
     browser = client.another()
-    browser.cookies["studio_session"] = other_node.session_cookie(Session(user_id, ACCOUNT, int(clock())))
+    browser.cookies["studio_session"] = other_node.sessions.sign(Session(user_id, ACCOUNT, int(clock())))
     assert service.keys.ring.signing_key(int(clock())) != another
     assert (await browser.get("/session")).status == 200
     other_node.close()

@@ -5,15 +5,15 @@ import time
 from pathlib import Path
 
 import pytest
-from itsdangerous import BadData
 from starlette.exceptions import HTTPException
 
 from sso_service import keyring
 from sso_service.database.transactions import Database
-from sso_service.errors import BodyTooLarge, FieldError, InsufficientScope, RateLimited, Unavailable
+from sso_service.errors import InsufficientScope, RateLimited, ServiceError
+from sso_service.http import Problem
 from sso_service.keyring import KeyDirectory
-from sso_service.permissions import Scope
-from sso_service.web.problems import EXCEPTION_HANDLERS, problem_of
+from sso_service.problems import ENTRIES, problem
+from sso_service.web.problems import problem_of
 from tests.support.api import node
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
@@ -233,20 +233,25 @@ async def test_an_answer_of_ours_is_kept_by_no_cache(client: Client, api_token: 
     assert {answer.header("cache-control") for answer in answers} == {"no-store"}
 
 
-def test_every_error_that_is_handled_is_one_that_can_be_told() -> None:
-    told = [
-        BodyTooLarge(),
-        BadData("malformed"),
-        RateLimited(1),
-        FieldError("email", "email"),
-        InsufficientScope(Scope.WRITE_SSO),
-        HTTPException(404),
-        Unavailable(""),
-    ]
-    kinds = {type(error) for error in told} | {Exception}
-    for kind in EXCEPTION_HANDLERS:
-        error = kind() if kind not in kinds else next((e for e in told if type(e) is kind), None)
-        assert error is None or problem_of(error) is not None, kind
+def ladder(base: type[ServiceError]) -> set[type[ServiceError]]:
+    return {base}.union(*map(ladder, base.__subclasses__()))
+
+
+def test_every_error_of_the_ladder_has_an_entry_in_the_table() -> None:
+    kinds = ladder(ServiceError)
+    assert len(kinds) > 40
+    assert {kind.code for kind in kinds} - ENTRIES.keys() == {"last_admin"}
+
+
+def test_errors_with_details_are_described_with_them() -> None:
+    assert problem_of(InsufficientScope("write:sso")) == Problem(
+        403, "insufficient_scope", "The API token lacks the scope write:sso.", {"required_scope": "write:sso"}
+    )
+    limited = problem_of(RateLimited(7))
+    assert limited is not None
+    assert limited.headers == {"Retry-After": "7"}
+    assert problem_of(HTTPException(404)) == problem("not_found")
+    assert problem_of(ValueError()) is None, "a bug is not described to clients"
 
 
 # --- the log ---------------------------------------------------------------------------------------------------------
@@ -256,11 +261,11 @@ def test_every_error_that_is_handled_is_one_that_can_be_told() -> None:
 async def test_the_log_tells_of_refusals_when_they_begin_now_and_then_how_many_more_and_when_they_are_over(
     client: Client, database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sso_service.web.errors._TOLD_EVERY", 0.2)
-    caplog.set_level(logging.INFO, logger="sso_service.web.errors")
+    monkeypatch.setattr("sso_service.web.problems._LOG_INTERVAL", 0.2)
+    caplog.set_level(logging.INFO, logger="sso_service.web.problems")
 
     def told() -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.name == "sso_service.web.errors"]
+        return [record.getMessage() for record in caplog.records if record.name == "sso_service.web.problems"]
 
     async def told_of(count: int) -> str:
         await until(lambda: len(told()) == count)
@@ -271,5 +276,5 @@ async def test_the_log_tells_of_refusals_when_they_begin_now_and_then_how_many_m
         assert (await client.post_json("/v1/sso_tokens", JANE, token="unknown")).status == 503
     execute(database, "ALTER TABLE lost RENAME TO api_tokens")
     assert told() == ["unavailable: no such table: api_tokens"]
-    assert await told_of(2) == "2 more requests were turned away in 0 s; unavailable: no such table: api_tokens"
-    assert (await told_of(3)).startswith("no request was turned away")
+    assert await told_of(2) == "2 more requests got 503 in 0 s; unavailable: no such table: api_tokens"
+    assert (await told_of(3)).startswith("no request got 503")

@@ -130,7 +130,7 @@ async def test_the_list_has_all_about_an_api_token_but_its_secret(
     assert [text for text, link in page.links if "/revoke" in link] == ["Revoke tests", "Revoke Portal"]
 
     await client.issue(secret, JOHN)
-    await asyncio.gather(*service._background)  # it is noted behind the answer
+    await asyncio.gather(*service.issuing._background)  # it is noted behind the answer
     answer = await see(admin, API_TOKENS)
     hour = utc(clock() - clock() % 3600)
     assert {cells[0]: cells for cells in Page(answer.text).rows}["Portal"][5] == hour
@@ -545,7 +545,7 @@ async def test_an_admin_who_was_demoted_while_the_request_was_under_way_changes_
     admin: Client, service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = await every_change(database)
-    admit = service.admit
+    admit = service.sessions.authorize
 
     async def admit_then_demote(*arguments: Any) -> Any:
         admitted = await admit(*arguments)

@@ -42,7 +42,7 @@ async def test_issuing_a_thousand_tokens_for_a_known_user_writes_nothing(
 async def first_token(client: Client, service: Node, api_token: str) -> str:
     """A token for a person who is known by now. The hour of use, which is written beside the request, is written."""
     token = await client.issue(api_token)
-    await asyncio.gather(*service._background)
+    await asyncio.gather(*service.issuing._background)
     return token
 
 

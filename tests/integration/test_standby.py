@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from sso_service.database import database_at
+from sso_service.database import open_database
 from sso_service.database.transactions import Database
 from sso_service.keyring import KeyDirectory
 from sso_service.services.node import Node
@@ -23,7 +24,10 @@ pytestmark = pytest.mark.anyio
 def service(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Node]:
     """It requires a standby, which the server of these tests has not."""
     service = Node(
-        settings, database_at(settings.database, require_sync_standby=True), KeyDirectory(keys_dir), clock=clock
+        settings,
+        open_database(msgspec.structs.replace(settings, require_sync_standby=True)),
+        KeyDirectory(keys_dir),
+        clock=clock,
     )
     yield service
     service.close()

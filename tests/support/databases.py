@@ -1,14 +1,18 @@
 """Databases of the tests: which kind a test uses, how it changes and reads them."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import URL, BigInteger, ColumnElement, Connection, bindparam, make_url
+from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, make_url
 
+from sso_service.database import open_database
+from sso_service.database.postgresql import PostgresqlDatabase
+from sso_service.database.sqlite import SqliteDatabase
 from sso_service.database.transactions import Database
+from sso_service.settings import Settings
 from tests.support.clock import Clock
 
 # For what has nothing to do with the kind of database.
@@ -36,15 +40,30 @@ def watching(database: Database) -> Iterator[Callable[[], object]]:
             yield lambda: sorted(map(tuple, connection.exec_driver_sql(" UNION ALL ".join(rows)).all()))
 
 
-class DatabaseAt(Database):
-    """A database whose clock is ours."""
+class _ClockedDatabase(Database):
+    """A database whose clock a test moves."""
 
-    def __init__(self, url: URL, clock: Clock) -> None:
-        super().__init__(url)
-        self.clock = clock
+    clock: Clock
 
     def now(self) -> ColumnElement[int]:
         return bindparam(None, callable_=lambda: int(self.clock()), type_=BigInteger(), unique=True)
+
+
+class _ClockedSqlite(_ClockedDatabase, SqliteDatabase):
+    pass
+
+
+class _ClockedPostgresql(_ClockedDatabase, PostgresqlDatabase):
+    pass
+
+
+def database_with_clock(settings: Settings, clock: Clock) -> Database:
+    """Return the database of the settings, which takes `clock` for its own."""
+    with closing(open_database(settings)) as real:
+        kind = _ClockedSqlite if real.is_sqlite else _ClockedPostgresql
+        database = kind(real.url)
+    database.clock = clock
+    return database
 
 
 def emptied(url: str) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 from playwright.sync_api import BrowserContext, Page
 
-from sso_service.cli import DEMO_ACCOUNT, DEMO_ADMIN, DEMO_TEAM
 from sso_service.client import SSOClient
+from sso_service.services.installation import DEMO_ACCOUNT, DEMO_ADMIN, DEMO_TEAM
 
-ADMIN = {"email": DEMO_ADMIN, "first_name": "Demo", "last_name": "Admin"}
+ADMIN: dict[str, str] = msgspec.structs.asdict(DEMO_ADMIN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Servers and transports that give prepared answers to the Python client."""
+"""Servers and transports with prepared responses for the Python client."""
 
 import asyncio
 import ssl
@@ -12,7 +12,7 @@ Reply = tuple[int, bytes] | tuple[int, bytes, dict[str, str]] | httpx.HTTPError
 
 
 class Wire(httpx.MockTransport):
-    """Gives these replies in turn, the last one for ever, and remembers what was asked and when."""
+    """Sends these replies in turn, then repeats the last one. Records all requests and their times."""
 
     def __init__(self, *replies: Reply) -> None:
         super().__init__(self._reply)
@@ -30,28 +30,28 @@ class Wire(httpx.MockTransport):
         return httpx.Response(status, content=content, headers=headers[0] if headers else {})
 
 
-def told(code: str, **details: str) -> bytes:
-    """The body of an error of the service."""
+def error_body(code: str, **details: str) -> bytes:
+    """Return the body of an error from the service."""
     more = ",".join(f'"{name}":"{value}"' for name, value in details.items())
     return (
-        f'{{"error":{{"code":"{code}","message":"So it is."' + (f',"details":{{{more}}}' if more else "") + "}}"
+        f'{{"error":{{"code":"{code}","message":"Some reason."' + (f',"details":{{{more}}}' if more else "") + "}}"
     ).encode()
 
 
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Responder = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def listening(talk: Talk, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
-    """The URL of a server that reads a request and then does `talk`, and the requests that it got."""
-    got: list[bytes] = []
+async def listening(respond: Responder, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """Run a server that reads the head of a request and then calls `respond`. Yields its URL and the heads."""
+    received: list[bytes] = []
     serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        got.append(await reader.readuntil(b"\r\n\r\n"))
-        await talk(reader, writer)
+        received.append(await reader.readuntil(b"\r\n\r\n"))
+        await respond(reader, writer)
         writer.close()
-        with suppress(OSError):  # of either kind: how the connection ends is not what is tested
+        with suppress(OSError):  # how the connection ends is not under test
             await writer.wait_closed()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,12 +60,12 @@ async def listening(talk: Talk, *, tls: ssl.SSLContext | None = None) -> AsyncIt
     server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=tls)
     try:
         scheme = "https" if tls else "http"
-        yield f"{scheme}://localhost:{server.sockets[0].getsockname()[1]}", got
+        yield f"{scheme}://localhost:{server.sockets[0].getsockname()[1]}", received
     finally:
         server.close()
         await server.wait_closed()
-        await asyncio.gather(*serving)  # the client is gone, so they have nothing to wait for
+        await asyncio.gather(*serving)  # the clients have disconnected, so these end
 
 
-async def says_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    await reader.read()  # until the client goes away
+async def never_responds(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()  # until the client disconnects

@@ -17,15 +17,15 @@ import pytest
 from sqlalchemy import URL, make_url, text
 
 from scripts.tools.ports import free_port
-from sso_service.database import database_at
+from sso_service.database import open_database
 from sso_service.database.purging import PurgeRound
 from sso_service.database.transactions import Database
 from sso_service.errors import OutcomeUnknown
-from sso_service.settings import read_settings
+from sso_service.settings import Settings, read_settings
 from tests.support.clock import Clock
 from tests.support.connections import get, issue, line, login
 from tests.support.data import ACCOUNT
-from tests.support.databases import DatabaseAt, on_postgresql
+from tests.support.databases import database_with_clock, on_postgresql
 from tests.support.ledger import NOW, World, claims, put, rows
 from tests.support.outages import stopped
 from tests.support.processes import command, serving, wait_for_port
@@ -111,9 +111,14 @@ def pgbouncer(postgresql: str) -> Iterator[PgBouncer]:
 
 
 @pytest.fixture
-def pooled(pgbouncer: PgBouncer, database: Database) -> Iterator[Database]:
+def pooled_settings(pgbouncer: PgBouncer, database: Database) -> Settings:
+    return read_settings({"SSO_DATABASE_URL": pgbouncer.url(database.url.database)})
+
+
+@pytest.fixture
+def pooled(pooled_settings: Settings) -> Iterator[Database]:
     """The database as it is seen through PgBouncer."""
-    pooled = database_at(read_settings({"SSO_DATABASE_URL": pgbouncer.url(database.url.database)}).database)
+    pooled = open_database(pooled_settings)
     yield pooled
     pooled.close()
 
@@ -182,8 +187,9 @@ def test_a_warning_during_the_commit_gets_through_and_leaves_the_outcome_unknown
 
 
 @on_postgresql
-def test_the_ledger_is_purged_by_one_at_a_time(pooled: Database) -> None:
-    world = World(DatabaseAt(pooled.url, Clock(NOW)))
+def test_the_ledger_is_purged_by_one_at_a_time(pooled: Database, pooled_settings: Settings) -> None:
+    clock = Clock(NOW)
+    world = World(database_with_clock(pooled_settings, clock), clock)
     purger = world.purger()
     put(pooled, *(claims(NOW - 2 * 3600, nonce) for nonce in range(6000)), claims(NOW))
     purger.run()

@@ -24,7 +24,6 @@ from scripts.tools.proof.history import (
     Separation,
     Way,
 )
-from sso_service.database import database_at
 from tests.support.proof_history import HISTORY, TTL, Edit, change_database, edited, found, make_token
 from tests.support.proof_plants import PLANTS
 
@@ -200,7 +199,7 @@ class Model:
         """What is broken is mended, and the history is whole."""
         self.mend()
         self.wait(1)
-        database = database_at(
+        database = Database(
             consumed=tuple(claims.hex() for claims in self.consumed),
             floor=self.floor.hex(),
             people=tuple(Person(user_id, email) for email, user_id in self.people.items()),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sso_service.database import database_url
 from sso_service.errors import SettingsError
 from sso_service.settings import Settings, read_settings
 
@@ -90,7 +91,7 @@ def test_a_switch_is_on_or_off(value: str, expected: bool) -> None:
 )
 def test_an_error_names_the_variable_and_never_repeats_the_value(variable: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        read_settings({variable: value})
+        database_url(read_settings({variable: value}))
     assert variable in str(caught.value)
     assert value not in str(caught.value)
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -102,16 +103,16 @@ def test_an_error_names_the_variable_and_never_repeats_the_value(variable: str, 
 def test_relative_paths_resolve_against_sso_home() -> None:
     settings = read_settings({"SSO_HOME": "/srv/sso"})
     assert settings.keys_path == Path("/srv/sso/keys")
-    assert settings.database.database == "/srv/sso/var/sso.db"
+    assert database_url(settings).database == "/srv/sso/var/sso.db"
 
 
 def test_sso_home_is_the_working_directory_unless_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for settings in (read_settings({}), read_settings({"SSO_HOME": "."})):
         assert settings.keys_path.absolute() == tmp_path / "keys"
-        assert settings.database.database == str(tmp_path / "var" / "sso.db")
+        assert database_url(settings).database == str(tmp_path / "var" / "sso.db")
     assert read_settings({"SSO_HOME": "home"}).keys_path.absolute() == tmp_path / "home" / "keys"
-    assert read_settings({"SSO_HOME": "home"}).database.database == str(tmp_path / "home" / "var" / "sso.db")
+    assert database_url(read_settings({"SSO_HOME": "home"})).database == str(tmp_path / "home" / "var" / "sso.db")
 
 
 def test_absolute_paths_stay_as_they_are() -> None:
@@ -119,12 +120,13 @@ def test_absolute_paths_stay_as_they_are() -> None:
         {"SSO_HOME": "/srv/sso", "SSO_KEYS_DIR": "/etc/sso/keys", "SSO_DATABASE_URL": "sqlite:////data/sso.db"}
     )
     assert settings.keys_path == Path("/etc/sso/keys")
-    assert settings.database.database == "/data/sso.db"
+    assert database_url(settings).database == "/data/sso.db"
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"])
 def test_postgresql_is_reached_by_psycopg_and_the_rest_of_the_url_is_kept(scheme: str) -> None:
-    url = read_settings({"SSO_DATABASE_URL": f"{scheme}://sso:p%40ss@db.example:5433/sso?sslmode=verify-full"}).database
+    given = f"{scheme}://sso:p%40ss@db.example:5433/sso?sslmode=verify-full"
+    url = database_url(read_settings({"SSO_DATABASE_URL": given}))
     assert url.drivername == "postgresql+psycopg"
     assert (url.username, url.password) == ("sso", "p@ss")
     assert (url.host, url.port, url.database) == ("db.example", 5433, "sso")

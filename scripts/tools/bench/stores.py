@@ -22,7 +22,7 @@ import psycopg
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, insert, make_url, text
 
 from scripts.tools.bench.machine import cpu_seconds
-from sso_service.database import accounts, database_at, migrations
+from sso_service.database import accounts, database_at, database_url, migrations
 from sso_service.permissions import Scope
 from sso_service.settings import Settings, read_settings
 
@@ -98,12 +98,12 @@ class Store:
     @cached_property
     def engine(self) -> Engine:
         """An engine for whatever the benchmark itself has to do there."""
-        return create_engine(self.settings.database)
+        return create_engine(self.sqlalchemy_url)
 
     @property
     def sqlalchemy_url(self) -> URL:
         """The URL with the product's driver."""
-        return self.settings.database
+        return database_url(self.settings)
 
     def close(self) -> None:
         """Closes the connections of `engine`."""

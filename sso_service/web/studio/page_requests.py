@@ -1,163 +1,191 @@
-"""Visits to the pages of a Studio: the address is judged, and whoever asks is admitted, before any page sees them."""
+"""Requests for Studio pages: the path is checked and a session required before a view runs; errors become pages."""
 
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import urlencode
 
-from sqlalchemy import Connection
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sso_service.database.administration import find_account, list_teams
-from sso_service.database.directory import User
 from sso_service.errors import (
+    AddressNotFound,
     CrossOrigin,
-    NoAccess,
-    NotAStudioPath,
-    NotCanonical,
+    MethodNotAllowed,
     NotSignedIn,
-    OutcomeUnknown,
-    RoleForbidden,
-    Unavailable,
+    PathError,
+    ServiceError,
 )
 from sso_service.http import accepts_html, is_same_origin
 from sso_service.paths import StudioPath, judge
-from sso_service.permissions import SECTIONS, Role, may_view
-from sso_service.service import Service, SignedIn
-from sso_service.web.errors import problem_of
-from sso_service.web.pages import message_page, page
+from sso_service.permissions import SECTIONS, may_view
+from sso_service.problems import ENTRIES
+from sso_service.services.accounts import Actor
+from sso_service.services.node import Node
+from sso_service.services.sessions import SignedIn
+from sso_service.web.requests import form
 from sso_service.web.session import current_session
+from sso_service.web.studio.pages import message_page, page
+
+# On a page of the Studio there is no login link, so its texts for these errors differ from those of the login.
+_PAGE_CODES = {"unavailable": "page_unavailable", "overloaded": "page_unavailable", "outcome_unknown": "change_unknown"}
+
+_NOTICES = frozenset({"role", "removed", "signed_out", "revoked"})
+_RECORD_ID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Visit:
-    """A request for a page by somebody who may see it."""
+class Form:
+    """The fields of a submitted form. A field that is missing counts as empty."""
+
+    fields: Mapping[str, list[str]]
+
+    def value(self, name: str) -> str:
+        """Return the first value of a field."""
+        return self.fields.get(name, [""])[0]
+
+    def values(self, name: str) -> tuple[str, ...]:
+        """Return all values of a field, such as those of checkboxes."""
+        return tuple(self.fields.get(name, ()))
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """A request for a page, by a user who may view it."""
 
     request: Request
-    service: Service
-    user: User
-    role: Role
-    account_id: int
+    node: Node
+    signed_in: SignedIn
     path: StudioPath
-    chromeless: bool
-    """The page is shown within another one, which has its own navigation."""
 
-    def bare(self, path: str) -> str:
-        """The address of a page of this team."""
-        return f"/client/{self.account_id}/t/{self.path.team_id}/{path}"
+    @property
+    def account_id(self) -> int:
+        """The account of the session, which is that of the path."""
+        return self.signed_in.session.account_id
 
-    def link(self, path: str, **parameters: object) -> str:
-        """Likewise, for a link: with parameters, and chromeless if this page is."""
+    @property
+    def actor(self) -> Actor:
+        """The user, as the admin who makes a change."""
+        return Actor(admin_id=self.signed_in.user.id)
+
+    @property
+    def record_id(self) -> int:
+        """The id in the path. Raises `AddressNotFound` if it is not a valid one."""
+        if not _RECORD_ID.fullmatch(found := self.request.path_params["id"]):
+            raise AddressNotFound
+        return int(found)
+
+    @property
+    def chromeless(self) -> bool:
+        """Whether the page is embedded in another one, which has its own navigation."""
+        return self.query("chromeless", "0").lower() not in {"0", "false", "no"}
+
+    @property
+    def notice(self) -> str | None:
+        """The result of a change, which the redirect to this page reports."""
+        notice = self.query("notice")
+        return notice if notice in _NOTICES else None
+
+    def query(self, name: str, default: str = "") -> str:
+        """Return the last value of a query parameter."""
+        value: str = self.request.query_params.get(name, default)
+        return value
+
+    async def form(self) -> Form:
+        """Read the submitted form. Raises `BodyTooLarge`, `BodyTooSlow` or `ClientDisconnect`."""
+        return Form(await form(self.request.scope, self.request.receive))
+
+    def address(self, subpath: str) -> str:
+        """Return the path of a page of this team, without a query."""
+        return f"/client/{self.account_id}/t/{self.path.team_id}/{subpath}"
+
+    def link(self, subpath: str, **parameters: object) -> str:
+        """Return the URL of a page of this team with those parameters that are not empty. It stays chromeless."""
         given = {name: value for name, value in parameters.items() if value}
         query = urlencode({**given, **({"chromeless": 1} if self.chromeless else {})})
-        return self.bare(path) + (f"?{query}" if query else "")
+        return self.address(subpath) + (f"?{query}" if query else "")
 
-    async def page(self, template: str, *, status: int = 200, **context: object) -> Response:
-        """The page, in the frame that all pages of a Studio share."""
-        names = await self.service.read(partial(_names, account_id=self.account_id, team_id=self.path.team_id))
+    def redirect(self, subpath: str, **parameters: object) -> Response:
+        """Return a redirect to a page of this team: see `link`."""
+        return RedirectResponse(self.link(subpath, **parameters), 303)
+
+    async def render(self, template: str, *, status: int = 200, **context: object) -> Response:
+        """Render a page of the Studio. `context` adds to what every page shows."""
+        account, teams = await self.node.accounts.describe(self.account_id)
+        role = self.signed_in.role
         common: dict[str, object] = {
-            "account_id": self.account_id,
-            "account_name": names[0],
-            "team_name": names[1],
-            "user": self.user,
-            "role": self.role,
+            "account": account,
+            "teams": teams,
+            "team_name": next((team.name for team in teams if team.id == self.path.team_id), None),
+            "user": self.signed_in.user,
+            "role": role,
             "section": self.path.section,
-            "sections": [section for section in SECTIONS if may_view(self.role, section)],
+            "sections": [section for section in SECTIONS if may_view(role, section)],
             "chromeless": self.chromeless,
+            "address": self.address,
             "link": self.link,
-            "bare": self.bare,
             "notice": None,
         }
-        framed_by = self.service.settings.origins_of("embed_origins")
+        framed_by = self.node.settings.origins_of("embed_origins")
         return page(self.request.scope, template, common | context, status=status, framed_by=framed_by)
 
 
-def visit_of(request: Request) -> Visit:
-    """The visit that `Door` let in."""
-    visit: Visit = request.scope["visit"]
-    return visit
+Handler = Callable[[PageRequest], Awaitable[Response]]
 
 
-class Door:
-    """Lets in who is signed in and may see what the path addresses. Errors are pages where pages are asked for."""
+class View:
+    """ASGI endpoint of a page, behind `RequireSession`: one handler for each method. HEAD is handled like GET."""
 
-    def __init__(self, service: Service, app: ASGIApp) -> None:
-        self._service = service
+    def __init__(self, *, get: Handler | None = None, post: Handler | None = None) -> None:
+        handlers = {"GET": get, "HEAD": get, "POST": post}
+        self._handlers = {method: handler for method, handler in handlers.items() if handler}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self._handlers.get(scope["method"])
+        if handler is None:
+            raise MethodNotAllowed(", ".join(self._handlers))
+        response = await handler(scope["page_request"])
+        await response(scope, receive, send)
+
+
+class RequireSession:
+    """Middleware: a request needs a session that may view its path. Adds `page_request` to the scope.
+
+    Browsers get errors as pages. Errors that have no page, and errors for other clients, are raised.
+    """
+
+    def __init__(self, app: ASGIApp, node: Node) -> None:
         self._app = app
+        self._node = node
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            visit = await self._admit(scope)
-            # The path as it was judged: what is spelt in another way is another page.
-            # And errors come to us: Starlette's routes would answer some by themselves outside of an application, and
-            # others within one by its handlers, which make JSON of them.
-            ours = {"app": self, "starlette.exception_handlers": ({}, {})}
-            await self._app({**scope, **ours, "path": _spelling(scope), "visit": visit}, receive, send)
+            path, signed_in = await self._authorize(scope)
+            # Routes match the raw path, as it was checked: another spelling of a section is another section.
+            inner = {**scope, "path": scope["raw_path"].decode("latin-1").rstrip("/") or "/"}
+            inner["page_request"] = PageRequest(Request(inner, receive), self._node, signed_in, path)
+            await self._app(inner, receive, send)
         except ClientDisconnect:
             return
-        except Exception as error:
-            if not accepts_html(scope):
+        except ServiceError as error:
+            code = _PAGE_CODES.get(error.code, error.code)
+            if not accepts_html(scope) or code not in ENTRIES or ENTRIES[code].title is None:
                 raise
-            response = await self._failure(scope, error)
-            await response(scope, receive, send)
+            framed_by = self._node.settings.origins_of("embed_origins")
+            await message_page(scope, code, framed_by=framed_by)(scope, receive, send)
 
-    async def _admit(self, scope: Scope) -> Visit:
+    async def _authorize(self, scope: Scope) -> tuple[StudioPath, SignedIn]:
         try:
             path = judge(scope["raw_path"])
-        except (NotCanonical, NotAStudioPath):
-            raise HTTPException(404) from None
+        except PathError:
+            raise AddressNotFound from None
         if path.account_id is None and scope["raw_path"] != b"/":
-            raise HTTPException(404)
-        session = await current_session(self._service, scope)
+            raise AddressNotFound
+        session = await current_session(self._node, scope)
         if session is None:
             raise NotSignedIn
-        signed_in = await self._service.admit(session, [path])
+        signed_in = await self._node.sessions.authorize(session, [path])
         if scope["method"] == "POST" and not is_same_origin(scope):
             raise CrossOrigin
-        return _visit(scope, self._service, signed_in, path)
-
-    async def _failure(self, scope: Scope, error: Exception) -> Response:
-        match error:
-            case NotSignedIn():
-                status, what = 401, "not_signed_in"
-            case RoleForbidden():
-                status, what = 403, "not_allowed"
-            case NoAccess():
-                status, what = 403, "no_access"
-            case CrossOrigin():
-                status, what = 403, "cross_origin"
-            case Unavailable():
-                status, what = 503, "page_unavailable"
-            case OutcomeUnknown():
-                status, what = 503, "change_unknown"
-            case HTTPException(status_code=404):
-                status, what = 404, "not_found"
-            case _:
-                raise error
-        problem = problem_of(error)
-        return message_page(
-            scope,
-            what,
-            status,
-            headers=problem.headers if problem else None,
-            framed_by=self._service.settings.origins_of("embed_origins"),
-        )
-
-
-def _spelling(scope: Scope) -> str:
-    return scope["raw_path"].decode("latin-1").rstrip("/") or "/"
-
-
-def _visit(scope: Scope, service: Service, signed_in: SignedIn, path: StudioPath) -> Visit:
-    query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-    chromeless = query.get("chromeless", ["0"])[-1].lower() not in {"0", "false", "no"}
-    return Visit(
-        Request(scope), service, signed_in.user, signed_in.role, signed_in.session.account_id, path, chromeless
-    )
-
-
-def _names(connection: Connection, *, account_id: int, team_id: int | None) -> tuple[str, str | None]:
-    teams = {row.id: row.name for row in list_teams(connection, account_id)}
-    return find_account(connection, account_id).name, teams.get(team_id)
+        return path, signed_in

@@ -1,4 +1,7 @@
-"""Words in German and English: gettext catalogues, whose keys are the English words."""
+"""Translations of the pages: gettext catalogues whose keys are the English texts.
+
+The texts of message pages are not here: they stand beside the error codes, in `sso_service.problems`.
+"""
 
 import gettext
 from functools import cache
@@ -11,17 +14,12 @@ from babel.messages.pofile import read_po
 LANGUAGES = ("en", "de")
 
 
-def marked(text: str) -> str:
-    """`text` itself: marks it as one that the catalogues translate, where it is defined rather than used."""
-    return text
-
-
 @cache
 def translations(language: str) -> gettext.NullTranslations:
-    """The catalogue of a language. It is compiled when it is first needed, so that only what people edit is kept."""
+    """Return the catalogue of a language. It is compiled at first use, so the repository holds only its source."""
     if language == "en":
         return gettext.NullTranslations()
-    with resources.files("sso_service").joinpath(f"locale/{language}.po").open("rb") as file:
+    with resources.files(__package__).joinpath(f"locale/{language}.po").open("rb") as file:
         catalogue = read_po(file, locale=language)
     compiled = BytesIO()
     write_mo(compiled, catalogue)

@@ -13,12 +13,12 @@ from playwright.sync_api import BrowserContext, Page, Response, ViewportSize
 from sqlalchemy import Connection, update
 
 from sso_service import keyring, tokens
-from sso_service.cli import DEMO_ACCOUNT
 from sso_service.database import open_database
 from sso_service.database.directory import ProvisionRequest, provision
 from sso_service.database.schema import accounts
 from sso_service.database.transactions import Database
 from sso_service.permissions import Role, Scope
+from sso_service.services.installation import DEMO_ACCOUNT
 from sso_service.settings import read_settings
 from sso_service.tokens import Claims
 from tests.support import administration

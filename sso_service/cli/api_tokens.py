@@ -1,0 +1,88 @@
+"""The command `api-token`."""
+
+from collections.abc import Sequence
+
+import click
+
+from sso_service.cli.environment import ID, current_operator, current_settings, run_accounts
+from sso_service.cli.output import Column, duration_text, json_option, print_list, time_text
+from sso_service.permissions import Role, Scope
+
+
+@click.group()
+def api_token() -> None:
+    """API tokens of integrations and frontends."""
+
+
+@api_token.command("create")
+@click.option("--account", "account_id", type=ID, help="The account that it belongs to.")
+@click.option("--platform", is_flag=True, help="Make it valid for all accounts. Only with the scope verify:sso.")
+@click.option("--name", required=True, help="A name for lists, such as the integration's.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    required=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    help="A permitted use. Repeat the option for several.",
+)
+@click.option(
+    "--max-role",
+    type=click.Choice([role.value for role in Role]),
+    help="Refuse login tokens to users with a higher role. Default: no limit.",
+)
+@click.option("--expires-in", "days", type=click.IntRange(1, 3650), help="Days until it expires. Default: never.")
+def api_token_create(
+    account_id: int | None, platform: bool, name: str, scopes: Sequence[str], max_role: str | None, days: int | None
+) -> None:
+    """Create an API token and print its secret, which is shown only now."""
+    if platform == (account_id is not None):
+        raise click.ClickException("give either --account N or --platform")
+    if platform and Scope.WRITE_SSO in scopes:
+        raise click.ClickException(f"a platform API token cannot have the scope {Scope.WRITE_SSO}")
+    secret = run_accounts(
+        lambda accounts: accounts.create_api_token(
+            current_operator(),
+            account_id=account_id,
+            name=name,
+            scopes=frozenset(map(Scope, scopes)),
+            max_role=Role(max_role) if max_role else None,
+            lifetime_days=days,
+        )
+    )
+    click.echo(secret)
+
+
+@api_token.command("list")
+@json_option
+def api_token_list(as_json: bool) -> None:
+    """List API tokens. HINT is the end of the secret."""
+    columns = (
+        Column("ID", "id"),
+        Column("ACCOUNT", "account_id", lambda account_id: "platform" if account_id is None else str(account_id)),
+        Column("NAME", "name"),
+        Column("HINT", "hint", lambda hint: f"...{hint}"),
+        Column("SCOPES", "scopes", " ".join),
+        Column("MAX ROLE", "max_role"),
+        Column("CREATED", "created_at", time_text),
+        Column("LAST USED", "last_used_at", time_text),
+        Column("EXPIRES", "expires_at", time_text),
+        Column("REVOKED", "revoked_at", time_text),
+    )
+    print_list(columns, run_accounts(lambda accounts: accounts.list_api_tokens()), as_json=as_json)
+
+
+@api_token.command("revoke")
+@click.argument("token_id", metavar="ID", type=ID)
+def api_token_revoke(token_id: int) -> None:
+    """Revoke an API token. Its next request is refused."""
+    settings = current_settings()
+    revoked = run_accounts(lambda accounts: accounts.revoke_api_token(current_operator(), token_id), settings)
+    click.echo(f"API token {revoked.id} ({revoked.name}) is revoked.")
+    if Scope.WRITE_SSO in revoked.scopes:
+        click.echo(
+            f"Login tokens that it created stay valid for up to {settings.token_ttl} s, and their sessions for up to "
+            f"{duration_text(settings.session_ttl)}.\nIf it leaked, end them too:\n"
+            "  sso-service keys revoke --all      all login links and sessions: everyone has to sign in again\n"
+            "  sso-service user sign-out EMAIL    the sessions of one user"
+        )

@@ -1,0 +1,27 @@
+"""The endpoints of `/openapi.json` and `/docs`. Both responses are made once, when the application starts."""
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from sso_service.web.openapi.document import document
+from sso_service.web.openapi.page import page
+
+_HEADERS = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
+
+
+def openapi_endpoint() -> ASGIApp:
+    """Return the endpoint of the document as JSON."""
+    return Response(msgspec.json.encode(document()), headers=_HEADERS, media_type="application/json")
+
+
+def docs_endpoint() -> ASGIApp:
+    """Return the endpoint of the document as a page."""
+    rendered, policy = page(document())
+    headers = {
+        **_HEADERS,
+        "Content-Security-Policy": policy,
+        "X-Frame-Options": "DENY",
+        "Referrer-Policy": "no-referrer",
+    }
+    return Response(rendered, headers=headers, media_type="text/html")
