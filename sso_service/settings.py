@@ -20,45 +20,47 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """The settings. The field `token_ttl` is the variable `SSO_TOKEN_TTL`, and so on."""
 
     home: str = "."
-    """The directory against which relative paths resolve."""
+    """Directory against which relative paths resolve. `scripts/serve` sets it to the repository."""
     host: str = "127.0.0.1"
-    """The address on which the service listens."""
+    """Address to listen on."""
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
-    """The port on which the service listens."""
+    """TCP port to listen on; `0` lets the system choose one."""
     database_url: str = "sqlite:///var/sso.db"
-    """The database: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME`."""
+    """Database: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME`."""
     keys_dir: str = "keys"
-    """The directory of the signing keys."""
+    """Directory of the signing keys. All nodes of an installation share it."""
     token_ttl: Annotated[int, Meta(ge=1, le=3600)] = 300
-    """Seconds for which a login token is valid (1 to 3600)."""
+    """Lifetime of a login token, in seconds. All nodes need the same value."""
     session_ttl: Annotated[int, Meta(ge=60, le=30 * 86400)] = 43200
-    """Seconds for which a session is valid (60 to 2592000)."""
+    """Lifetime of a session, in seconds. All nodes need the same value."""
     confirm_login: bool = False
-    """Ask for a click before a login link signs in."""
+    """Ask for a click before a login link signs the user in."""
     studio_pages: bool = True
-    """Serve the built-in Studio pages. Switch them off where a real Studio stands behind the service."""
+    """Serve the built-in pages of a Studio. Turn it off when a real Studio is behind the service."""
     embed_origins: str = ""
-    """Origins whose pages may show the Studio in a frame, separated by blanks or commas."""
+    """Origins whose pages may show the Studio in a frame, such as `https://intranet.example`, separated by spaces or
+    commas."""
     cors_origins: str = ""
-    """Origins whose scripts may call the API from a browser, separated by blanks or commas."""
+    """Origins whose scripts may call the API from a browser, separated by spaces or commas."""
     rate_limit: str = ""
-    """Requests that an API token may make in each worker, such as `100/minute`. Empty: no limit."""
+    """Requests that an API token may make in each worker, such as `100/minute`; unlimited if empty."""
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
-    """Requests that a worker may process at a time. Further ones get 503 `overloaded`."""
+    """Complete requests that a worker may have in progress. Further requests get 503 `overloaded`."""
     drain: Annotated[int, Meta(ge=0, le=300)] = 0
-    """Seconds for which a node that is stopped keeps serving while `/readyz` reports that it is not ready."""
+    """Seconds for which a node that received SIGTERM reports not ready by `/readyz` but keeps serving."""
     require_sync_standby: bool = False
-    """Consume login tokens only while PostgreSQL waits for a synchronous standby."""
+    """Consume login tokens only while PostgreSQL has a synchronous standby; otherwise answer 503."""
     metrics_token: str = ""
-    """Bearer token required for `/metrics` and for the details of `/readyz`. Empty: no token required."""
+    """Bearer token required for `/metrics` and for the details of `/readyz`. If empty, every client gets both."""
     log_format: LogFormat = "text"
-    """Format of the log on stderr: `text` or `json`, one line for each event."""
+    """Format of the log: lines of text, or one JSON object a line."""
     access_log: bool = False
-    """Log each request, without its login token."""
+    """Write a log line for each request, without its `sso` parameter."""
     tracing: bool = False
-    """Send traces to an OpenTelemetry collector. Requires the extra `tracing`."""
+    """Send OpenTelemetry traces; needs the extra `tracing`."""
     trusted_proxies: str = "127.0.0.1"
-    """Addresses or networks, separated by commas, whose `X-Forwarded-For` and `X-Forwarded-Proto` are trusted."""
+    """Addresses or networks of proxies, separated by commas. `X-Forwarded-For` and `X-Forwarded-Proto` count only from
+    these, and from clients of a unix socket."""
 
     @property
     def keys_path(self) -> Path:

@@ -40,26 +40,69 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     event: EventName
     user_id: int | None = None
-    """The user whom the event is about."""
+    """The user that the event is about."""
     account_id: int | None = None
+    """The account that the event is about."""
     by_user_id: int | None = None
-    """The admin who made the change."""
+    """The admin who made the change on the settings pages."""
     operator: str | None = None
-    """The operator who made the change on the command line: the user name on that machine."""
+    """The system user who made the change on the command line."""
     api_token_id: int | None = None
+    """The API token of the request, or the one that was changed."""
     ref: str | None = None
-    """The login token: see `tokens.ref`."""
+    """The login token, by the first 12 hex digits of its SHA-256."""
     way: str | None = None
-    """How the login token was redeemed: `browser` or `api`."""
+    """How the login token was presented: `browser` or `api`."""
     reason: str | None = None
-    """Why the request was refused."""
+    """Why the request or the login token was refused."""
     user_created: bool = False
+    """Present and true if the user was created for this login token."""
     role: str | None = None
+    """The new role."""
     key_id: str | None = None
+    """The signing key; `all` if all keys were revoked."""
 
     def __str__(self) -> str:
         fields = msgspec.to_builtins(self)
         return " ".join([fields.pop("event"), *(f"{name}={value}" for name, value in fields.items())])
+
+
+_CHANGED_BY = ("by_user_id", "operator")
+DESCRIPTIONS: dict[EventName, tuple[str, tuple[str, ...]]] = {
+    EventName.TOKEN_ISSUED: (
+        "A login token was issued.",
+        ("user_id", "account_id", "api_token_id", "ref", "user_created"),
+    ),
+    EventName.API_REFUSED: (
+        "A request with an API token was refused. The identifiers are present as far as they are known.",
+        ("reason", "api_token_id", "account_id", "user_id"),
+    ),
+    EventName.LOGIN: ("A login token was redeemed.", ("user_id", "account_id", "ref", "way")),
+    EventName.LOGIN_REFUSED: (
+        "A login token was refused. User and account are present only if the signature is genuine.",
+        ("user_id", "account_id", "ref", "way", "reason"),
+    ),
+    EventName.TOKEN_REVOKED: (
+        "An unused login token was revoked by the API.",
+        ("user_id", "account_id", "api_token_id", "ref"),
+    ),
+    EventName.SIGNED_OUT_EVERYWHERE: (
+        "All sessions of a user were ended: by the user, an admin or an operator.",
+        ("user_id", "account_id", *_CHANGED_BY),
+    ),
+    EventName.ROLE_CHANGED: ("A member got another role.", ("user_id", "account_id", "role", *_CHANGED_BY)),
+    EventName.MEMBER_REMOVED: ("A member was removed from an account.", ("user_id", "account_id", *_CHANGED_BY)),
+    EventName.USER_DISABLED: ("A user was disabled.", ("user_id", "operator")),
+    EventName.USER_ENABLED: ("A disabled user was enabled.", ("user_id", "operator")),
+    EventName.ACCOUNT_ADDED: ("An account was added.", ("account_id", "operator")),
+    EventName.TEAM_ADDED: ("A team was added to an account.", ("account_id", "operator")),
+    EventName.API_TOKEN_CREATED: ("An API token was created.", ("api_token_id", "account_id", *_CHANGED_BY)),
+    EventName.API_TOKEN_REVOKED: ("An API token was revoked.", ("api_token_id", "account_id", *_CHANGED_BY)),
+    EventName.KEY_CREATED: ("A signing key was created.", ("key_id", "operator")),
+    EventName.KEY_REVOKED: ("A signing key was revoked.", ("key_id", "operator")),
+    EventName.KEY_DELETED: ("A signing key or tombstone was deleted.", ("key_id", "operator")),
+}
+"""The meaning of each event and the fields that it may have. The reference page is generated from this."""
 
 
 def record(event: Event) -> None:

@@ -28,6 +28,45 @@ BATCH_SIZE = Histogram(
 )
 BATCH_SECONDS = Histogram("sso_batch_seconds", "Duration of transactions.", ["kind"], buckets=_SECONDS)
 
+GAUGES = {
+    "sso_ready": "Whether this node should get requests.",
+    "sso_signing_key_age_seconds": "Time since the signing key began to sign.",
+    "sso_clock_difference_seconds": "How far this node's clock is ahead of the database's.",
+    "sso_consumed_rows": "Rows in the table of consumed tokens.",
+}
+"""Each gauge and its help text."""
+
+# For the reference page, which is generated from this module.
+LABELS = {
+    "route": "one of the service's own paths, `login` (any path with `sso` in the query) or `page`",
+    "status": "the HTTP status; 499 if the client closed the connection before the response",
+    "user_created": "`yes` if the user was created for the login token, else `no`",
+    "way": "`browser` or `api`",
+    "outcome": "`signed_in`, `already_signed_in`, `asked`; refused: `malformed`, `bad_signature`, `expired`, "
+    "`consumed`, `no_access`; answered with 503: `unavailable`, `overloaded`, `outcome_unknown`",
+    "reason": "`not_authenticated` (unknown, revoked or expired API token), `insufficient_scope`, `rate_limited`, "
+    "`user_disabled`, `role_not_allowed`",
+    "kind": "`redeem` (logins), `lookup` (issuing), `standing` (access checks), `state` (the ledger, read only), "
+    "`provision` (new users and members), `use` (last use of API tokens), `health`, `page` and `change` (pages)",
+}
+"""The values of each label."""
+NOTES = {
+    "sso_requests": "Counted when the response has been sent, or the client has gone.",
+    "sso_request_seconds": "Observed together with `sso_requests_total`.",
+    "sso_tokens_issued": "Counted with the log event `token_issued`.",
+    "sso_tokens_revoked": "Counted with the log event `token_revoked`.",
+    "sso_logins": "Counted with the log events `login` and `login_refused`, and when a question or the same session "
+    "is the answer.",
+    "sso_api_refusals": "Counted with the log event `api_refused`.",
+    "sso_batch_size": "Observed when a transaction has been committed.",
+    "sso_batch_seconds": "Observed when a transaction has been committed.",
+    "sso_ready": "1 or 0. Read at each scrape.",
+    "sso_signing_key_age_seconds": "Read at each scrape. Absent while there is no signing key.",
+    "sso_clock_difference_seconds": "Read at each scrape. Absent while the database is unreachable.",
+    "sso_consumed_rows": "Estimated at each purge round, about once a minute. Close to the logins of the last hour.",
+}
+"""When each metric is counted or read."""
+
 
 # Looking up the child of some labels costs as much as counting, so each is looked up once. There are few.
 _requests, _request_seconds = cache(REQUESTS.labels), cache(REQUEST_SECONDS.labels)
@@ -75,16 +114,16 @@ def count(event: Event) -> None:
 
 
 class Gauges(Collector):
-    """The state of the node at this moment: for each name its meaning and value. Unknown values are left out."""
+    """The state of the node at this moment, a value for each name in `GAUGES`. Unknown values are left out."""
 
-    def __init__(self, values: dict[str, tuple[str, float | None]]) -> None:
+    def __init__(self, values: dict[str, float | None]) -> None:
         self._values = values
 
     def collect(self) -> Iterable[Metric]:
         """Yield the known values."""
-        for name, (meaning, value) in self._values.items():
+        for name, value in self._values.items():
             if value is not None:
-                yield GaugeMetricFamily(name, meaning, value)
+                yield GaugeMetricFamily(name, GAUGES[name], value)
 
 
 def exposition(gauges: Gauges) -> bytes:

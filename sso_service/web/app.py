@@ -22,7 +22,7 @@ from sso_service.web.api import consume_token, create_token, revoke_token, verif
 from sso_service.web.auth import ForwardAuth
 from sso_service.web.login import Confirm, LoginLink
 from sso_service.web.observed import Observed
-from sso_service.web.openapi import openapi_endpoints
+from sso_service.web.openapi import docs_endpoint, openapi_endpoint
 from sso_service.web.operations import Metrics, Readyz, healthz
 from sso_service.web.problems import ErrorResponses, problem_of
 from sso_service.web.session import Logout, SessionEndpoint
@@ -41,7 +41,6 @@ class Route:
 
 def routing_table(node: Node, errors: ErrorResponses) -> list[Route]:
     """Return the service's own addresses. Every other path can be the target of a login link."""
-    openapi, docs = openapi_endpoints()
     return [
         Route("POST", "/v1/sso_tokens", create_token(node)),
         Route("POST", "/v1/sso_tokens/verify", verify_token(node)),
@@ -55,8 +54,8 @@ def routing_table(node: Node, errors: ErrorResponses) -> list[Route]:
         Route("GET", "/healthz", healthz, limited=False),
         Route("GET", "/readyz", Readyz(node)),
         Route("GET", "/metrics", Metrics(node)),
-        Route("GET", "/openapi.json", openapi),
-        Route("GET", "/docs", docs),
+        Route("GET", "/openapi.json", openapi_endpoint()),
+        Route("GET", "/docs", docs_endpoint()),
     ]
 
 

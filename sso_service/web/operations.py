@@ -49,13 +49,10 @@ class Metrics:
         condition = await self._node.condition()
         gauges = Gauges(
             {
-                "sso_ready": ("Whether this node should get requests.", not condition.problems),
-                "sso_signing_key_age_seconds": ("Time since the signing key began to sign.", condition.signing_key_age),
-                "sso_clock_difference_seconds": (
-                    "How far this node's clock is ahead of the database's.",
-                    condition.clock_difference,
-                ),
-                "sso_consumed_rows": ("Rows in the table of consumed tokens.", self._node.consumed_rows),
+                "sso_ready": not condition.problems,
+                "sso_signing_key_age_seconds": condition.signing_key_age,
+                "sso_clock_difference_seconds": condition.clock_difference,
+                "sso_consumed_rows": self._node.consumed_rows,
             }
         )
         headers = {"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"}

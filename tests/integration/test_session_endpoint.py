@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select
 
 from scripts.tools.ports import free_port
 from sso_service import keyring
-from sso_service.database import open_database
+from sso_service.database import members, open_database
 from sso_service.database.transactions import Database
 from sso_service.errors import Overloaded
 from sso_service.keyring import KeyDirectory
@@ -428,7 +428,7 @@ async def test_an_account_ends_sessions_in_itself_and_in_no_other(
         administration.sign_out_member(connection, OTHER_ACCOUNT, user["id"], database=database)
     assert [(await each.get("/session")).status for each in (here, there)] == [200, 401]
     with changing(database) as connection:
-        administration.sign_out_user(connection, user["id"], database=database)
+        members.sign_out_user(connection, user["id"], database=database)
     assert [(await each.get("/session")).status for each in (here, there)] == [401, 401]
     clock.advance(2)
     await there.get(f"/client/{OTHER_ACCOUNT}?sso={await client.issue(others)}")
@@ -480,12 +480,12 @@ async def test_what_an_account_does_leaves_room_to_sign_out_everywhere(
     cookie = await sign_in(client, api_token)
     assert await is_signed_in(client, cookie)
     with changing(database) as connection:
-        administration.sign_out_user(connection, user_id, database=database)
+        members.sign_out_user(connection, user_id, database=database)
     assert not await is_signed_in(client, cookie)
     cookie = await sign_in(client, api_token)
     assert await is_signed_in(client, cookie)
     # Nor does signing out keep anybody from being disabled, or in the end from signing in again.
-    until_turned_away(database, partial(administration.sign_out_user, user_id=user_id, database=database))
+    until_turned_away(database, partial(members.sign_out_user, user_id=user_id, database=database))
     assert await is_signed_in(client, await sign_in(client, api_token))
     with changing(database) as connection:
         administration.disable_user(connection, JANE["email"], now=int(clock()))

@@ -145,7 +145,7 @@ HISTORY: list[AnyRecord] = [
     *(BEFORE_REVOCATION, BACK, REVOCATION, PAUSE, SEPARATION),
     *(RESUMED_LOGIN, RESUMED_DECISION, REJOINED_LOGIN, REJOINED_DECISION),
     *(KILL, CALM, CALM_DECISION, CALM_LOGIN, CALM_UNUSED, UNHEARD, FORGERY),
-    database_at(
+    Database(
         consumed=tuple(row(issued.token) for issued in USED),
         floor=struct.pack(">IIII", WALL + END - 3600, 0, 0, 0).hex(),
         people=(Person(1, "admin@studio.test"), Person(ADA, "ada@intranet.test"), Person(BEN, "ben@intranet.test")),

@@ -1,7 +1,7 @@
-"""Requests that no decent client sends, byte for byte, to the service alone and behind the proxies that we ship.
+"""Malformed and ambiguous requests, byte for byte, to the service alone and behind the shipped proxy configurations.
 
-Whatever it is, it gets one clear answer or the end of its connection, nobody can put a request of their own into it
-that a proxy does not see, and the service goes on.
+Each gets one clear response or the end of its connection. No attacker can hide a request in it from a proxy, and the
+service keeps running.
 """
 
 import asyncio
@@ -36,20 +36,21 @@ PERSON = json.dumps(JANE).encode()
 
 
 def message(first: bytes, *lines: bytes, body: bytes = b"") -> bytes:
-    """A request of exactly these lines."""
+    """Return a request of exactly these lines."""
     return b"".join(line + b"\r\n" for line in (first, *lines, b"")) + body
 
 
 def chunked(content: bytes, size: bytes = b"%x", trailer: bytes = b"") -> bytes:
+    """Return `content` as a body of one chunk. `size` is the format of the chunk's size."""
     return size % len(content) + b"\r\n" + content + b"\r\n0\r\n" + trailer + b"\r\n"
 
 
 LAST = message(b"GET /healthz HTTP/1.1", HOST, b"Connection: close")
-"""What ends a connection after all that was sent before it has been answered."""
+"""A request that ends the connection once all earlier ones are answered."""
 
 
 def parsed(stream: bytes) -> list[Answer]:
-    """The answers in what was received. Fails if there is anything else in it."""
+    """Return the responses in what was received. Fail if it contains anything else."""
     answers = []
     while stream:
         head, _, stream = stream.partition(b"\r\n\r\n")
@@ -65,7 +66,7 @@ def parsed(stream: bytes) -> list[Answer]:
 
 
 def exchanged(connection: socket.socket, request: bytes, then: bytes = b"") -> bytes:
-    """All that is received until the other side closes. What is sent `then` waits for the first of it."""
+    """Return what is received until the other side closes. `then` is sent once the first bytes have arrived."""
     received = b""
     with closing(connection), suppress(ConnectionResetError, BrokenPipeError, ssl.SSLError):
         connection.sendall(request)
@@ -79,7 +80,7 @@ def exchanged(connection: socket.socket, request: bytes, then: bytes = b"") -> b
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A service, spoken to in raw bytes."""
+    """A service and an API token, for requests in raw bytes."""
 
     running: Running
     secret: str
@@ -93,14 +94,14 @@ class Wire:
         return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10)
 
     def answers(self, request: bytes, then: bytes = b"") -> list[Answer]:
-        """The answers until the service closes the connection. What is sent `then` waits for the first of them."""
+        """Return the responses until the service closes. `then` is sent once the first bytes have arrived."""
         return parsed(exchanged(self.connect(), request, then))
 
     def statuses(self, request: bytes, then: bytes = b"") -> list[int]:
         return [answer.status for answer in self.answers(request, then)]
 
     def post(self, target: bytes, *lines: bytes, body: bytes) -> bytes:
-        """A POST by the holder of the API token. Its length is for `lines` to say."""
+        """Return a POST with the API token. `lines` must contain the length of the body."""
         return message(b"POST " + target + b" HTTP/1.1", HOST, self.authorization, *lines, body=body)
 
     def call(self, target: bytes, content: object) -> Answer:
@@ -119,7 +120,7 @@ class Wire:
 
 @pytest.fixture(scope="module")
 def wire(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wire]:
-    """One service for all that is sent here, which must live through it without a traceback in its log."""
+    """One service for all requests of this module. Its log must contain no traceback at the end."""
     directory = tmp_path_factory.mktemp("hostile")
     (directory / "sso.db").write_bytes(sqlite_template.read_bytes())
     (directory / "keys").mkdir(mode=0o700)
@@ -148,9 +149,9 @@ REFUSED = {
     "two Hosts": message(b"GET /session HTTP/1.1", HOST, b"Host: evil.example"),
     "two equal Hosts": message(b"GET /session HTTP/1.1", HOST, HOST),
     "two Hosts in HTTP/1.0": message(b"GET /session HTTP/1.0", HOST, HOST),
-    "a blank in a header's name": message(b"GET /session HTTP/1.1", HOST, b"X Y: z"),
-    "a blank behind a header's name": message(b"GET /session HTTP/1.1", HOST, b"X : z"),
-    "a blank before the first header": message(b"GET /session HTTP/1.1", b" X: y", HOST),
+    "a space in a header's name": message(b"GET /session HTTP/1.1", HOST, b"X Y: z"),
+    "a space after a header's name": message(b"GET /session HTTP/1.1", HOST, b"X : z"),
+    "a space before the first header": message(b"GET /session HTTP/1.1", b" X: y", HOST),
     "a header on two lines": message(b"GET /session HTTP/1.1", HOST, b"X: y", b" z"),
     "a header on two lines, with a tab": message(b"GET /session HTTP/1.1", HOST, b"X: y", b"\tz"),
     "a header without a name": message(b"GET /session HTTP/1.1", HOST, b": y"),
@@ -165,19 +166,19 @@ REFUSED = {
     "a head that ends in LF": b"GET /session HTTP/1.1\r\n" + HOST + b"\r\n\n",
     "no target": message(b"GET HTTP/1.1", HOST),
     "a target without a slash": message(b"GET session HTTP/1.1", HOST),
-    "a query alone": message(b"GET ?sso=x HTTP/1.1", HOST),
+    "a query without a path": message(b"GET ?sso=x HTTP/1.1", HOST),
     "a host and no path": message(b"GET http://studio.example HTTP/1.1", HOST),
     "a host and a query": message(b"GET http://studio.example?sso=x HTTP/1.1", HOST),
     "a host and an impossible port": message(b"GET http://studio.example:99999/session HTTP/1.1", HOST),
     "an authority": message(b"GET studio.example:443 HTTP/1.1", HOST),
     "CONNECT": message(b"CONNECT studio.example:443 HTTP/1.1", HOST),
     "CONNECT with a path": message(b"CONNECT /session HTTP/1.1", HOST),
-    "a blank in the target": message(b"GET /ses sion HTTP/1.1", HOST),
+    "a space in the target": message(b"GET /ses sion HTTP/1.1", HOST),
     **{
         f"byte {byte:02x} in the target": message(b"GET /a?s%bso=x&sso=y HTTP/1.1" % bytes([byte]), HOST)
         for byte in (*range(0x20), 0x7F, 0x80, 0xE4, 0xFF)
     },
-    "a tab for a blank": message(b"GET\t/session\tHTTP/1.1", HOST),
+    "tabs instead of spaces": message(b"GET\t/session\tHTTP/1.1", HOST),
     "a method in lower case": message(b"get /session HTTP/1.1", HOST),
     "an unknown method": message(b"STEAL /session HTTP/1.1", HOST),
     "HTTP/0.9": b"GET /session\r\n\r\n",
@@ -187,30 +188,30 @@ REFUSED = {
     "another protocol": message(b"GET /session ICE/1.0", HOST),
     "SSH": b"SSH-2.0-OpenSSH_9.0\r\n",
     "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(200),
-    "a proxy's protocol": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + LAST,
+    "the PROXY protocol": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + LAST,
 }
 
 
 @pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)
-def test_what_is_not_http_is_refused_and_ends_the_connection(wire: Wire, request_: bytes) -> None:
+def test_invalid_requests_are_refused_and_end_the_connection(wire: Wire, request_: bytes) -> None:
     assert wire.statuses(request_ + LAST) in ([400], [414])
 
 
 ANSWERED = {
     "a host in the target": (message(b"GET http://evil.example/session HTTP/1.1", HOST), 401),
-    "a host in the target of a link": (message(b"GET http://evil.example/a?sso=x HTTP/1.1", HOST), 401),
+    "a host in the target of a login link": (message(b"GET http://evil.example/a?sso=x HTTP/1.1", HOST), 401),
     "a star": (message(b"OPTIONS * HTTP/1.1", HOST), 404),
     "TRACE": (message(b"TRACE /session HTTP/1.1", HOST), 405),
-    "TRACE of a link": (message(b"TRACE /a?sso=x HTTP/1.1", HOST), 405),
-    "PROPFIND": (message(b"PROPFIND /a?sso=x HTTP/1.1", HOST), 405),
+    "TRACE of a login link": (message(b"TRACE /a?sso=x HTTP/1.1", HOST), 405),
+    "PROPFIND of a login link": (message(b"PROPFIND /a?sso=x HTTP/1.1", HOST), 405),
     "empty lines before it": (b"\r\n\r\n" + message(b"GET /session HTTP/1.1", HOST), 401),
     "a fragment": (message(b"GET /session#/healthz HTTP/1.1", HOST), 401),
-    "an offer of HTTP/2": (message(b"GET /session HTTP/1.1", HOST, b"Connection: Upgrade", b"Upgrade: h2c"), 401),
-    "an offer of WebSocket": (
+    "an upgrade to HTTP/2": (message(b"GET /session HTTP/1.1", HOST, b"Connection: Upgrade", b"Upgrade: h2c"), 401),
+    "an upgrade to WebSocket": (
         message(b"GET /session HTTP/1.1", HOST, b"Connection: keep-alive, Upgrade", b"Upgrade: websocket"),
         401,
     ),
-    "an offer without Connection": (message(b"GET /session HTTP/1.1", HOST, b"Upgrade: h2c"), 401),
+    "an upgrade without Connection": (message(b"GET /session HTTP/1.1", HOST, b"Upgrade: h2c"), 401),
     "a body of a GET": (message(b"GET /session HTTP/1.1", HOST, b"Content-Length: 5", body=b"GET /"), 401),
     "an unknown expectation": (message(b"GET /session HTTP/1.1", HOST, b"Expect: a miracle"), 401),
     "cookies of 60,000 bytes": (message(b"GET /session HTTP/1.1", HOST, b"Cookie: " + b"a=b; " * 12_000), {401, 431}),
@@ -219,7 +220,7 @@ ANSWERED = {
 
 
 @pytest.mark.parametrize(("request_", "status"), ANSWERED.values(), ids=ANSWERED)
-def test_what_is_odd_is_answered_once_and_the_connection_stays(
+def test_unusual_requests_are_answered_once_and_keep_the_connection(
     wire: Wire, request_: bytes, status: int | set[int]
 ) -> None:
     first, *rest = wire.statuses(request_ + LAST)
@@ -227,43 +228,43 @@ def test_what_is_odd_is_answered_once_and_the_connection_stays(
     assert rest == [200] or (first, rest) == (431, [])
 
 
-def test_what_is_sent_in_a_row_is_answered_in_this_order(wire: Wire) -> None:
+def test_pipelined_requests_are_answered_in_order(wire: Wire) -> None:
     session, readyz = message(b"GET /session HTTP/1.1", HOST), message(b"GET /readyz HTTP/1.1", HOST)
     assert wire.statuses((session + readyz) * 20 + LAST) == [401, 200] * 20 + [200]
-    offer = message(b"GET /readyz HTTP/1.1", HOST, b"Connection: Upgrade", b"Upgrade: h2c")
-    assert wire.statuses((session + offer) * 500 + LAST) == [401, 200] * 500 + [200]
+    upgrade = message(b"GET /readyz HTTP/1.1", HOST, b"Connection: Upgrade", b"Upgrade: h2c")
+    assert wire.statuses((session + upgrade) * 500 + LAST) == [401, 200] * 500 + [200]
 
 
-def test_http_1_0_gets_one_answer_and_needs_no_host(wire: Wire) -> None:
+def test_http_1_0_gets_one_response_and_needs_no_host(wire: Wire) -> None:
     for lines in ([], [b"Connection: keep-alive"], [HOST]):
         assert wire.statuses(message(b"GET /healthz HTTP/1.0", *lines) + LAST) == [200]
 
 
-def test_a_header_that_counts_does_not_count_twice(wire: Wire) -> None:
+def test_a_repeated_authorization_header_is_refused(wire: Wire) -> None:
     length = b"Content-Length: %d" % len(PERSON)
     twice = wire.post(b"/v1/sso_tokens", wire.authorization, length, body=PERSON)
     assert wire.statuses(twice + LAST) == [401, 200]
     other = wire.post(b"/v1/sso_tokens", b"Authorization: Bearer x", length, body=PERSON)
     assert wire.statuses(other + LAST) == [401, 200]
-    # These say what a body means, and we know that anyway.
+    # The service does not depend on the content type, so a second one is harmless.
     types = wire.post(b"/v1/sso_tokens", b"Content-Type: a/b", b"Content-Type: text/plain", length, body=PERSON)
     assert wire.statuses(types + LAST) == [201, 200]
 
 
 @pytest.mark.parametrize("connection", [b"Upgrade", b"Upgrade, HTTP2-Settings", b"keep-alive, upgrade"])
-@pytest.mark.parametrize("offer", [b"h2c", b"websocket", b"TLS/1.0", b"h2c, websocket"])
-def test_an_offer_to_change_the_protocol_is_declined_and_the_request_is_read_whole(
-    wire: Wire, connection: bytes, offer: bytes
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0", b"h2c, websocket"])
+def test_an_upgrade_is_declined_and_the_request_is_read_completely(
+    wire: Wire, connection: bytes, protocol: bytes
 ) -> None:
-    """As Java's own client offers it with all that it sends over plain HTTP."""
-    offers = [b"Connection: " + connection, b"Upgrade: " + offer, b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk"]
+    """Java's HTTP client sends `Upgrade: h2c` with every request over plain HTTP."""
+    upgrade = [b"Connection: " + connection, b"Upgrade: " + protocol, b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk"]
     length = b"Content-Length: %d" % len(PERSON)
-    whole = wire.post(b"/v1/sso_tokens", *offers, length, body=PERSON)
+    whole = wire.post(b"/v1/sso_tokens", *upgrade, length, body=PERSON)
     assert wire.statuses(whole + whole + LAST) == [201, 201, 200]
-    pieces = wire.post(b"/v1/sso_tokens", *offers, b"Transfer-Encoding: chunked", body=chunked(PERSON))
+    pieces = wire.post(b"/v1/sso_tokens", *upgrade, b"Transfer-Encoding: chunked", body=chunked(PERSON))
     assert wire.statuses(pieces + pieces + LAST) == [201, 201, 200]
-    # The body comes later, when the head was read; and then the head comes in pieces, too.
-    waiting = wire.post(b"/v1/sso_tokens", *offers, length, b"Expect: 100-continue", body=b"")
+    # Now the body follows once the head was read, and then the head arrives byte by byte as well.
+    waiting = wire.post(b"/v1/sso_tokens", *upgrade, length, b"Expect: 100-continue", body=b"")
     assert wire.statuses(waiting, PERSON + LAST) == [100, 201, 200]
     with closing(wire.connect()) as connection_:
         connection_.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -272,16 +273,14 @@ def test_an_offer_to_change_the_protocol_is_declined_and_the_request_is_read_who
         assert [answer.status for answer in parsed(b"".join(iter(lambda: connection_.recv(65536), b"")))] == [201, 200]
 
 
-def test_a_client_that_waits_for_it_is_told_to_send_its_body(wire: Wire) -> None:
+def test_a_client_that_expects_100_continue_receives_it(wire: Wire) -> None:
     lines = [b"Expect: 100-continue", b"Content-Length: %d" % len(PERSON)]
     assert wire.statuses(wire.post(b"/v1/sso_tokens", *lines, body=b""), PERSON + LAST) == [100, 201, 200]
 
 
 @pytest.mark.parametrize("expect", [b"Expect: 100-continue", b"Expect: x 100-continue", b"X: y"])
-def test_a_request_that_is_answered_before_its_body_is_the_last_one_on_its_connection(
-    wire: Wire, expect: bytes
-) -> None:
-    """A proxy may have been told not to send the body, and would send the next request in its place."""
+def test_a_response_before_the_end_of_the_body_closes_the_connection(wire: Wire, expect: bytes) -> None:
+    """A proxy that was told not to send the body would send the next request in its place."""
     for first in FIRST_LINES:
         for length in (b"Content-Length: 5000", b"Transfer-Encoding: chunked"):
             [answer] = wire.answers(message(first, HOST, expect, length), LAST)
@@ -289,7 +288,7 @@ def test_a_request_that_is_answered_before_its_body_is_the_last_one_on_its_conne
             assert answer.header("connection") == "close"
 
 
-def test_an_answer_before_the_body_reaches_a_client_that_goes_on_sending(wire: Wire) -> None:
+def test_an_early_response_reaches_a_client_that_still_sends_its_body(wire: Wire) -> None:
     head = message(b"POST /v1/sso_tokens HTTP/1.1", HOST, b"Content-Length: 500000")
     with closing(wire.connect()) as connection:
         connection.sendall(head)
@@ -302,7 +301,7 @@ def test_an_answer_before_the_body_reaches_a_client_that_goes_on_sending(wire: W
 # --- bodies ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_body_in_pieces_is_read_as_it_is_and_what_comes_after_it_is_no_header(wire: Wire) -> None:
+def test_a_chunked_body_is_read_and_its_trailers_are_not_headers(wire: Wire) -> None:
     pieces = b"Transfer-Encoding: chunked"
     for body in (
         chunked(PERSON),
@@ -313,11 +312,11 @@ def test_a_body_in_pieces_is_read_as_it_is_and_what_comes_after_it_is_no_header(
         chunked(PERSON, trailer=b"Authorization: Bearer x\r\nX: y\r\n"),
     ):
         assert wire.statuses(wire.post(b"/v1/sso_tokens", pieces, body=body) + LAST) == [201, 200]
-    stranger = message(b"POST /v1/sso_tokens HTTP/1.1", HOST, pieces, b"Trailer: Authorization")
+    without_token = message(b"POST /v1/sso_tokens HTTP/1.1", HOST, pieces, b"Trailer: Authorization")
     body = chunked(PERSON, trailer=wire.authorization + b"\r\n")
-    assert wire.statuses(stranger + body + LAST) == [401, 200]
-    for late in (b"Host: a", b"Content-Length: 5", b"Transfer-Encoding: x", b"Connection: Upgrade\r\nUpgrade: h2c"):
-        body = chunked(PERSON, trailer=late + b"\r\n")
+    assert wire.statuses(without_token + body + LAST) == [401, 200]
+    for trailer in (b"Host: a", b"Content-Length: 5", b"Transfer-Encoding: x", b"Connection: Upgrade\r\nUpgrade: h2c"):
+        body = chunked(PERSON, trailer=trailer + b"\r\n")
         assert wire.statuses(wire.post(b"/v1/sso_tokens", pieces, body=body) + LAST) in ([201, 200], [400])
 
 
@@ -329,8 +328,8 @@ BAD_CHUNKS = {
     "empty": b"\r\nhello\r\n0\r\n\r\n",
     "of 65 bits": b"10000000000000005\r\nhello\r\n0\r\n\r\n",
     "of a hundred digits": b"f" * 100 + b"\r\nhello\r\n0\r\n\r\n",
-    "before a blank": b"5 \r\nhello\r\n0\r\n\r\n",
-    "behind a blank": b" 5\r\nhello\r\n0\r\n\r\n",
+    "before a space": b"5 \r\nhello\r\n0\r\n\r\n",
+    "after a space": b" 5\r\nhello\r\n0\r\n\r\n",
     "that ends in LF": b"5\nhello\r\n0\r\n\r\n",
     "that ends in CR": b"5\rhello\r\n0\r\n\r\n",
     "with an extension that ends in LF": b"5;a\nhello\r\n0\r\n\r\n",
@@ -341,11 +340,11 @@ BAD_CHUNKS = {
 
 
 @pytest.mark.parametrize("body", BAD_CHUNKS.values(), ids=BAD_CHUNKS)
-def test_a_chunk_with_a_size_that_could_be_read_in_two_ways_ends_the_connection(wire: Wire, body: bytes) -> None:
+def test_an_ambiguous_chunk_size_ends_the_connection(wire: Wire, body: bytes) -> None:
     assert wire.statuses(wire.post(b"/v1/sso_tokens", b"Transfer-Encoding: chunked", body=body) + LAST) == [400]
 
 
-def test_a_body_that_is_announced_as_endless_is_not_waited_for(wire: Wire) -> None:
+def test_a_body_that_announces_too_much_is_refused_at_once(wire: Wire) -> None:
     for lines, body in (
         ([b"Content-Length: 16385"], b"{"),
         ([b"Content-Length: 18446744073709551615"], b"{"),
@@ -371,13 +370,13 @@ LENGTHS = {
     "a negative length": [b"Content-Length: -1"],
     "a length with a fraction": [b"Content-Length: {whole}.0"],
     "a hexadecimal length": [b"Content-Length: 0x5"],
-    "a length with a blank in it": [b"Content-Length: 0 {whole}"],
+    "a length with a space in it": [b"Content-Length: 0 {whole}"],
     "a length in other digits": ["Content-Length: \u0661".encode()],
     "an empty length": [b"Content-Length:"],
     "a length of 65 bits": [b"Content-Length: 18446744073709551616"],
-    "a blank behind the length's name": [b"Content-Length : {whole}"],
+    "a space after the length's name": [b"Content-Length : {whole}"],
     "a length within a header": [b"X: y\rContent-Length: {whole}"],
-    "a length behind LF": [b"X: y\nContent-Length: {whole}"],
+    "a length after LF": [b"X: y\nContent-Length: {whole}"],
     "a length and chunks": [b"Content-Length: {whole}", b"Transfer-Encoding: chunked"],
     "chunks and a length": [b"Transfer-Encoding: chunked", b"Content-Length: {whole}"],
     **{
@@ -389,21 +388,21 @@ LENGTHS = {
             *(b" x\r\nTransfer-Encoding: chunked", " \u212ahunked".encode(), b" chunked,", b" , chunked"),
         )
     },
-    "a length and a blank behind Transfer-Encoding": [b"Content-Length: {whole}", b"Transfer-Encoding : chunked"],
-    "a length and a blank before Transfer-Encoding": [b"Content-Length: {whole}", b" Transfer-Encoding: chunked"],
+    "a length and a space after Transfer-Encoding": [b"Content-Length: {whole}", b"Transfer-Encoding : chunked"],
+    "a length and a space before Transfer-Encoding": [b"Content-Length: {whole}", b" Transfer-Encoding: chunked"],
     "a length and Transfer_Encoding": [b"Content-Length: {whole}", b"Transfer_Encoding: chunked"],
     "a length and Transfer-Encoding within a header": [b"Content-Length: {whole}", b"X: y\rTransfer-Encoding: chunked"],
-    "a length and Transfer-Encoding behind LF": [b"Content-Length: {whole}", b"X: y\nTransfer-Encoding: chunked"],
+    "a length and Transfer-Encoding after LF": [b"Content-Length: {whole}", b"X: y\nTransfer-Encoding: chunked"],
     "a length that Connection names": [b"Content-Length: {whole}", b"Connection: Content-Length"],
     "chunks that Connection names": [b"Transfer-Encoding: chunked", b"Connection: Transfer-Encoding"],
-    "a length and an offer": [b"Content-Length: {whole}", b"Connection: Upgrade", b"Upgrade: websocket"],
-    "a length and another offer": [b"Content-Length: {whole}", b"Connection: Upgrade", b"Upgrade: h2c"],
-    "chunks and an offer": [b"Transfer-Encoding: chunked", b"Connection: Upgrade", b"Upgrade: websocket"],
+    "a length and an upgrade": [b"Content-Length: {whole}", b"Connection: Upgrade", b"Upgrade: websocket"],
+    "a length and another upgrade": [b"Content-Length: {whole}", b"Connection: Upgrade", b"Upgrade: h2c"],
+    "chunks and an upgrade": [b"Transfer-Encoding: chunked", b"Connection: Upgrade", b"Upgrade: websocket"],
     "a length and an expectation": [b"Content-Length: {whole}", b"Expect: 100-continue"],
-    "a length and an odd expectation": [b"Content-Length: {whole}", b"Expect: x 100-continue"],
+    "a length and an unknown expectation": [b"Content-Length: {whole}", b"Expect: x 100-continue"],
     "a length": [b"Content-Length: {whole}"],
 }
-"""What says how long a body is. `{whole}` stands for its length."""
+"""Header lines that determine the length of a body. `{whole}` stands for its real length."""
 
 FIRST_LINES = [
     b"POST /v1/sso_tokens HTTP/1.1",
@@ -413,32 +412,32 @@ FIRST_LINES = [
     b"HEAD " + PAGE.encode() + b"?sso=x HTTP/1.1",
     b"OPTIONS " + PAGE.encode() + b"?sso=x HTTP/1.1",
 ]
-"""Requests that are answered without a look at their body."""
+"""Requests that are answered without reading their body."""
 
 
 def bodies(hidden: bytes) -> list[bytes]:
-    """Bodies in which another request is all of it, or comes behind what may be taken for the end."""
+    """Return bodies that consist of another request, or contain it after what may look like their end."""
     return [hidden, b"0\r\n\r\n" + hidden, b"%x\r\n" % len(hidden) + hidden + b"\r\n0\r\n\r\n"]
 
 
 def outer(first: bytes, host: bytes, lines: Sequence[bytes], body: bytes) -> bytes:
-    """The head of the request that hides another in `body`."""
+    """Return the head of the request that hides another one in `body`."""
     return message(first, host, *(line.replace(b"{whole}", b"%d" % len(body)) for line in lines))
 
 
 @pytest.mark.parametrize("lines", LENGTHS.values(), ids=LENGTHS)
-def test_no_request_hides_within_another(wire: Wire, lines: list[bytes]) -> None:
+def test_no_request_hides_inside_another(wire: Wire, lines: list[bytes]) -> None:
     token = wire.issue()
     hidden = message(f"GET {PAGE}?sso={token} HTTP/1.1".encode(), HOST)
     for first in FIRST_LINES:
         for number, body in enumerate(bodies(hidden)):
             head = outer(first, HOST, lines, body)
             if number == 1 and head.count(b"Transfer-Encoding: chunked\r\n") and b"{whole}" not in b"".join(lines):
-                continue  # this one is honest: it says that the body ends before the second request
+                continue  # this head is correct: the body really ends before the second request
             for statuses in (wire.statuses(head + body + LAST), wire.statuses(head, body + LAST)):
                 final = [status for status in statuses if status != 100]
-                # Refused, or the body is a body, whatever is in it, and what comes after it is the next request; or
-                # it is none, and then the connection is at its end.
+                # Three results are safe. The request is refused; or its body is read as a body and the next request
+                # follows; or it has no body, and the connection ends.
                 assert len(final) <= 2, (head, body, statuses)
                 assert 303 not in final, (head, body, statuses)
                 assert len(final) < 2 or final[1] in {200, 400}, (head, body, statuses)
@@ -464,7 +463,7 @@ def house(kind: str, sqlite_template: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def hidden_in(token: str) -> bytes:
-    """A login that the proxy lets nobody make, since it is for a host that is not the Studio's."""
+    """Return a login that the proxy would refuse, because its host is not the Studio's."""
     return message(f"GET {PAGE}?sso={token} HTTP/1.1".encode(), b"Host: hidden.example")
 
 
@@ -477,40 +476,40 @@ def test_no_request_hides_from_a_proxy(house: House, lines: list[bytes]) -> None
         for body in bodies(hidden_in(token)):
             connection = house.proxy.connect()
             connection.settimeout(2)
-            with suppress(TimeoutError):  # it may take the last request for the end of a body, and wait for the rest
+            with suppress(TimeoutError):  # it may read the last request as part of a body, and wait for the rest
                 received = exchanged(connection, outer(first, host, lines, body) + body + last)
                 assert b"HTTP/1.1 303" not in received
     assert house.works(token)
 
 
-@pytest.mark.parametrize("offer", [b"websocket", b"h2c"])
-def test_no_request_hides_behind_an_offer_to_change_the_protocol(house: House, offer: bytes) -> None:
-    """Nor is it put before the request of whoever uses the connection to the service next."""
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+def test_no_request_hides_behind_an_upgrade(house: House, protocol: bytes) -> None:
+    """The next request on the proxy's connection to the service belongs to another client, and stays separate."""
     token = house.issue()
     host = b"Host: studio.example:%d" % house.proxy.port
     hidden = hidden_in(token)
     for body in (hidden, hidden[:-2] + b"X: "):
         for first in (FIRST_LINES[0], FIRST_LINES[2]):
             for delay in (0, 0.005, 0.01, 0.02):
-                lines = [b"Connection: Upgrade", b"Upgrade: " + offer, b"Content-Length: {whole}"]
+                lines = [b"Connection: Upgrade", b"Upgrade: " + protocol, b"Content-Length: {whole}"]
                 with closing(house.proxy.connect()) as connection:
                     connection.sendall(outer(first, host, lines, body))
-                    time.sleep(delay)  # the service is to have the head alone, and the proxy not to have hung up
+                    time.sleep(delay)  # the service must have only the head, while the proxy still holds the connection
                     connection.sendall(body)
                     assert connection.recv(65536)[9:12] in {b"401", b"405"}
                     assert house.proxy.ask("/session").status == 401
     assert house.works(token)
 
 
-def test_no_offer_or_expectation_reaches_the_service(kind: str, tmp_path: Path) -> None:
+def test_the_proxy_forwards_no_upgrade_and_no_expectation(kind: str, tmp_path: Path) -> None:
     with (
         application() as service,
         application() as studio,
         proxying(kind, [f"127.0.0.1:{service.port}"], studio.port, tmp_path / "p") as proxy,
     ):
-        for offer in ("websocket", "h2c", "WebSocket", "x"):
+        for protocol in ("websocket", "h2c", "WebSocket", "x"):
             for target in (f"{PAGE}?sso=x", "/v1/sso_tokens", "/session", PAGE):
-                proxy.ask(target, ("Connection", "Upgrade, close"), ("Upgrade", offer), method="POST", body=b"hello")
+                proxy.ask(target, ("Connection", "Upgrade, close"), ("Upgrade", protocol), method="POST", body=b"hello")
                 proxy.ask(target, ("Expect", "100-continue"), method="POST", body=b"hello")
                 proxy.ask(target, ("Expect", "x 100-continue"), method="POST", body=b"hello")
         seen = service.take()
@@ -524,7 +523,7 @@ def test_no_offer_or_expectation_reaches_the_service(kind: str, tmp_path: Path) 
 
 
 async def drip(port: int, begin: bytes, begun: asyncio.Semaphore) -> None:
-    """Sends `begin`, and then a byte now and then for as long as it is let."""
+    """Send `begin`, and then a byte every 0.05 s until the other side closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(begin)
@@ -542,8 +541,8 @@ async def drip(port: int, begin: bytes, begun: asyncio.Semaphore) -> None:
 
 
 @pytest.mark.anyio
-async def test_two_hundred_slow_clients_hold_up_nobody(wire: Wire) -> None:
-    """Some never end their head, others their body, others the body that nobody waits for any more."""
+async def test_two_hundred_slow_clients_do_not_delay_others(wire: Wire) -> None:
+    """Some never end their head, others their body, others a body whose request was answered already."""
     kinds = [
         b"GET /session HTTP/1.1\r\nHost: studio.example\r\nX: ",
         b"GET /a?sso=",

@@ -37,7 +37,7 @@ from tests.support.databases import on_sqlite
 from tests.support.metrics import sample_of, samples_in
 from tests.support.processes import serving, wait_for_port
 from tests.support.programs import program
-from tests.support.repository import DEPLOY, README
+from tests.support.repository import DEPLOY, ROOT
 
 pytestmark = pytest.mark.anyio
 
@@ -73,15 +73,15 @@ def test_prometheus_takes_its_configuration_and_the_rules_with_it(tmp_path: Path
     promtool("check", "rules", "--lint-fatal", tmp_path / "alerts.yml")
 
 
-def test_every_alert_says_who_is_woken_and_which_row_of_the_readme_helps() -> None:
-    at_3 = README.read_text().partition("## At 3 a.m.\n")[2].partition("\n## ")[0]
-    rows = set(re.findall(r"^\| (.*?) \|", at_3, re.MULTILINE))
+def test_every_alert_has_a_severity_and_names_a_row_of_the_documentation() -> None:
+    page = (ROOT / "sso_service" / "docs" / "how-to" / "troubleshoot.md").read_text()
+    rows = set(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))
     for rule in ALERTS.split("- alert: ")[1:]:
         assert re.search(r"\n +severity: (page|warning)\n", rule), rule
         assert re.search(r"\n +for: \d+[mh]\n", rule), rule
         assert re.search(r"\n +summary: .{10}", rule), rule
         description = " ".join(rule.partition("description:")[2].partition("\n\n")[0].split())
-        named = re.fullmatch(r".*At 3 a\.m\.: (.*)\.'?", description)
+        named = re.fullmatch(r".*Troubleshoot: (.*)\.'?", description)
         assert named, rule
         assert set(named[1].split("; ")) <= rows, rule
 

@@ -1,4 +1,4 @@
-"""Nodes are restarted one after another, or one node on a socket that stays open, and no client sees anything of it."""
+"""Restarts without failed requests: several nodes in turn, or one node on a socket that stays open."""
 
 import asyncio
 import json
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.anyio
 # --- load ------------------------------------------------------------------------------------------------------------
 
 
-class Visitors:
-    """People who sign in without a pause, through `port`. Whatever a request does but succeed ends the test."""
+class Load:
+    """Clients that issue and sign in without a pause through `port`. A request that does not succeed ends the test."""
 
     def __init__(self, port: int, api_token: str, tls: ssl.SSLContext | None = None) -> None:
         self._port = port
@@ -42,12 +42,12 @@ class Visitors:
         self.logins: list[str] = []
         self.over = False
 
-    async def visit(self, name: str, *, keep: bool) -> None:
-        """Signs in somebody new each time, on a connection that is kept for as long as may be, or on new ones."""
+    async def sign_in(self, name: str, *, keep: bool) -> None:
+        """Sign in a new user each time. With `keep`, use one connection as long as possible, otherwise new ones."""
         async with AsyncExitStack() as stack:
             line: Line | None = None
 
-            async def asked(request: bytes) -> Reply:
+            async def send(request: bytes) -> Reply:
                 nonlocal line
                 if (connection := line) is None:
                     line = connection = await stack.enter_async_context(self._line())
@@ -58,16 +58,16 @@ class Visitors:
                 return reply
 
             while not self.over:
-                # Somebody new: had a node made them, and the proxy asked another one again, that one would know them.
-                issued = await asked(issue(self._api_token, f"{name}-{len(self.logins)}@example.com"))
+                # A new user each time: if a proxy repeated the request on another node, the user would exist there.
+                issued = await send(issue(self._api_token, f"{name}-{len(self.logins)}@example.com"))
                 assert issued.status == 201, (name, issued)
                 assert json.loads(issued.body)["user_created"] is True
-                entered = await asked(login(issued.token))
+                entered = await send(login(issued.token))
                 assert entered.status == 303, (name, entered)
                 self.logins.append(issued.token)
 
-    async def again(self) -> set[int]:
-        """The statuses of one more login with each of the last tokens."""
+    async def repeat_logins(self) -> set[int]:
+        """Return the statuses of one more login with each of the last tokens."""
         async with self._line() as line:
             return {(await line.send(login(token))).status for token in self.logins[-50:]}
 
@@ -84,8 +84,8 @@ class Visitors:
 
 
 @contextmanager
-def ended_well(running: Running) -> Iterator[None]:
-    """At its end the node is told to stop, and does so by itself."""
+def stopped_cleanly(running: Running) -> Iterator[None]:
+    """At the end of the block, stop the node by SIGTERM. It must end in time and without errors in its log."""
     yield
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(20) in {0, -signal.SIGTERM}
@@ -97,12 +97,12 @@ def ended_well(running: Running) -> Iterator[None]:
 def starter(
     env: dict[str, str], log: Path, *, workers: int, port: int | None = None, fd: int | None = None
 ) -> Callable[[], ExitStack]:
-    """What starts a node; to close what it returns stops the node."""
+    """Return a function that starts a node. Closing the result of that function stops the node."""
 
     def start() -> ExitStack:
         with ExitStack() as stack:
             node = stack.enter_context(serving(env, log, workers=workers, port=port, fd=fd))
-            stack.enter_context(ended_well(node))
+            stack.enter_context(stopped_cleanly(node))
             return stack.pop_all()
 
     return start
@@ -134,7 +134,7 @@ backend nodes
 
 @contextmanager
 def haproxy(ports: Sequence[int], directory: Path) -> Iterator[int]:
-    """The port of an HAProxy in front of two nodes, set up as the README has it."""
+    """Run HAProxy in front of two nodes, configured as in the documentation, and yield its port."""
     directory.mkdir()
     port = free_port()
     (directory / "haproxy.cfg").write_text(HAPROXY.format(port=port, first=ports[0], second=ports[1]))
@@ -143,7 +143,7 @@ def haproxy(ports: Sequence[int], directory: Path) -> Iterator[int]:
 
 
 @on_postgresql
-async def test_two_nodes_are_restarted_in_turn_and_no_request_through_any_proxy_fails_or_is_made_twice(
+async def test_a_restart_of_two_nodes_in_turn_fails_or_repeats_no_request(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str
 ) -> None:
     for kind in ("nginx", "caddy", "haproxy"):
@@ -154,31 +154,31 @@ async def test_two_nodes_are_restarted_in_turn_and_no_request_through_any_proxy_
     with ExitStack() as stack:
         nodes = [stack.enter_context(start()) for start in starters]
         studio = stack.enter_context(application())
-        crowds = [Visitors(stack.enter_context(haproxy(ports, tmp_path / "haproxy")), api_token)]
+        loads = [Load(stack.enter_context(haproxy(ports, tmp_path / "haproxy")), api_token)]
         for kind in PROXIES:
             services = [f"127.0.0.1:{port}" for port in ports]
             proxy: Proxy = stack.enter_context(proxying(kind, services, studio.port, tmp_path / kind))
-            crowds.append(Visitors(proxy.port, api_token, proxy.tls))
+            loads.append(Load(proxy.port, api_token, proxy.tls))
 
         async with asyncio.TaskGroup() as group:
-            for number, crowd in enumerate(crowds):
-                for visitor in range(4):
-                    group.create_task(crowd.visit(f"visitor-{number}-{visitor}", keep=visitor > 0))
+            for number, load in enumerate(loads):
+                for client in range(4):
+                    group.create_task(load.sign_in(f"visitor-{number}-{client}", keep=client > 0))
             for _ in range(2):
                 for number, start in enumerate(starters):
-                    await until(lambda: all(len(crowd.logins) > 20 for crowd in crowds))
+                    await until(lambda: all(len(load.logins) > 20 for load in loads))
                     await asyncio.to_thread(nodes[number].close)
                     nodes[number] = stack.enter_context(await asyncio.to_thread(start))
-                    await until(lambda: ready(ports[number]))  # noqa: B023 - it is over before the next round
-                    await asyncio.sleep(1.5)  # for as long as a proxy leaves out who was away, and a little more
-            for crowd in crowds:
-                crowd.over = True
+                    await until(lambda: ready(ports[number]))  # noqa: B023 - ends before the next round
+                    await asyncio.sleep(1.5)  # a little longer than a proxy avoids a node that was down
+            for load in loads:
+                load.over = True
 
-        logins = [token for crowd in crowds for token in crowd.logins]
-        print([len(crowd.logins) for crowd in crowds])  # shown by -rP
+        logins = [token for load in loads for token in load.logins]
+        print([len(load.logins) for load in loads])  # shown by -rP
         assert {claims_of(token) for token in logins} == consumed_claims(database)
-        for crowd in crowds:
-            assert await crowd.again() == {401}
+        for load in loads:
+            assert await load.repeat_logins() == {401}
 
 
 def ready(port: int) -> bool:
@@ -190,66 +190,66 @@ def ready(port: int) -> bool:
 
 
 @on_sqlite
-async def test_a_node_that_is_told_to_stop_says_so_and_serves_until_balancers_have_heard_it(
+async def test_a_stopping_node_reports_not_ready_and_serves_until_drained(
     env: dict[str, str], tmp_path: Path, api_token: str
 ) -> None:
     port = free_port()
     with serving(env | {"SSO_DRAIN": "2"}, tmp_path / "log", port=port, workers=2) as running:
-        visitors = Visitors(port, api_token)
+        load = Load(port, api_token)
         running.process.send_signal(signal.SIGTERM)
-        told = time.monotonic()
+        stopped = time.monotonic()
         await until(lambda: not ready(port), seconds=2)
         running.process.send_signal(signal.SIGTERM)
-        while time.monotonic() < told + 1.9:
-            visitors.over = False
-            asyncio.get_running_loop().call_later(0.1, setattr, visitors, "over", True)
-            await visitors.visit(f"late-{time.monotonic()}", keep=False)
+        while time.monotonic() < stopped + 1.9:
+            load.over = False
+            asyncio.get_running_loop().call_later(0.1, setattr, load, "over", True)
+            await load.sign_in(f"late-{time.monotonic()}", keep=False)
             assert not await asyncio.to_thread(ready, port)
-        assert len(visitors.logins) > 5
+        assert len(load.logins) > 5
         assert await asyncio.to_thread(running.process.wait, 10) in {0, -signal.SIGTERM}
         with pytest.raises(ConnectionRefusedError):
             ready(port)
     assert "Traceback" not in running.log.read_text()
 
 
-class Dying(socketserver.ThreadingTCPServer):
-    """A node that is ready, and dies when it has read a request, or so it looks."""
+class CrashingNode(socketserver.ThreadingTCPServer):
+    """A node that reports ready, reads each other request, and closes the connection without a response."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _LastWords)
+        super().__init__(("127.0.0.1", 0), _ClosingHandler)
         self.requests: list[str] = []
 
 
-class _LastWords(socketserver.StreamRequestHandler):
+class _ClosingHandler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         request = self.rfile.readline().rpartition(b" ")[0]
         if request == b"GET /readyz":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         elif request:
-            cast(Dying, self.server).requests.append(request.decode())
+            cast(CrashingNode, self.server).requests.append(request.decode())
 
 
 @pytest.mark.parametrize("kind", PROXIES)
-def test_a_request_that_one_node_got_is_not_sent_to_another(kind: str, tmp_path: Path) -> None:
-    with Dying() as first, Dying() as second, application() as studio:
+def test_a_request_that_one_node_has_read_is_not_sent_to_another(kind: str, tmp_path: Path) -> None:
+    with CrashingNode() as first, CrashingNode() as second, application() as studio:
         for node in (first, second):
             threading.Thread(target=node.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         services = [f"127.0.0.1:{node.server_address[1]}" for node in (first, second)]
-        asked = [f"GET /?sso={'A' * 43}", "POST /?sso=A", "POST /v1/sso_tokens", "POST /sso/confirm"]
+        requests = [f"GET /?sso={'A' * 43}", "POST /?sso=A", "POST /v1/sso_tokens", "POST /sso/confirm"]
         with proxying(kind, services, studio.port, tmp_path / kind) as proxy:
-            for request in asked:
+            for request in requests:
                 method, target = request.split()
                 answer = proxy.ask(target, method=method, body=b"{}" if method == "POST" else b"")
                 assert answer.status in {502, 503}
-                time.sleep(1.2)  # until the proxy trusts both again
+                time.sleep(1.2)  # until the proxy uses both nodes again
         for node in (first, second):
             node.shutdown()
-        assert sorted(first.requests + second.requests) == sorted(asked)
+        assert sorted(first.requests + second.requests) == sorted(requests)
 
 
-def test_nginx_sends_a_request_to_another_node_if_one_takes_no_connections(tmp_path: Path) -> None:
+def test_nginx_goes_to_another_node_if_one_refuses_connections(tmp_path: Path) -> None:
     with application() as service, application() as studio:
         services = [f"127.0.0.1:{port}" for port in (free_port(), free_port(), service.port)]
         with proxying("nginx", services, studio.port, tmp_path / "nginx") as proxy:
@@ -268,41 +268,41 @@ def test_nginx_sends_a_request_to_another_node_if_one_takes_no_connections(tmp_p
 
 @on_sqlite
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_a_node_on_a_socket_that_stays_open_is_restarted_and_no_request_fails(
+async def test_a_restart_behind_an_open_socket_fails_no_request(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str, workers: int
 ) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener, ExitStack() as stack:
-        visitors = Visitors(listener.getsockname()[1], api_token)
+        load = Load(listener.getsockname()[1], api_token)
         start = starter(env, tmp_path / "log", fd=listener.fileno(), workers=workers)
         node = stack.enter_context(start())
         async with asyncio.TaskGroup() as group:
             for number in range(8):
-                group.create_task(visitors.visit(f"visitor-{number}", keep=number % 2 == 0))
+                group.create_task(load.sign_in(f"visitor-{number}", keep=number % 2 == 0))
             for _ in range(2):
-                before = len(visitors.logins)
-                await until(lambda: len(visitors.logins) > before + 100)  # noqa: B023 - over before the next round
+                before = len(load.logins)
+                await until(lambda: len(load.logins) > before + 100)  # noqa: B023 - ends before the next round
                 await asyncio.to_thread(node.close)
                 node = stack.enter_context(await asyncio.to_thread(start))
-            visitors.over = True
-        assert {claims_of(token) for token in visitors.logins} == consumed_claims(database)
-        assert await visitors.again() == {401}
+            load.over = True
+        assert {claims_of(token) for token in load.logins} == consumed_claims(database)
+        assert await load.repeat_logins() == {401}
 
 
 @on_sqlite
-async def test_workers_are_replaced_one_by_one_on_sighup_and_no_request_fails(
+async def test_sighup_replaces_workers_without_failed_requests(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str
 ) -> None:
     port = free_port()
     with serving(env, tmp_path / "log", port=port, workers=2) as running:
-        visitors = Visitors(port, api_token)
+        load = Load(port, api_token)
         async with asyncio.TaskGroup() as group:
             for number in range(8):
-                group.create_task(visitors.visit(f"visitor-{number}", keep=number % 2 == 0))
-            await until(lambda: len(visitors.logins) > 100)
+                group.create_task(load.sign_in(f"visitor-{number}", keep=number % 2 == 0))
+            await until(lambda: len(load.logins) > 100)
             running.process.send_signal(signal.SIGHUP)
             await until(lambda: running.log.read_text().count("Finished server process") == 2, seconds=30)
-            before = len(visitors.logins)
-            await until(lambda: len(visitors.logins) > before + 100)
-            visitors.over = True
-        assert {claims_of(token) for token in visitors.logins} == consumed_claims(database)
+            before = len(load.logins)
+            await until(lambda: len(load.logins) > before + 100)
+            load.over = True
+        assert {claims_of(token) for token in load.logins} == consumed_claims(database)
     assert "Traceback" not in running.log.read_text()

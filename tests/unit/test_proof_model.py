@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -199,7 +200,7 @@ class Model:
         """What is broken is mended, and the history is whole."""
         self.mend()
         self.wait(1)
-        database = database_at(
+        database = Database(
             consumed=tuple(claims.hex() for claims in self.consumed),
             floor=self.floor.hex(),
             people=tuple(Person(user_id, email) for email, user_id in self.people.items()),
@@ -249,12 +250,14 @@ def play(happenings: list[Callable[[Model], None]]) -> list[AnyRecord]:
     return model.end()
 
 
+@pytest.mark.slow
 @unhurried
 @given(operations(clocks=True))
 def test_whatever_happens_to_a_correct_service_is_no_violation(happenings: list[Callable[[Model], None]]) -> None:
     assert check(play(happenings)).violations == []
 
 
+@pytest.mark.slow
 @unhurried
 @given(operations(clocks=False), st.sampled_from(PLANTS))
 def test_a_violation_is_found_in_whatever_else_happened(

@@ -15,7 +15,7 @@ from itsdangerous import BadData, BadSignature, SignatureExpired
 from itsdangerous.signer import SigningAlgorithm
 
 from sso_service.errors import ForgedToken, MalformedToken, OverlongToken, TokenExpired
-from sso_service.tokens import HMACSHA256128, Claims, read, ref, sign, unsafe_read_claims
+from sso_service.tokens import HMACSHA256128, Claims, read, read_genuine, ref, sign, unsafe_read_claims
 from tests.support.repository import TESTS
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -122,6 +122,7 @@ def alterations(token: str) -> Iterator[str]:
     yield sign(Claims.unpack(raw[:16]), OTHER_KEY)
 
 
+@pytest.mark.slow
 def test_none_of_100_000_altered_tokens_is_accepted() -> None:
     random = Random(4868)  # the same ones on every run
     refused = 0
@@ -158,9 +159,10 @@ def test_a_token_is_valid_until_the_last_second_before_its_expiry() -> None:
 
 @pytest.mark.parametrize("late", [0, 1, 86_400])
 def test_a_token_is_refused_from_the_second_of_its_expiry_on(late: int) -> None:
-    with pytest.raises(TokenExpired) as caught:
-        read(TOKEN, [KEY], now=CLAIMS.expires_at + late, lifetime=LIFETIME)
-    assert caught.value.claims == CLAIMS
+    now = CLAIMS.expires_at + late
+    with pytest.raises(TokenExpired):
+        read(TOKEN, [KEY], now=now, lifetime=LIFETIME)
+    assert read_genuine(TOKEN, [KEY], now=now, lifetime=LIFETIME) == CLAIMS
 
 
 @pytest.mark.parametrize("lifetime", [30, 300, 3600])
