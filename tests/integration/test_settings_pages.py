@@ -615,6 +615,7 @@ async def test_only_an_admin_can_change_anything(
 # --- failures --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @on_sqlite
 async def test_without_a_database_every_page_asks_to_try_again(
     service: Node, admin: Client, database: Database

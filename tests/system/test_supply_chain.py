@@ -214,5 +214,5 @@ def test_an_example_is_allowed_where_it_is_and_for_as_long_as_it_is_there(reposi
     (repository / "NOTES.md").unlink()
     (repository / "README.md").unlink()
     assert list(wrong_secrets(repository, known)) == [
-        "secrets.baseline: not in README.md any more: API token of this service"
+        "secrets.baseline: no longer in README.md: API token of this service"
     ]

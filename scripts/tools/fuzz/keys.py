@@ -1,4 +1,4 @@
-"""Target: the reader of key files, with a good key beside the file that is not to be trusted."""
+"""Target: the parser of key files. A valid key lies beside the file that is fuzzed."""
 
 import json
 import string
@@ -13,11 +13,11 @@ ODD = {"id": "odd", "secret": "B" * 42 + "A", "created_at": 1900, "signs_from": 
 TOMB = {"id": "odd", "signs_from": 2000, "revoked_at": 2100}
 SAID = {
     "is not JSON",
-    "does not hold an object whose id is the file's name",
+    "does not contain an object whose id is the file name",
     "has no secret of 32 bytes in base64url without padding",
     *(f"has no {name} in Unix seconds" for name in ("signs_from", "created_at", "revoked_at")),
 }
-"""All that is ever said of a broken file: nothing of what is in it."""
+"""All messages about a broken file. None contains anything of the file."""
 
 _home = TemporaryDirectory(prefix="fuzz-keys-")
 _directory = Path(_home.name)
@@ -25,7 +25,7 @@ _directory = Path(_home.name)
 
 
 def described(content: bytes) -> Entry | None:
-    """The entry that the description of a key file finds in it, if it is one."""
+    """Return the entry that the specification of a key file finds in `content`, or None."""
     try:
         value = json.loads(content)
         if type(value) is not dict or value["id"] != "odd":
@@ -45,7 +45,7 @@ def described(content: bytes) -> Entry | None:
 
 
 def check(data: bytes) -> None:
-    """`data` is what is in a key file."""
+    """Check `data` as the content of a key file."""
     (_directory / "odd.json").write_bytes(data)
     entries, broken = load(_directory)
     good = entries.pop("good")
@@ -55,7 +55,7 @@ def check(data: bytes) -> None:
     assert entries == ({"odd": expected} if expected else {})
     assert broken.keys() == (set() if expected else {"odd"})
     assert set(broken.values()) <= SAID
-    # A running service does the same, and what it has then is in order.
+    # A running service reads the same keys and orders them correctly.
     keys = KeyDirectory(_directory)
     assert keys.refresh()
     assert keys.ring.entries == KeyRing([good, *entries.values()]).entries
