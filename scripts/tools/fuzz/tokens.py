@@ -67,9 +67,7 @@ def check(data: bytes) -> None:
 _CLAIMS = Claims(expires_at=1_900_000_000, user_id=1, account_id=123, nonce=0xDEADBEEF).pack()
 SEEDS = [
     _CLAIMS + b"\1\0",
-    *(
-        _CLAIMS + now.to_bytes(2, "big") for now in (0, 63, 64, 65, 423, 424, 425)
-    ),  # around expiry and longest lifetime
+    *(_CLAIMS + now.to_bytes(2, "big") for now in (0, 63, 64, 65, 423, 424, 425)),  # around expiry and longest lifetime
     *(_CLAIMS + b"\1\0" + bytes(place) + bytes([change]) for place in (0, 20, 42) for change in range(1, 8)),
     _CLAIMS + b"\1\0" + bytes(43) + b"=",
     sign(Claims.unpack(_CLAIMS), KEY).encode(),

@@ -30,9 +30,7 @@ def line(case: Case, measured: Measured) -> str:
 async def main() -> int:
     """Run the test. Return 0 if every result is as expected, otherwise 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--samples", type=int, default=100_000, help="measurements of each kind; default: 100000"
-    )
+    parser.add_argument("--samples", type=int, default=100_000, help="measurements of each kind; default: 100000")
     samples: int = parser.parse_args().samples
     print(f"{samples:,} of each kind in random order. Told apart: |t| >= {THRESHOLD}\n")
     print(f"{'':44}{'median':>13}{'difference':>11}{'|t|':>9}")
