@@ -42,6 +42,16 @@ hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test that uses PostgreSQL, so that `-m` can leave these out."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if "postgresql" in parameters or {"postgresql", "own_postgresql"} & {*item.fixturenames}:
+            item.add_marker(pytest.mark.postgresql)
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"

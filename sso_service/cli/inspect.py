@@ -31,7 +31,7 @@ def inspect(token: str) -> None:
     ring = read_keys(settings)
     key = _find_key(token, ring, settings, now)
     issued_at = claims.expires_at - settings.token_ttl
-    _print("signed by", key.id if key else "no key that is here: anyone could have written the fields below")
+    _print("signed by", key.id if key else "no known key: the fields below may be forged")
     _print("user", claims.user_id)
     _print("account", claims.account_id)
     _print("issued", f"{time_text(issued_at)}, {now - issued_at} s ago")

@@ -713,6 +713,7 @@ def test_the_state_of_the_ledger_is_told_by_the_databases_own_clock(database: Da
         assert abs(connection.execute(select(database.now())).scalar_one() - time.time()) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_three_hours_of_logins_leave_the_rows_of_an_hour_and_five_minutes_and_two_purge_rounds(
     client: Client, settings: Settings, clock: Clock, api_token: str

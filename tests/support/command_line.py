@@ -4,21 +4,22 @@ import itertools
 import re
 import shlex
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from unittest import mock
 
 from click.testing import CliRunner
-from sqlalchemy import URL
 
-from sso_service import cli
-from sso_service.database import database_at
-from sso_service.database.transactions import Database
+from sso_service.cli import main
+from tests.support.data import JANE
 from tests.support.processes import command
+
+API_TOKEN = re.compile(r"wf_live_[A-Za-z0-9_-]{43}")
+EMAIL = JANE["email"]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a command did: its exit code, and what it printed where."""
+    """The result of a command: its exit code, and its output on stdout and stderr."""
 
     code: int
     out: str
@@ -26,27 +27,23 @@ class Outcome:
 
 
 def run(*arguments: str, env: Mapping[str, str]) -> Outcome:
-    """`sso-service <arguments>` in this process."""
-    opened: list[Database] = []
-
-    def open_database(url: URL) -> Database:
-        opened.append(database_at(url))
-        return opened[-1]
-
-    with mock.patch.object(cli, "Database", open_database):
-        result = CliRunner().invoke(cli.main, arguments, env=env)
-    for database in opened:  # a command may leave that to the end of its process
-        database.close()
+    """Run `sso-service <arguments>` in this process."""
+    # In a thread of its own, because a command starts an event loop, and the test may be running in one.
+    with ThreadPoolExecutor(1) as thread:
+        result = thread.submit(CliRunner().invoke, main, arguments, env=env).result()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)
 
 
-API_TOKEN = re.compile(r"wf_live_[A-Za-z0-9_-]{43}")
+def run_as_process(*arguments: str, env: Mapping[str, str]) -> Outcome:
+    """Run `sso-service <arguments>` in a new process."""
+    done = command(*arguments, env=env)
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 def refused(*arguments: str, env: Mapping[str, str]) -> str:
-    """The one line that a command ends with which does not do what it was told."""
+    """Run a command that must fail in a new process, and return its error message, which is one line."""
     done = command(*arguments, env=env)
     assert (done.returncode, done.stdout) == (1, ""), done
     [line] = done.stderr.splitlines()
@@ -54,14 +51,14 @@ def refused(*arguments: str, env: Mapping[str, str]) -> str:
 
 
 def succeed(*arguments: str, env: Mapping[str, str]) -> str:
-    """What a command that must succeed prints on stdout; on stderr it prints nothing."""
+    """Run a command that must succeed without output on stderr, and return its output."""
     outcome = run(*arguments, env=env)
     assert (outcome.code, outcome.err) == (0, ""), outcome
     return outcome.out
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:
-    """One line on stderr that has all `words`, nothing on stdout, exit code 1."""
+    """Assert exit code 1, no output, and one line on stderr that contains all `words`."""
     assert outcome.code == 1, outcome
     assert outcome.out == ""
     assert len(outcome.err.splitlines()) == 1, outcome.err
@@ -71,8 +68,28 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
         assert word in outcome.err
 
 
+def assert_usage_error(outcome: Outcome, *words: str) -> None:
+    """Assert exit code 2, no output, and a last line on stderr that contains all `words`."""
+    assert outcome.code == 2, outcome
+    assert outcome.out == ""
+    line = outcome.err.splitlines()[-1]
+    assert line.startswith("Error: ")
+    for word in words:
+        assert word in line
+
+
+def table(output: str) -> list[list[str]]:
+    """Return the cells of a printed list, without the titles. Columns are at least two spaces apart."""
+    return [re.split(r" {2,}", line) for line in output.splitlines()[1:]]
+
+
+def states(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the state of each key by id, newest first, as `keys list` prints it."""
+    return {row[0]: row[1] for row in table(succeed("keys", "list", env=env))}
+
+
 def curl(printed: str) -> tuple[str, dict[str, str], str]:
-    """URL, headers and body of the `curl` line, read as a shell reads it."""
+    """Return URL, headers and body of the printed `curl` command, parsed as a shell does."""
     [line] = re.findall(r"(?m)^ *curl (?:.*\\\n)*.*", printed)
     words = shlex.split(line.replace("\\\n", " "))
     options = list(itertools.pairwise(words))

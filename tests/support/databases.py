@@ -1,12 +1,13 @@
 """Databases of the tests: which kind a test uses, how it changes and reads them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import BigInteger, ColumnElement, Connection, bindparam, make_url
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, bindparam, make_url
 
 from sso_service.database import open_database
 from sso_service.database.postgresql import PostgresqlDatabase
@@ -18,6 +19,9 @@ from tests.support.clock import Clock
 # For what has nothing to do with the kind of database.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+Query = Callable[[str], Sequence[Row[Any]]]
+"""A function that returns the rows of an SQL statement."""
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from anyio import run_process
 
 from sso_service.database.transactions import Database
 from sso_service.permissions import Scope
+from tests.support.api import make_api_token
 from tests.support.client import Client
 from tests.support.data import JANE, PAGE
 from tests.support.databases import on_postgresql, on_sqlite
-from tests.support.openapi import DOCUMENT, LOGIN, OPERATIONS, SIGN_OUTS, make_api_token
+from tests.support.openapi import DOCUMENT, LOGIN, OPERATIONS, SIGN_OUTS
 from tests.support.outages import closed
 from tests.support.processes import serving
 from tests.support.repository import ROOT, SUPPORT
@@ -50,7 +51,7 @@ CHECKS = [
 async def test_whatever_the_database_does_the_answer_is_one_that_is_documented(
     client: Client, database: Database, database_url: str, tmp_path: Path
 ) -> None:
-    secret = make_api_token(database, *Scope)
+    _, secret = make_api_token(database, scopes=frozenset(Scope))
     await client.get(f"{PAGE}?sso={await client.issue(secret)}")
     (tmp_path / "openapi.json").write_bytes((await client.get("/openapi.json")).body)
     (tmp_path / "schemathesis.toml").write_text(CONFIG)
@@ -97,7 +98,7 @@ async def test_whatever_the_database_does_the_answer_is_one_that_is_documented(
 async def test_schemathesis_finds_nothing_that_is_not_as_documented(
     client: Client, database: Database, database_url: str, tmp_path: Path
 ) -> None:
-    secret = make_api_token(database, *Scope)
+    _, secret = make_api_token(database, scopes=frozenset(Scope))
     await client.get(f"{PAGE}?sso={await client.issue(secret)}")
     environment = {
         **os.environ,
