@@ -205,8 +205,7 @@ Rule = Callable[[History], Iterator[Finding]]
 
 
 def well_formed(history: History) -> Iterator[Finding]:
-    """There is one `Run`, at the beginning, and one `Database`. Nothing ends before it starts. A success has a
-    response.
+    """The history is consistent: one `Run` first, one `Database`, no end before its start, no success without response.
 
     The results of the other rules are not valid for a history that violates this one.
     """
