@@ -3,10 +3,11 @@
 from typing import Any
 
 from sqlalchemy import Connection, Table, bindparam, func, insert, select, text, update
+from sqlalchemy.exc import DataError, IntegrityError
 
 from sso_service.database import migrations
 from sso_service.database.schema import consumed_floor, metadata
-from sso_service.database.transactions import Database
+from sso_service.database.transactions import Database, reason
 from sso_service.errors import Conflict
 
 _AT_ONCE = 1000
@@ -38,7 +39,10 @@ def _copy_table(table: Table, reader: Connection, target: Database, writer: Conn
     copied = 0
     result = reader.execute(select(table).execution_options(stream_results=True))
     for rows in result.mappings().partitions(_AT_ONCE):
-        writer.execute(_insertion(table), [dict(row) for row in rows])
+        try:
+            writer.execute(_insertion(table), [dict(row) for row in rows])
+        except (IntegrityError, DataError) as error:  # such as a key that another process has inserted since
+            raise Conflict(f"the database {target} refuses rows of the table {table.name}: {reason(error)}") from error
         copied += len(rows)
     if table.autoincrement_column is not None and not target.is_sqlite:
         _continue_ids_after_last(table, writer)

@@ -1,11 +1,13 @@
 """The command line, run in this process."""
 
+import asyncio
 import itertools
 import re
 import shlex
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from click.testing import CliRunner
 
@@ -28,9 +30,14 @@ class Outcome:
 
 def run(*arguments: str, env: Mapping[str, str]) -> Outcome:
     """Run `sso-service <arguments>` in this process."""
-    # In a thread of its own, because a command starts an event loop, and the test may be running in one.
-    with ThreadPoolExecutor(1) as thread:
-        result = thread.submit(CliRunner().invoke, main, arguments, env=env).result()
+    invoke = partial(CliRunner().invoke, main, arguments, env=env)
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        result = invoke()
+    else:  # the command starts an event loop, and a thread can run only one
+        with ThreadPoolExecutor(1) as thread:
+            result = thread.submit(invoke).result()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return Outcome(result.exit_code, result.stdout, result.stderr)

@@ -1,6 +1,7 @@
 """The commands `db` and `purge`."""
 
-from contextlib import ExitStack
+import sqlite3
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ from sso_service.database import database_at, purging
 from sso_service.database.ledger import Verdict
 from sso_service.database.schema import SCHEMA_VERSION
 from sso_service.database.transactions import Database
-from tests.support.command_line import assert_refused, run, succeed, table
-from tests.support.databases import Query, changing, emptied
+from tests.support.command_line import EMAIL, assert_refused, run, succeed, table
+from tests.support.databases import Query, changing, emptied, on_sqlite
 from tests.support.files import contents
 from tests.support.token_maker import TokenMaker
 
@@ -48,6 +49,25 @@ def test_a_schema_of_a_newer_version_is_refused(
     assert_refused(run(*arguments, env=env), "9999")
     assert succeed("db", "current", env=env) == "9999\n"
     assert contents(keys_dir) == before
+
+
+@on_sqlite
+def test_db_copy_prints_the_number_of_rows(env: dict[str, str], jane: int, tmp_path: Path) -> None:
+    printed = succeed("db", "copy", "--to", "sqlite:///new/copy.db", env=env)
+    assert {"accounts: 2", "teams: 2", "users: 1", "memberships: 1"} <= set(printed.splitlines())
+    copied = env | {"SSO_DATABASE_URL": "sqlite:///new/copy.db"}
+    assert succeed("user", "show", EMAIL, env=copied) == succeed("user", "show", EMAIL, env=env)
+    assert_refused(run("db", "copy", "--to", "sqlite:///new/copy.db", env=env), "new/copy.db", "not empty")
+
+
+@on_sqlite
+def test_db_copy_names_a_table_whose_rows_are_refused(env: dict[str, str], jane: int, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "sso.db", isolation_level=None)) as connection:
+        connection.execute(
+            "INSERT INTO teams (id, account_id, name) VALUES (1, 1, 'of an account that does not exist')"
+        )
+    outcome = run("db", "copy", "--to", "sqlite:///copy.db", env=env)
+    assert_refused(outcome, "copy.db", "teams", "FOREIGN KEY")
 
 
 @pytest.fixture
