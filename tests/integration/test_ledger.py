@@ -514,8 +514,8 @@ def test_each_round_tells_about_how_many_rows_there_are_whatever_else_it_does(wo
 async def test_every_worker_learns_how_many_rows_there_are_also_while_another_one_purges(
     service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sso_service.service.PURGE_INTERVAL", 0.01)
-    monkeypatch.setattr("sso_service.service.secrets.randbelow", lambda _: 0)
+    monkeypatch.setattr("sso_service.services.node.PURGE_INTERVAL", 0.01)
+    monkeypatch.setattr("sso_service.services.node.secrets.randbelow", lambda _: 0)
     put(database, *(claims(NOW, nonce) for nonce in range(3)))
     if not database.is_sqlite:
         with database.connect() as connection:
