@@ -1,13 +1,13 @@
-"""Signing keys: which one signs, which ones verify, and how they live as files in a directory.
+"""Signing keys: which key signs, which keys verify, and how keys are stored as files in a directory.
 
-One file `<id>.json` per key. Nothing but the set of files and the clock decides:
+There is one file `<id>.json` per key. The set of files and the clock determine everything else:
 
-- the key with the latest `signs_from` that has come signs (equal: the greater id);
-- a key verifies until its successor's `signs_from` + what it signed may still live + the clock allowance;
-- a revoked key leaves a tombstone, which verifies nothing but still counts as successor, so that no older key comes
-  back to life.
+- The signing key is the one with the latest `signs_from` that has passed. Of equal ones, the greater id signs.
+- A key verifies until its successor's `signs_from` + the lifetime of what it signed + the clock allowance.
+- A revoked key leaves a tombstone. It verifies nothing but still counts as a successor, so no older key becomes the
+  signing key again.
 
-`KeyRing` is pure. `rotate`, `revoke` and `prune` change a directory. `KeyDirectory` is a running service's view of one.
+`KeyRing` is pure. `rotate`, `revoke` and `prune` change a directory. `KeyDirectory` is a running service's view of it.
 """
 
 import hmac
@@ -29,27 +29,27 @@ from sso_service.errors import KeyDirectoryUnreadable, KeyRingError, KeysBusy, N
 from sso_service.tokens import CLOCK_ALLOWANCE
 
 ROTATION_LEAD = 60
-"""Seconds between writing a new key and its first use, so that every node has read it before any signs with it."""
+"""Seconds between writing a key and its first use. Every node has read the key before any node signs with it."""
 
 UNLISTABLE_LIMIT = 60
-"""Seconds after which a key directory that cannot be listed makes the keys in memory unfit for use: one of them may
-have been revoked meanwhile."""
+"""Seconds for which the keys in memory are trusted while the directory cannot be listed. After that, a revocation may
+have been missed."""
 
 _SECRET_SIZE = 32
 _READ_ATTEMPTS = 5
 _ID = re.compile(r"[A-Za-z0-9_-]{1,240}", re.ASCII)
-_OUR_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{12})", re.ASCII)
-_LATEST = 2**32 - 1
+_GENERATED_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{12})", re.ASCII)
+_LATEST_TIME = 2**32 - 1
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A key that may sign and verify. Times are Unix seconds. Secrets never show in `repr`, and so not in a traceback.
+    """A key that may sign and verify. Times are Unix seconds, the secret has 32 bytes.
 
-    One key is derived for each purpose (NIST SP 800-108 in spirit), so that what was signed for one can never be
-    passed off as the other.
+    One key is derived per purpose (after NIST SP 800-108), so a signature for one purpose is never valid for another.
+    `repr` shows no secret, because it appears in tracebacks.
     """
 
     id: str
@@ -71,7 +71,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What is left of a revoked key: its place in the order, without its secret."""
+    """A revoked key: it keeps its place in the order of succession but not its secret."""
 
     id: str
     signs_from: int
@@ -82,43 +82,45 @@ Entry = SigningKey | Tombstone
 
 
 class KeyRing:
-    """An immutable set of keys and tombstones, in the order in which they take over from one another."""
+    """An immutable set of keys and tombstones in their order of succession, oldest first."""
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self.entries = tuple(sorted(entries, key=lambda entry: (entry.signs_from, entry.id)))
-        successions = [*(successor.signs_from for successor in self.entries[1:]), None]
-        self._reigns = tuple(zip(self.entries, successions, strict=bool(self.entries)))[::-1]
+        ends = [*(successor.signs_from for successor in self.entries[1:]), None]
+        self._with_ends = tuple(zip(self.entries, ends, strict=False))[::-1]  # newest first, the last without an end
 
     def in_charge(self, now: int) -> Entry | None:
-        """The entry whose turn to sign it is at `now`, be it a key or a tombstone."""
+        """Return the latest entry whose `signs_from` has passed at `now`: a key, a tombstone, or None."""
         return next((entry for entry in reversed(self.entries) if entry.signs_from <= now), None)
 
     def signing_key(self, now: int) -> SigningKey:
-        """The key that signs at `now`. Raises `NoSigningKey`."""
+        """Return the key that signs at `now`. Raises `NoSigningKey` if there is none, or if it was revoked."""
         entry = self.in_charge(now)
         if not isinstance(entry, SigningKey):
-            raise NoSigningKey("no key may sign now; make one with: sso-service keys rotate --lead 0")
+            raise NoSigningKey("no key may sign now; create one: sso-service keys rotate --lead 0")
         return entry
 
     def verifying_keys(self, now: int, lifetime: int) -> list[SigningKey]:
-        """The keys, newest first, that may have signed something that still lives at `now`.
+        """Return the keys, newest first, whose signatures may still be valid at `now`.
 
-        `lifetime` is the number of seconds for which what they sign lives. A key that is yet to sign verifies already:
-        a node whose clock is ahead may have begun with it.
+        `lifetime` is the lifetime in seconds of what they sign. A key whose `signs_from` is in the future verifies
+        too: a node whose clock is ahead may already sign with it.
         """
         return [
             entry
-            for entry, succeeded_at in self._reigns
-            if isinstance(entry, SigningKey)
-            and (succeeded_at is None or now < succeeded_at + lifetime + CLOCK_ALLOWANCE)
+            for entry, end in self._with_ends
+            if isinstance(entry, SigningKey) and (end is None or now < end + lifetime + CLOCK_ALLOWANCE)
         ]
 
     def known_keys(self) -> list[SigningKey]:
-        """Every key that is not revoked, newest first, whether or not it may still verify."""
+        """Return every key that is not revoked, newest first, including those that no longer verify."""
         return [entry for entry in reversed(self.entries) if isinstance(entry, SigningKey)]
 
     def spent(self, now: int, lifetime: int) -> list[Entry]:
-        """The entries that can verify nothing any more and whose older entries are all spent too, oldest first."""
+        """Return the entries that no longer verify anything and have only such entries before them, oldest first.
+
+        A tombstone is not among them while an older key still verifies: without it, that key would sign again.
+        """
         verifying = {key.id for key in self.verifying_keys(now, lifetime)}
         spent: list[Entry] = []
         for entry in self.entries:
@@ -132,12 +134,12 @@ class KeyRing:
 
 
 def load(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The entries of a directory by id, and what is wrong with the files that could not be used, by id.
+    """Return the entries of a directory by id, and the problem with each file that cannot be used, by id.
 
     Raises `KeyDirectoryUnreadable`.
     """
-    # A listing from before a change and a file from after it would not fit together (a tombstone without its
-    # successor): read again if the directory changed meanwhile.
+    # A listing from before a change does not match files from after it: a tombstone could appear without its successor.
+    # So everything is read again if the directory changed in between.
     for _ in range(_READ_ATTEMPTS):
         modified_at = _modified_at(directory)
         found = _load_once(directory)
@@ -159,8 +161,8 @@ def _load_once(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
             entries[key_id] = _parse(key_id, (directory / name).read_bytes())
         except FileNotFoundError:
             if (directory / name).is_symlink():
-                broken[key_id] = "is a link to nothing"
-            continue  # else: pruned since it was listed
+                broken[key_id] = "is a broken link"
+            continue  # otherwise it was pruned after the listing
         except OSError as error:
             broken[key_id] = f"cannot be read: {error.strerror}"
         except ValueError as error:
@@ -176,15 +178,19 @@ def _modified_at(directory: str | Path) -> int:
 
 
 def rotate(directory: Path, *, now: int, lead: int = ROTATION_LEAD) -> SigningKey:
-    """A new key, written to `directory`, that signs from `now` + `lead` seconds on. Raises `KeyDirectoryUnreadable`."""
+    """Write a new key to `directory` and return it. It signs from `now` + `lead` seconds.
+
+    Raises `KeyDirectoryUnreadable`.
+    """
     entries, _ = load(directory)
     return _write_new_key(directory, entries.values(), created_at=now, signs_from=now + lead)
 
 
 def revoke(directory: Path, key_id: str, *, now: int) -> list[SigningKey]:
-    """Replaces a key's file by a tombstone; returns the keys that had to be made so that a key is always in charge.
+    """Replace the file of a key with a tombstone.
 
-    Raises `UnknownKey` or `KeyDirectoryUnreadable`. Revoking a revoked key changes nothing about it.
+    Returns the new keys: they sign where a tombstone would otherwise leave the service without a signing key. A
+    tombstone stays as it is. Raises `UnknownKey` or `KeyDirectoryUnreadable`.
     """
     entries, broken = load(directory)
     if key_id not in entries.keys() | broken.keys():
@@ -193,25 +199,26 @@ def revoke(directory: Path, key_id: str, *, now: int) -> list[SigningKey]:
 
 
 def revoke_all(directory: Path, *, now: int) -> list[SigningKey]:
-    """Revokes every key, so that nothing signed until now is good any more; returns the keys made instead.
+    """Revoke every key, so that everything signed until now is refused. Return the new keys.
 
-    To be done whenever the record of consumed tokens may have been lost: a restored or an emptied database would accept
-    a used token again. Raises `KeyDirectoryUnreadable`.
+    Necessary when the ledger may have lost rows: a restored or empty database would accept a consumed token again.
+    Raises `KeyDirectoryUnreadable`.
     """
     entries, broken = load(directory)
     return _revoke(directory, entries, [*entries, *filter(_ID.fullmatch, broken)], now=now)
 
 
 def prune(directory: Path, *, now: int, lifetime: int, dry_run: bool = False) -> list[Entry]:
-    """Deletes, oldest first, the files that can verify nothing any more; returns what they held.
+    """Delete the files of entries that no longer verify anything, oldest first. Return these entries.
 
-    `lifetime` is that of the longest-living thing that keys sign, in seconds. Raises `KeyDirectoryUnreadable`, or
-    `KeyRingError` if there is a file that cannot be used: it may hold an old key that a tombstone has to keep dead.
+    `lifetime` is the longest lifetime, in seconds, of anything that keys sign. With `dry_run`, nothing is deleted.
+    Raises `KeyDirectoryUnreadable`, or `KeyRingError` if a file cannot be used: it may contain an old key that would
+    sign again without a tombstone that is deleted here.
     """
     entries, broken = load(directory)
     if broken:
         raise KeyRingError(
-            f"nothing pruned, since {min(broken)!r} {broken[min(broken)]}; mend, revoke or delete it first"
+            f"nothing pruned, because {min(broken)!r} {broken[min(broken)]}; repair, revoke or delete it first"
         )
     spent = KeyRing(entries.values()).spent(now, lifetime)
     for entry in spent if not dry_run else ():
@@ -221,11 +228,11 @@ def prune(directory: Path, *, now: int, lifetime: int, dry_run: bool = False) ->
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Lets one process at a time change the directory's keys. Raises `KeysBusy` at once if another is at it.
+    """Hold a lock on the directory, so that one process at a time changes its keys. Raises `KeysBusy` without waiting.
 
-    Rotating twice at once would do no harm, but is not what anybody wants. It ends with the process, however that ends.
+    Two rotations at once are harmless but never intended. The kernel releases the lock when the process ends.
     """
-    import fcntl  # noqa: PLC0415 - not there on Windows, where the rest of this works
+    import fcntl  # noqa: PLC0415 - does not exist on Windows, where the rest of this module works
 
     try:
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -242,39 +249,39 @@ def locked(directory: Path) -> Iterator[None]:
 
 def _revoke(directory: Path, entries: dict[str, Entry], key_ids: list[str], *, now: int) -> list[SigningKey]:
     after: dict[str, Entry] = dict(entries)
-    buried: list[Tombstone] = []
+    tombstones: list[Tombstone] = []
     for key_id in key_ids:
-        entry = entries.get(key_id)  # None: its file is broken, but a running service may have read it when it was not
+        entry = entries.get(key_id)  # None: its file is broken, but a running service may have read it earlier
         if not isinstance(entry, Tombstone):
-            buried.append(Tombstone(key_id, entry.signs_from if entry else now, revoked_at=now))
-            after[key_id] = buried[-1]
-    # The successors are written before the tombstones, so that there is no moment without a key that may sign. A
-    # tombstone is in charge now, or will be when its time comes: each such reign gets a key of its own.
-    made: list[SigningKey] = []
+            tombstones.append(Tombstone(key_id, entry.signs_from if entry else now, revoked_at=now))
+            after[key_id] = tombstones[-1]
+    # The new keys are written before the tombstones, so a key may sign at every moment. A new key is needed wherever a
+    # tombstone would take its turn: now, or later if a pending key was revoked.
+    new_keys: list[SigningKey] = []
     for moment in sorted({now, *(entry.signs_from for entry in after.values() if entry.signs_from > now)}):
-        if isinstance(reigning := KeyRing(after.values()).in_charge(moment), Tombstone):
-            # From the tombstone's own second on, not from ours: on a node whose clock is behind, the tombstone would
-            # be in charge until then.
-            key = _write_new_key(directory, after.values(), created_at=now, signs_from=reigning.signs_from)
+        if isinstance(tombstone := KeyRing(after.values()).in_charge(moment), Tombstone):
+            # It signs from the tombstone's `signs_from`, not from `now`: a node whose clock is behind would otherwise
+            # find the tombstone in charge until then.
+            key = _write_new_key(directory, after.values(), created_at=now, signs_from=tombstone.signs_from)
             after[key.id] = key
-            made.append(key)
-    for tombstone in buried:
+            new_keys.append(key)
+    for tombstone in tombstones:
         content = {"id": tombstone.id, "signs_from": tombstone.signs_from, "revoked_at": tombstone.revoked_at}
         _write(directory, tombstone.id, content)
-    return made
+    return new_keys
 
 
 def _write_new_key(directory: Path, others: Iterable[Entry], *, created_at: int, signs_from: int) -> SigningKey:
     key_id = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(signs_from))}-{secrets.randbits(47):012x}"
-    # Of two that sign from the same second on, the greater id is in charge, and that has to be the new one. By a random
-    # step greater, since another node may do the same at the same moment.
-    rival = max((other.id for other in others if other.signs_from == signs_from), default="")
-    if rival >= key_id:
-        ours = _OUR_ID.fullmatch(rival)
-        number = int(ours[2], 16) + 1 + secrets.randbits(40) if ours else 0
-        key_id = f"{ours[1]}-{number:012x}" if ours and number < 2**48 else f"{rival}-{secrets.token_hex(6)}"
+    # Of keys that sign from the same second, the one with the greatest id signs. That must be the new one. The
+    # increment is random because another node may create a key at the same moment.
+    greatest = max((other.id for other in others if other.signs_from == signs_from), default="")
+    if greatest >= key_id:
+        parts = _GENERATED_ID.fullmatch(greatest)
+        number = int(parts[2], 16) + 1 + secrets.randbits(40) if parts else 0
+        key_id = f"{parts[1]}-{number:012x}" if parts and number < 2**48 else f"{greatest}-{secrets.token_hex(6)}"
     if not _ID.fullmatch(key_id):
-        raise KeyRingError(f"the id of key {rival} is too long to be followed by another; rename it")
+        raise KeyRingError(f"the id of key {greatest} is too long: no valid id is greater; rename the key")
     key = SigningKey(key_id, secrets.token_bytes(_SECRET_SIZE), created_at=created_at, signs_from=signs_from)
     encoded = urlsafe_b64encode(key.secret).rstrip(b"=").decode("ascii")
     _write(directory, key_id, {"id": key_id, "secret": encoded, "created_at": created_at, "signs_from": signs_from})
@@ -282,8 +289,8 @@ def _write_new_key(directory: Path, others: Iterable[Entry], *, created_at: int,
 
 
 def _write(directory: Path, key_id: str, content: dict[str, Any]) -> None:
-    # Write, flush, rename, flush the directory: a reader sees the old file or the new one whole, also after a power
-    # cut. The name begins with a dot until then, so that no reader and no synchronisation takes it for a key.
+    # Write and flush a temporary file, rename it, flush the directory. Even after a power cut, a reader finds the old
+    # file or the new one, and either is complete. Readers ignore the temporary file because its name begins with a dot.
     temporary = directory / f".{key_id}.{secrets.token_hex(4)}"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -307,13 +314,13 @@ def _write(directory: Path, key_id: str, content: dict[str, Any]) -> None:
 
 
 def _parse(key_id: str, content: bytes) -> Entry:
-    """The entry in a file's content. Raises `ValueError` with a message that repeats nothing of the content."""
+    """Return the entry in the content of a file. Raises `ValueError`; its message repeats nothing of the content."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         raise ValueError("is not JSON") from None
     if not isinstance(value, dict) or value.get("id") != key_id or not _ID.fullmatch(key_id):
-        raise ValueError("does not hold an object whose id is the file's name")
+        raise ValueError("does not contain an object whose id is the file name")
     signs_from = _seconds(value, "signs_from")
     if "revoked_at" in value:
         return Tombstone(key_id, signs_from, _seconds(value, "revoked_at"))
@@ -325,7 +332,7 @@ def _parse(key_id: str, content: bytes) -> Entry:
 
 def _seconds(value: dict[str, Any], name: str) -> int:
     seconds = value.get(name)
-    if type(seconds) is not int or not 0 <= seconds <= _LATEST:
+    if type(seconds) is not int or not 0 <= seconds <= _LATEST_TIME:
         raise ValueError(f"has no {name} in Unix seconds")
     return seconds
 
@@ -334,35 +341,36 @@ def _seconds(value: dict[str, Any], name: str) -> int:
 
 
 class KeyDirectory:
-    """The keys of a directory, kept in memory and up to date.
+    """The keys of a directory in memory. Keep them up to date with `refresh` every few seconds.
 
-    `refresh` re-reads everything; call it every few seconds. `refresh_if_changed` is for the moment when a signature is
-    explained by no known key: it costs one `stat` unless the directory changed, so a flood of forgeries reads nothing.
+    `refresh_if_changed` is for a signature that no known key made, as after a rotation. It costs one `stat` call unless
+    the directory has changed, so forged tokens cannot cause reads.
     """
 
     def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.path = path
-        self._name = str(path)  # what is asked for at each forged token shall not be put together each time
+        self._name = str(path)  # for `refresh_if_changed`: converting the path at each forged token would cost time
         self.ring = KeyRing()
         self._monotonic = monotonic
         self._entries: dict[str, Entry] = {}
         self._broken: dict[str, str] = {}
         self._problem = ""
-        self._listed_at = -math.inf  # not before it was listed once
+        self._listed_at = -math.inf  # stale until the first successful listing
         self._modified_at = -1
 
     @property
     def stale(self) -> bool:
-        """True if the directory could not be listed for so long that a revocation may have been missed."""
+        """Whether the last listing is `UNLISTABLE_LIMIT` seconds old, so that a revocation may have been missed."""
         return self._monotonic() - self._listed_at >= UNLISTABLE_LIMIT
 
     def refresh(self) -> bool:
-        """Reads the directory; True if it could be read.
+        """Read the directory and return whether it could be listed.
 
-        What cannot be read is reported once and changes nothing about the keys in memory.
+        A file that cannot be used is logged once, and the key that it contained earlier is kept. A directory that
+        cannot be listed is logged once, and all keys are kept.
         """
         try:
-            # Taken before listing: a change during it then counts as one that was not seen yet.
+            # Taken before the listing, so `refresh_if_changed` notices a change during the listing.
             modified_at = _modified_at(self.path)
             entries, broken = load(self.path)
         except KeyDirectoryUnreadable as error:
@@ -375,8 +383,8 @@ class KeyDirectory:
         self._modified_at = modified_at
         for key_id in broken.keys() - self._broken.keys():
             log.warning("keys: %r %s; skipped", f"{key_id}.json", broken[key_id])
-        # A file that broke under our eyes (a half-synchronised copy) takes nothing away: only an absent file or a
-        # tombstone does.
+        # A file that became unusable, such as a copy that is not complete yet, does not remove its key. Only a missing
+        # file or a tombstone does.
         for key_id in broken.keys() & self._entries.keys():
             entries[key_id] = self._entries[key_id]
         self._broken = broken
@@ -386,7 +394,7 @@ class KeyDirectory:
         return True
 
     def refresh_if_changed(self) -> bool:
-        """Reads the directory if its modification time changed; True if it did."""
+        """Read the directory if its modification time has changed. Return whether it was read."""
         try:
             changed = _modified_at(self._name) != self._modified_at
         except KeyDirectoryUnreadable:

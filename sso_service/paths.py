@@ -1,9 +1,9 @@
-"""The one judge of Studio paths, for the login redirect and for forward authentication. Pure, and on the raw bytes.
+"""Parse Studio paths, for the login redirect and for forward authentication. Pure, on raw bytes.
 
-A path is either canonical or refused; it is never repaired. Two programs that read a path differently (a proxy that
-decodes `%2e%2e`, an application server that cuts at `;`) are how such checks get bypassed, so whatever could be read in
-two ways is not canonical. That a canonical path begins with one slash and holds neither `\\` nor a control character is
-also why a redirect to it stays on this host (WHATWG URL standard, section 4.4).
+A path is either canonical or refused; it is never repaired. Such checks are bypassed when two programs read a path
+differently, such as a proxy that decodes `%2e%2e` or an application server that cuts at `;`. So a path that can be read
+in two ways is not canonical. A canonical path begins with exactly one slash and contains neither `\\` nor a control
+character, so a redirect to it stays on this host (WHATWG URL standard, section 4.4).
 """
 
 import re
@@ -20,7 +20,10 @@ _ID = re.compile(rb"[1-9][0-9]{0,9}")
 
 
 class StudioPath(msgspec.Struct, frozen=True):
-    """What a path addresses. `account_id` is None for a path outside `/client`, which needs only a session."""
+    """The account, team and section that a path addresses.
+
+    `account_id` is None for a path outside `/client`, which requires only a session.
+    """
 
     account_id: int | None = None
     team_id: int | None = None
@@ -28,12 +31,13 @@ class StudioPath(msgspec.Struct, frozen=True):
 
 
 def judge(raw: bytes) -> StudioPath:
-    """What the raw, still encoded path of a request (without query) addresses.
+    """Return what the raw, percent-encoded path of a request (without the query) addresses.
 
-    Raises `NotCanonical`, or `NotAStudioPath` for a path whose first segment is `client`, in any spelling, and that is
-    not `/client/{account}(/t/{team}(/{section}...)?)?` to the letter, with decimals without leading zeros.
+    Raises `NotCanonical`. Raises `NotAStudioPath` if the first segment is `client` in any spelling, but the path does
+    not match `/client/{account}(/t/{team}(/{section}...)?)?` exactly, with decimal ids without leading zeros.
     """
-    # The same few hundred paths are asked for all day. Long ones are no such paths, and shall not fill the memory.
+    # The same few hundred paths are requested all day, so their results are cached. Longer paths are not among them,
+    # and caching them would let a client fill the memory.
     return _judge_often(raw) if len(raw) <= 128 else _judge(raw)
 
 
@@ -47,7 +51,8 @@ def _judge(raw: bytes) -> StudioPath:
         case [b"client", account, b"t", team]:
             return StudioPath(_id(account), _id(team))
         case [b"client", account, b"t", team, section, *_]:
-            # The section is compared undecoded: another spelling of it is another section, which only an admin sees.
+            # The section is compared without decoding: another spelling is an unknown section, which only an admin may
+            # view.
             return StudioPath(_id(account), _id(team), section.decode("ascii", "replace"))
     raise NotAStudioPath
 
@@ -56,10 +61,10 @@ _judge_often = lru_cache(maxsize=1024)(_judge)
 
 
 def _segments(raw: bytes) -> list[bytes]:
-    """The path's segments, undecoded, without the empty one behind a trailing slash. Raises `NotCanonical`."""
-    if _PLAIN.fullmatch(raw):  # most are, and have nothing in them to be found out
+    """Return the undecoded segments, without the empty one after a trailing slash. Raises `NotCanonical`."""
+    if _PLAIN.fullmatch(raw):  # the common case: nothing in it needs decoding or checking
         return raw.strip(b"/").split(b"/")
-    # Neither of the last three can be in the path of a request line (RFC 9112 section 3).
+    # A space, `?` or `#` cannot be in the path of a request line (RFC 9112 section 3).
     if not raw.startswith(b"/") or b"%" in _ENCODED.sub(b"", raw) or b" " in raw or b"?" in raw or b"#" in raw:
         raise NotCanonical
     segments = raw[1:].split(b"/")
@@ -69,7 +74,7 @@ def _segments(raw: bytes) -> list[bytes]:
         raise NotCanonical
     for segment in segments:
         try:
-            segment.decode("utf-8")  # half a character raw and the other half encoded is none
+            segment.decode("utf-8")  # fails if a character is half raw and half percent-encoded
             text = unquote_to_bytes(segment).decode("utf-8")
         except UnicodeDecodeError:
             raise NotCanonical from None
@@ -78,9 +83,9 @@ def _segments(raw: bytes) -> list[bytes]:
     return segments
 
 
-# An encoded slash, backslash, dot or percent sign: what some proxies decode before they route, and others do not.
+# An encoded slash, backslash, dot or percent sign. Some proxies decode these before they route, others do not.
 _ENCODED_SEPARATOR = re.compile(rb"%(?:2f|5c|2e|25)", re.IGNORECASE)
-# Path parameters and backslashes in any spelling, and control characters (C0, DEL and C1).
+# Path parameters and backslashes, raw or encoded, and control characters (C0, DEL and C1).
 _AMBIGUOUS = re.compile(r"[;\\\x00-\x1f\x7f-\x9f]")
 
 

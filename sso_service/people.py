@@ -1,4 +1,4 @@
-"""What an integration sends about a person, checked and normalised. Pure."""
+"""Validation and normalisation of the name and address that an integration sends. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ import msgspec
 from sso_service.errors import FieldError
 
 EMAIL_LENGTH = 254
-"""Characters in an e-mail address (RFC 5321 section 4.5.3.1.3, less the angle brackets)."""
+"""Maximum length of an e-mail address in characters (RFC 5321 section 4.5.3.1.3, without the angle brackets)."""
 NAME_LENGTH = 100
 
-# Control characters (C0, DEL and C1) and lone surrogates, which JSON can spell and no encoding can.
+# Control characters (C0, DEL and C1), and lone surrogates, which JSON can express but no encoding can.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
-# An intranet's own domains are addresses like any other. The library lists them as undeliverable (RFC 6761, RFC 6762)
-# and offers this way to say otherwise; nothing is looked up in DNS anyway.
+# The addresses of an intranet's own domains are valid here. The library rejects these domains as undeliverable (RFC
+# 6761, RFC 6762), and editing this list is its documented way to accept them. Nothing is looked up in DNS.
 email_validator.SPECIAL_USE_DOMAIN_NAMES = [
     name
     for name in email_validator.SPECIAL_USE_DOMAIN_NAMES
@@ -26,10 +26,10 @@ email_validator.SPECIAL_USE_DOMAIN_NAMES = [
 
 
 class Person(msgspec.Struct, frozen=True):
-    """A name, and an address in the spelling under which its user would be known.
+    """A name and a normalised e-mail address.
 
-    That the address is valid is certain once a user is found by it, since only valid ones are ever stored. A stranger's
-    has still to go through `normalise_email`.
+    Only `normalise_email` validates an ASCII address. Finding a user by the address proves it valid as well, because
+    only valid addresses are stored. So a new user's address must be passed to `normalise_email` first.
     """
 
     email: str
@@ -38,14 +38,14 @@ class Person(msgspec.Struct, frozen=True):
 
 
 def read_person(fields: Mapping[str, object]) -> Person:
-    """The person that `fields` describe; fields that are not known are ignored. Raises `FieldError`."""
-    for name in ("email", "first_name", "last_name"):  # what is missing is reported before what is wrong
+    """Return the person in `fields`. Unknown fields are ignored. Raises `FieldError`."""
+    for name in ("email", "first_name", "last_name"):  # a missing field is reported before an invalid one
         value = fields.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             raise FieldError(name, "required")
     address = _text(fields, "email", EMAIL_LENGTH)
     return Person(
-        # Beyond ASCII only the library knows the one spelling.
+        # An ASCII address only needs lower case here. Any other needs the library.
         address.lower() if address.isascii() else normalise_email(address),
         _text(fields, "first_name", NAME_LENGTH),
         _text(fields, "last_name", NAME_LENGTH),
@@ -53,10 +53,11 @@ def read_person(fields: Mapping[str, object]) -> Person:
 
 
 def normalise_email(email: str) -> str:
-    """The one spelling of an address under which its user is known: ASCII, lower case. Raises `FieldError`.
+    """Return the one spelling of an address that identifies its user: ASCII, lower case. Raises `FieldError`.
 
-    The local part must be ASCII; an international domain becomes its ASCII form (RFC 5891). Case is dropped in the
-    local part too: RFC 5321 allows it to matter, but addresses that differ in nothing else are one person everywhere.
+    The local part must be ASCII. An international domain is converted to its ASCII form (RFC 5891). The local part is
+    lower-cased as well: RFC 5321 allows it to be case-sensitive, but in practice such addresses belong to the same
+    person.
     """
     try:
         checked = email_validator.validate_email(email, check_deliverability=False, allow_smtputf8=False)
@@ -88,7 +89,7 @@ def _text(fields: Mapping[str, object], field: str, max_length: int) -> str:
         raise FieldError(field, "type")
     if len(value) > max_length:
         raise FieldError(field, "max_length")
-    # Before the blanks are cut off: a newline at the end is a control character too.
+    # Checked before stripping: a trailing newline is a control character too.
     if _NOT_TEXT.search(value):
         raise FieldError(field, "characters")
     return value.strip()

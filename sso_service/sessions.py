@@ -1,6 +1,7 @@
-"""What a browser carries after login: the session cookie, and the form token of a page that asks before it signs in.
+"""The two values that a browser holds: the session cookie, and the form token of a confirmation page.
 
-Both are itsdangerous' timed serializer with SHA-256, over keys of their own purpose. Pure: keys and the time are given.
+Both use the format of itsdangerous' timed serializer with SHA-256, each with keys derived for its purpose. Pure: keys
+and time are arguments.
 """
 
 import hashlib
@@ -18,15 +19,15 @@ from sso_service.errors import InvalidForm, InvalidSession
 from sso_service.tokens import CLOCK_ALLOWANCE
 
 FORM_LIFETIME = 300
-"""Seconds for which a confirmation page may be answered: as long as the login token behind it lives."""
+"""Seconds for which a confirmation page can be submitted: the default lifetime of the login token behind it."""
 
 
 COOKIE_LENGTH = 128
-"""Characters of a cookie value that are looked at. Ours have 82 at most."""
+"""Maximum length of a cookie value in characters. Genuine ones have at most 82."""
 
 
 class Session(msgspec.Struct, frozen=True):
-    """Who is signed in, to which account, since when (Unix seconds). What they may do is read anew at each request."""
+    """The signed-in user, the account, and the time of login (Unix seconds). Permissions are read at each request."""
 
     user_id: int
     account_id: int
@@ -34,28 +35,30 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class _HMACSHA256(SigningAlgorithm):
-    """HMAC-SHA-256 (RFC 2104) in one call; itsdangerous' own default is SHA-1."""
+    """HMAC-SHA-256 (RFC 2104) in one call. The default of itsdangerous is SHA-1."""
 
     def get_signature(self, key: bytes, value: bytes) -> bytes:
         return hmac.digest(key, value, "sha256")
 
 
-# The keys are derived for their purpose already, so that the signer derives nothing more.
+# The keys are already derived for their purpose, so the signer must not derive them again.
 _SIGNING: dict[str, Any] = {"algorithm": _HMACSHA256(), "key_derivation": "none"}
 
 
 def dump_session(session: Session, session_key: bytes) -> str:
-    """The cookie value for `session`, signed with `session_key` (32 bytes)."""
+    """Return the cookie value for `session`, signed with `session_key` (32 bytes)."""
     return _dump([session.user_id, session.account_id], session_key, now=session.issued_at)
 
 
 def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifetime: int) -> Session:
-    """The session in a cookie value that one of `session_keys` (newest first) signed less than `lifetime` seconds ago.
+    """Return the session in a cookie value.
 
-    Raises `InvalidSession`. Whether the user still has access is for the database to say.
+    One of `session_keys` (newest first) must have signed it less than `lifetime` seconds ago. Raises `InvalidSession`.
+    The caller checks in the database whether the user still has access.
     """
-    # itsdangerous decodes what it gets before it has looked at the signature, and skips what is no base64: anybody
-    # could have us keep megabytes, and one valid cookie would have any number of spellings, long ones among them.
+    # itsdangerous decodes a value before it checks the signature, and skips characters that are not base64. Without
+    # this limit, an attacker could fill the cache with megabytes: one valid cookie has any number of spellings of any
+    # length.
     if len(cookie) > COOKIE_LENGTH:
         raise InvalidSession("too long")
     session = _signed_session(cookie, tuple(session_keys))
@@ -63,9 +66,9 @@ def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifeti
     return session
 
 
-# A browser sends its cookie with everything that it asks for, and a proxy asks us about each. What is remembered is
-# that these keys signed this, which never changes: another set of keys, as after a revocation, is asked anew, and the
-# age and all that the database says are looked at each time. Refusals are not remembered.
+# A browser sends its cookie with every request, and a proxy checks each request here, so verified signatures are
+# cached. That these keys signed this value never changes. A changed set of keys, such as after a revocation, is another
+# cache key. The age and the user's access are checked at each request. Refusals are not cached.
 @lru_cache(maxsize=4096)
 def _signed_session(cookie: str, keys: tuple[bytes, ...]) -> Session:
     payload, issued_at = _signed(cookie, keys)
@@ -76,10 +79,10 @@ def _signed_session(cookie: str, keys: tuple[bytes, ...]) -> Session:
 
 
 def dump_form_token(token: str, target: bytes, browser: str, form_key: bytes, *, now: int) -> str:
-    """A form token that binds the answer to a confirmation page to what the page asked.
+    """Return a form token that binds the answer of a confirmation page to what the page asked.
 
-    It is good only for this login `token`, this `target` (path and query) and this `browser` (the value of a cookie
-    that only this browser has), so an answer cannot be planted by another site nor moved to another login.
+    It is valid only for this login `token`, this `target` (path and query) and this `browser` (the value of a cookie
+    that only this browser has). So another site cannot forge an answer, and an answer cannot be used for another login.
     """
     return _dump(_binding(token, target, browser), form_key, now=now)
 
@@ -87,26 +90,26 @@ def dump_form_token(token: str, target: bytes, browser: str, form_key: bytes, *,
 def check_form_token(
     form_token: str, token: str, target: bytes, browser: str, form_keys: Sequence[bytes], *, now: int
 ) -> None:
-    """Raise `InvalidForm` unless `form_token` was made for exactly this within the last `FORM_LIFETIME` seconds."""
+    """Raise `InvalidForm` unless `form_token` was made for these values within the last `FORM_LIFETIME` seconds."""
     try:
         payload, made_at = _signed(form_token, form_keys)
         _check_age(now - made_at, FORM_LIFETIME)
     except InvalidSession as error:
         raise InvalidForm(str(error)) from error
     if not isinstance(payload, str) or not hmac.compare_digest(payload, _binding(token, target, browser)):
-        raise InvalidForm("the form was made for something else")
+        raise InvalidForm("the form belongs to another login or browser")
 
 
 def _binding(token: str, target: bytes, browser: str) -> str:
-    # A digest, so that the page's source shows neither the login token's hash nor the cookie. Each part is hashed by
-    # itself first, so that nothing can be moved from one part to the next.
+    # A digest, so that the source of the page reveals neither the cookie nor a hash of the login token. Each part is
+    # hashed separately first, so that no byte can move from one part to the next.
     parts = (token.encode("utf-8", "surrogatepass"), target, browser.encode("utf-8", "surrogatepass"))
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def _dump(payload: Any, key: bytes, *, now: int) -> str:
-    # What `URLSafeTimedSerializer.dumps` makes of it, at a given time, and without its attempt to compress what is too
-    # short for that.
+    # The format of `URLSafeTimedSerializer.dumps`, with a given time. It is not used itself because it would try to
+    # compress the payload, which is too short for that.
     value = base64_encode(msgspec.json.encode(payload)) + b"." + base64_encode(int_to_bytes(now))
     return _signer(key).sign(value).decode("ascii")
 
@@ -117,19 +120,19 @@ def _signer(key: bytes) -> Signer:
 
 
 def _signed(value: str, keys: Sequence[bytes]) -> tuple[Any, int]:
-    """What one of `keys` signed, and when. Raises `InvalidSession`."""
+    """Return the payload that one of `keys` signed, and the time of signing. Raises `InvalidSession`."""
     if not keys:
         raise InvalidSession("no key may verify this")
     try:
-        # itsdangerous wants the keys oldest first, and tries them from the last backwards.
+        # itsdangerous expects the keys oldest first, and tries the last one first.
         serializer = URLSafeTimedSerializer(list(reversed(keys)), signer_kwargs=_SIGNING)
         payload, signed_at = serializer.loads(value, return_timestamp=True)
-    except (BadData, ValueError) as error:  # ValueError: text that cannot be encoded
-        raise InvalidSession("the signature does not hold") from error
+    except (BadData, ValueError) as error:  # ValueError: the text cannot be encoded
+        raise InvalidSession("no key made this signature") from error
     return payload, int(signed_at.timestamp())
 
 
 def _check_age(age: int, lifetime: int) -> None:
-    # Not by itsdangerous: its own check refuses what a node signed whose clock is a second ahead.
+    # itsdangerous' own check is not used: it rejects a value from a node whose clock is one second ahead.
     if not -CLOCK_ALLOWANCE <= age < lifetime:
         raise InvalidSession("too old, or from the future")

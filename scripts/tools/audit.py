@@ -1,9 +1,10 @@
-"""Secrets in the tree, and locked packages that are known to be vulnerable: the part of `scripts/audit` that is ours.
+"""Search the repository for secrets, and the locked packages for known vulnerabilities.
 
-Secrets are found by detect-secrets, with two formats of our own. Those that examples and tests need are in
-`.ci/secrets.baseline` by their digests; `scripts/audit --allow` writes it anew, and the difference is to be reviewed.
+detect-secrets finds the secrets, with two additional formats of this service. `.ci/secrets.baseline` contains the
+digests of those that examples and tests need. `scripts/audit --allow` rewrites it; review the difference before a
+commit.
 
-Known vulnerabilities are pip-audit's. It needs PyPI, which not everybody who runs this can reach.
+pip-audit finds the vulnerabilities. It needs PyPI, which is not reachable from every machine.
 """
 
 import argparse
@@ -35,7 +36,7 @@ class ApiToken(RegexBasedDetector):
 class ThirtyTwoBytes(RegexBasedDetector):
     """A login token, the secret of a signing key, or the signature of a session cookie: 32 bytes in base64url.
 
-    So many random characters have all three kinds among them but once in a thousand; names in code do not.
+    All but one in a thousand of these contain upper case, lower case and digits. Names in code do not.
     """
 
     secret_type = "Login token, signing key or session of this service"
@@ -47,11 +48,11 @@ class ThirtyTwoBytes(RegexBasedDetector):
 
 
 class Unreachable(Exception):
-    """Who knows of vulnerabilities could not be asked."""
+    """The database of vulnerabilities cannot be reached."""
 
 
 def tracked(root: Path) -> list[str]:
-    """The files that are or would be committed, by their paths in the repository."""
+    """Return the paths, relative to `root`, of all files that are committed or would be with `git add`."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     found = subprocess.run(listing, cwd=root, check=True, capture_output=True, text=True).stdout
     return [name for name in found.split("\0") if name and (root / name).is_file()]
@@ -59,9 +60,9 @@ def tracked(root: Path) -> list[str]:
 
 @contextmanager
 def scanned(root: Path, known: Path) -> Iterator[tuple[SecretsCollection, SecretsCollection]]:
-    """What looks like a secret, and what the baseline `known` takes for none."""
+    """Yield the possible secrets that were found, and those that the baseline file `known` allows."""
     content = baseline.load_from_file(str(known))
-    # In the directory, since the paths of the files that are searched become part of what is found.
+    # Inside the directory, because the paths of the searched files become part of the findings.
     with chdir(root), transient_settings(content):
         allowed = baseline.load(content)
         found = SecretsCollection()
@@ -72,22 +73,25 @@ def scanned(root: Path, known: Path) -> Iterator[tuple[SecretsCollection, Secret
 
 
 def wrong_secrets(root: Path, known: Path) -> Iterator[str]:
-    """What is wrong: secrets that are not in the baseline, and what is in the baseline without need."""
+    """Yield one line for each secret that is not in the baseline, and for each unnecessary entry of the baseline."""
     with scanned(root, known) as (found, allowed):
         for name, secret in found - allowed:
             yield f"{name}:{secret.line_number}: {secret.type}"
         for name, secret in allowed - found:
-            yield f"{known.name}: not in {name} any more: {secret.type}"
+            yield f"{known.name}: no longer in {name}: {secret.type}"
 
 
 def allow(root: Path, known: Path) -> None:
-    """Writes the baseline anew, with everything that is there now."""
+    """Rewrite the baseline, so that it allows everything that is found now."""
     with scanned(root, known) as (found, _):
         baseline.save_to_file(baseline.format_for_output(found, is_slim_mode=True), str(known))
 
 
 def vulnerabilities(locks: Sequence[Path], *options: str) -> list[str]:
-    """What is known against the packages in `locks`. `options` are pip-audit's. Raises `Unreachable`."""
+    """Return the known vulnerabilities of the packages in `locks`. Raises `Unreachable`.
+
+    `options` are further options of pip-audit.
+    """
     files = [argument for lock in locks for argument in ("--requirement", str(lock))]
     command = ["pip_audit", "--disable-pip", "--require-hashes", "--progress-spinner=off", "--format=json", *options]
     asked = subprocess.run(
@@ -102,26 +106,26 @@ def vulnerabilities(locks: Sequence[Path], *options: str) -> list[str]:
         raise RuntimeError(asked.stderr) from None
     unknown = [f"{package['name']}: {package['skip_reason']}" for package in packages if "skip_reason" in package]
     if len(unknown) == len(packages):
-        raise Unreachable("it has none of our packages; a mirror that only serves downloads, perhaps")
-    # A release that PyPI does not know was taken down, and that is what happens to malware.
+        raise Unreachable("the index reports none of the packages; perhaps a mirror that only serves downloads")
+    # A release that PyPI does not list was withdrawn, which is what happens to malware.
     return unknown + [
-        f"{package['name']} {package['version']}: {found['id']}, mended in {', '.join(found['fix_versions']) or 'none'}"
+        f"{package['name']} {package['version']}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'none'}"
         for package in packages
         for found in package.get("vulns", [])
     ]
 
 
 def main() -> int:
-    """0 if nothing is wrong, 1 if something is."""
+    """Run the audit. Return 0 if it found nothing, otherwise 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--allow", action="store_true", help="take what looks like a secret now for none")
+    parser.add_argument("--allow", action="store_true", help="allow everything that looks like a secret now")
     if parser.parse_args().allow:
         allow(ROOT, BASELINE)
     wrong = list(wrong_secrets(ROOT, BASELINE))
     try:
         wrong += vulnerabilities(LOCKS)
     except Unreachable as error:
-        print(f"PyPI is not reachable, so that nothing is known of vulnerabilities: {error}", file=sys.stderr)
+        print(f"PyPI is not reachable, so vulnerabilities were not checked: {error}", file=sys.stderr)
     print("\n".join(wrong), end="\n" if wrong else "")
     return 1 if wrong else 0
 

@@ -520,6 +520,7 @@ async def test_an_operation_that_still_waits_at_its_deadline_is_removed_and_neve
     assert lane.batches == [[4]]
 
 
+@pytest.mark.slow
 async def test_each_waits_for_its_own_deadline(lanes: Callable[..., Lane]) -> None:
     lane = lanes(deadline=2 * SHORT, threads=1)
     gate = Gate()
@@ -593,6 +594,7 @@ async def test_a_row_that_somebody_else_has_locked_is_waited_for_only_so_long(la
     assert await lane.submit(1) == 10
 
 
+@pytest.mark.slow
 @on_sqlite
 async def test_a_file_that_another_process_has_locked_is_waited_for_only_so_long(lanes: Callable[..., Lane]) -> None:
     lane = lanes()
@@ -606,6 +608,7 @@ async def test_a_file_that_another_process_has_locked_is_waited_for_only_so_long
     assert await lane.submit(1) == 10
 
 
+@pytest.mark.slow
 async def test_a_deadline_that_comes_just_as_the_answer_does_harms_nobody_else(lanes: Callable[..., Lane]) -> None:
     lane = lanes(deadline=SHORT)
     problems: list[dict[str, Any]] = []
@@ -736,6 +739,7 @@ async def test_a_server_that_accepts_connections_and_never_answers_costs_no_more
     database.close()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_away_is_tried_a_few_times_a_second_however_many_ask() -> None:
     attempts: list[float] = []
 
@@ -893,6 +897,7 @@ def test_every_sqlite_connection_flushes_each_commit_and_checks_foreign_keys(dat
             assert values == ["wal", 2, 1]
 
 
+@pytest.mark.slow
 @on_sqlite
 def test_an_sqlite_write_takes_its_place_before_it_reads(database: Database) -> None:
     """One that began with a read would fail when another wrote in between, however long it were willing to wait."""

@@ -676,6 +676,7 @@ async def test_many_new_people_at_once_on_two_nodes_each_become_one_user(
 # --- when it cannot be done now --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "state", ["is a directory", "is something else", "is empty", "refuses to connect", "never answers"]
 )
@@ -711,6 +712,7 @@ async def test_the_service_goes_on_by_itself_when_the_database_is_back(
     assert issued(await post(client, encoded(JOHN), api_token))[1] is True
 
 
+@pytest.mark.slow
 async def test_while_somebody_locks_the_database_members_still_get_tokens(
     client: Client, api_token: str, database: Database
 ) -> None:
@@ -778,6 +780,7 @@ async def test_a_connection_that_breaks_at_commit_is_answered_as_outcome_unknown
     assert number_of_users(database) == 1
 
 
+@pytest.mark.slow
 @on_sqlite
 async def test_more_requests_than_can_wait_are_turned_away(client: Client) -> None:
     answers = await asyncio.gather(

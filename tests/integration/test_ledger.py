@@ -514,8 +514,8 @@ def test_each_round_tells_about_how_many_rows_there_are_whatever_else_it_does(wo
 async def test_every_worker_learns_how_many_rows_there_are_also_while_another_one_purges(
     service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sso_service.service.PURGE_INTERVAL", 0.01)
-    monkeypatch.setattr("sso_service.service.secrets.randbelow", lambda _: 0)
+    monkeypatch.setattr("sso_service.services.node.PURGE_INTERVAL", 0.01)
+    monkeypatch.setattr("sso_service.services.node.secrets.randbelow", lambda _: 0)
     put(database, *(claims(NOW, nonce) for nonce in range(3)))
     if not database.is_sqlite:
         with database.connect() as connection:
@@ -713,6 +713,7 @@ def test_the_state_of_the_ledger_is_told_by_the_databases_own_clock(database: Da
         assert abs(connection.execute(select(database.now())).scalar_one() - time.time()) < 2
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_three_hours_of_logins_leave_the_rows_of_an_hour_and_five_minutes_and_two_purge_rounds(
     client: Client, settings: Settings, clock: Clock, api_token: str

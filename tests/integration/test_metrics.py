@@ -1,5 +1,7 @@
 """`/metrics`: what is counted, the state of the node, and the Bearer token that protects both."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,3 +182,9 @@ async def test_no_metric_contains_an_address_or_a_token(client: Client, api_toke
         administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
     text = (await client.get("/metrics")).text
     assert not [secret for secret in (token, api_token, JANE["email"], str(Scope.WRITE_SSO)) if secret in text]
+
+
+def test_a_command_does_not_import_the_metrics() -> None:
+    """`serve` is a command. The directory of the counters must be set before `prometheus_client` is imported."""
+    program = "import sys, sso_service.cli.main; sys.exit('prometheus_client' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -203,6 +203,7 @@ def test_of_concurrent_upgrades_one_does_it_and_the_others_wait(empty: Database)
         database.close()
 
 
+@pytest.mark.slow
 def test_concurrent_upgrades_in_processes_of_their_own_all_succeed(empty: Database, tmp_path: Path) -> None:
     url = empty.url.render_as_string(hide_password=False)
     env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": url.replace("+psycopg", "")}

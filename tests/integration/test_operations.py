@@ -68,6 +68,7 @@ async def test_a_node_that_has_all_it_needs_is_ready(client: Client) -> None:
         assert (await client.request("HEAD", path)).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["is a directory", "is something else", "refuses to connect", "never answers"])
 async def test_a_node_whose_database_is_away_is_alive_but_not_ready(
     state: str, tmp_path: Path, keys_dir: Path, clock: Clock, caplog: pytest.LogCaptureFixture

@@ -1,4 +1,4 @@
-"""The pages that people see when signing in: what they say, in which language, and what they never show."""
+"""Message pages of the login: texts, language, security headers, and the login token that they never show."""
 
 import re
 from base64 import b64encode
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.anyio
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """A login that does not work: how it comes about, again and again, and what it is answered with."""
+class FailedLogin:
+    """A login that fails: the request, which can be repeated, and the expected status and error code."""
 
     name: str
     status: int
@@ -47,8 +47,8 @@ class Trouble:
     headers: tuple[tuple[str, str], ...] = ()
     body: bytes = b""
 
-    async def meet(self, **headers: str) -> Answer:
-        """The answer, for a client that sends these headers too."""
+    async def attempt(self, **headers: str) -> Answer:
+        """Send the request with these additional headers."""
         more = [(name.replace("_", "-"), value) for name, value in headers.items()]
         return await self.client.request(self.method, self.target, headers=[*self.headers, *more], body=self.body)
 
@@ -61,8 +61,10 @@ def key_of(service: Node, clock: Clock) -> bytes:
     return service.keys.ring.signing_key(int(clock())).token_key
 
 
-async def troubles(client: Client, service: Node, database: Database, api_token: str, clock: Clock) -> list[Trouble]:
-    """Every way in which a login does not work while the service itself is well."""
+async def failed_logins(
+    client: Client, service: Node, database: Database, api_token: str, clock: Clock
+) -> list[FailedLogin]:
+    """Return every kind of failed login while the service works."""
     now = int(clock())
     used, unused = await client.issue(api_token), await client.issue(api_token)
     assert (await client.another().get(f"/?sso={used}")).status == 303
@@ -76,19 +78,19 @@ async def troubles(client: Client, service: Node, database: Database, api_token:
         administration.disable_user(connection, "disabled@example.com", now=now)
         administration.remove_member(connection, "removed@example.com", ACCOUNT)
 
-    def link(name: str, status: int, code: str, token: str, path: str = PAGE, *, portal: bool = False) -> Trouble:
-        return Trouble(name, status, code, portal, client.another(), f"{path}?a=1&sso={token}", token)
+    def link(name: str, status: int, code: str, token: str, path: str = PAGE, *, portal: bool = False) -> FailedLogin:
+        return FailedLogin(name, status, code, portal, client.another(), f"{path}?a=1&sso={token}", token)
 
-    def form(name: str, status: int, code: str, *headers: tuple[str, str]) -> Trouble:
+    def form(name: str, status: int, code: str, *headers: tuple[str, str]) -> FailedLogin:
         body = f"token={unused}&target={PAGE}&form=x".encode()
-        return Trouble(name, status, code, False, client.another(), "/sso/confirm", unused, "POST", headers, body)
+        return FailedLogin(name, status, code, False, client.another(), "/sso/confirm", unused, "POST", headers, body)
 
     other_page = f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/posts"
     return [
         link("malformed", 401, "token_invalid", unused[:-1]),
         link("two tokens", 401, "token_invalid", f"{unused}&sso={unused}"),
         link("forged", 401, "token_invalid", forged),
-        Trouble("overlong", 401, "token_invalid", False, client.another(), f"/?sso={overlong}", overlong),
+        FailedLogin("overlong", 401, "token_invalid", False, client.another(), f"/?sso={overlong}", overlong),
         link("used", 401, "token_consumed", used, portal=True),
         link("expired", 401, "token_expired", expired, portal=True),
         link("disabled", 403, "no_access", disabled, portal=True),
@@ -99,7 +101,7 @@ async def troubles(client: Client, service: Node, database: Database, api_token:
         link("no page of Studio", 403, "no_access", forged, f"/CLIENT/{ACCOUNT}/t/42/posts"),
         link("bad path", 400, "bad_path", unused, "/a//b"),
         link("bad path, forged", 400, "bad_path", forged, "/a/../b"),
-        Trouble(
+        FailedLogin(
             "in a frame",
             403,
             "not_a_navigation",
@@ -114,61 +116,61 @@ async def troubles(client: Client, service: Node, database: Database, api_token:
     ]
 
 
-async def asked(client: Client, api_token: str) -> tuple[Client, str, Answer]:
-    """A browser that Jane is signed in at, John's token, and the page that it gets for that."""
+async def question_for(client: Client, api_token: str) -> tuple[Client, str, Answer]:
+    """Return a browser in which Jane is signed in, a login token for John, and the page that asks before switching."""
     browser = client.another()
     await browser.get(f"/?sso={await client.issue(api_token, JANE)}")
     token = await client.issue(api_token, JOHN)
     return browser, token, await browser.get(f"{PAGE}?sso={token}")
 
 
-# --- what a page says ------------------------------------------------------------------------------------------------
+# --- texts -----------------------------------------------------------------------------------------------------------
 
 
 @on_sqlite
-async def test_a_login_that_does_not_work_is_a_page_in_german_or_english_or_json_where_that_is_asked_for(
+async def test_a_failed_login_is_a_page_in_german_or_english_or_json(
     client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
-    for trouble in await troubles(client, service, database, api_token, clock):
+    for failed in await failed_logins(client, service, database, api_token, clock):
         for lang in ("en", "de"):
-            answer = await trouble.meet(accept="text/html,*/*;q=0.8", accept_language=lang)
-            assert answer.status == trouble.status, trouble.name
+            answer = await failed.attempt(accept="text/html,*/*;q=0.8", accept_language=lang)
+            assert answer.status == failed.status, failed.name
             assert answer.header("content-type") == "text/html; charset=utf-8"
             assert answer.header("content-language") == lang
             page = MessagePage(answer.text)
             assert page.lang == lang
             assert page.texts["title"] == page.texts["h1"]
             assert page.form is None
-        answer = await trouble.meet(accept="application/json", accept_language="de")
-        assert (answer.status, answer.error) == (trouble.status, trouble.code), trouble.name
+        answer = await failed.attempt(accept="application/json", accept_language="de")
+        assert (answer.status, answer.error) == (failed.status, failed.code), failed.name
         assert set(answer.json()) == {"error"}
         assert set(answer.json()["error"]) == {"code", "message"}
 
 
 @on_sqlite
-async def test_each_page_says_why_and_what_to_do(
+async def test_each_page_explains_the_reason_and_the_remedy(
     client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
-    said: dict[tuple[str, str], tuple[str, str]] = {}
-    for trouble in await troubles(client, service, database, api_token, clock):
+    texts: dict[tuple[str, str], tuple[str, str]] = {}
+    for failed in await failed_logins(client, service, database, api_token, clock):
         for lang in ("en", "de"):
-            page = MessagePage((await trouble.meet(accept_language=lang)).text)
+            page = MessagePage((await failed.attempt(accept_language=lang)).text)
             words = page.texts["h1"], page.texts["p"]
-            assert said.setdefault((trouble.code, lang), words) == words
+            assert texts.setdefault((failed.code, lang), words) == words
             assert len(words[1].split()) >= 8, "a sentence, not a code"
-            assert trouble.code not in text_of(page)
-    assert len(set(said.values())) == len(said), "two pages say the same"
+            assert failed.code not in text_of(page)
+    assert len(set(texts.values())) == len(texts), "two pages have the same text"
     for code, english, german in (
         ("token_invalid", "not valid", "ungültig"),
         ("token_expired", "expired", "abgelaufen"),
         ("token_consumed", "already used", "schon benutzt"),
         ("no_access", "no access", "keinen Zugang"),
     ):
-        assert english in said[code, "en"][0]
-        assert german in said[code, "de"][0]
+        assert english in texts[code, "en"][0]
+        assert german in texts[code, "de"][0]
     for code in ("token_invalid", "token_expired", "token_consumed"):
-        assert "portal" in said[code, "en"][1]
-        assert "Portal" in said[code, "de"][1]
+        assert "portal" in texts[code, "en"][1]
+        assert "Portal" in texts[code, "de"][1]
 
 
 LANGUAGES = [
@@ -216,7 +218,7 @@ LANGUAGES = [
 
 
 @on_sqlite
-async def test_the_language_is_the_one_of_the_two_that_the_browser_puts_first(client: Client) -> None:
+async def test_a_page_is_in_the_language_that_the_browser_ranks_first(client: Client) -> None:
     for header, lang in LANGUAGES:
         headers = [] if header is None else [("accept-language", header)]
         answer = await client.request("GET", "/?sso=x", headers=headers)
@@ -239,38 +241,38 @@ ACCEPTS = [
 
 
 @on_sqlite
-async def test_json_is_for_those_who_ask_for_it(client: Client) -> None:
+async def test_a_client_gets_json_only_if_it_accepts_json_and_not_html(client: Client) -> None:
     for header, media_type in ACCEPTS:
         headers = [] if header is None else [("accept", header)]
         answer = await client.request("GET", "/?sso=x", headers=headers)
         assert (answer.header("content-type") or "").partition(";")[0] == media_type, header
-        if media_type == "text/html":  # which of them it is depends on these, and a cache must know
+        if media_type == "text/html":  # the response depends on these headers, so a cache must compare them
             assert {"accept", "accept-language"} <= set((answer.header("vary") or "").lower().split(", "))
 
 
 @on_sqlite
-async def test_the_question_says_who_would_be_replaced_in_german_or_english(client: Client, api_token: str) -> None:
-    browser, token, _ = await asked(client, api_token)
-    said = set()
+async def test_the_question_names_the_user_who_would_be_replaced(client: Client, api_token: str) -> None:
+    browser, token, _ = await question_for(client, api_token)
+    headings = set()
     for lang, go_on in (("en", "Continue"), ("de", "Weiter")):
         answer = await browser.get(f"{PAGE}?sso={token}", accept_language=lang)
         page = MessagePage(answer.text)
         assert (page.lang, answer.header("content-language")) == (lang, lang)
         assert JANE["email"] in page.texts["p"]
         assert page.texts["button"] == go_on
-        said.add(page.texts["h1"])
-    assert len(said) == 2
+        headings.add(page.texts["h1"])
+    assert len(headings) == 2
 
 
-# --- what a page does not do -----------------------------------------------------------------------------------------
+# --- security --------------------------------------------------------------------------------------------------------
 
 
 @on_sqlite
-async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
+async def test_a_page_is_not_framed_sniffed_or_cached_and_loads_nothing(
     client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
-    answers = [await trouble.meet() for trouble in await troubles(client, service, database, api_token, clock)]
-    answers.append((await asked(client, api_token))[2])
+    answers = [await failed.attempt() for failed in await failed_logins(client, service, database, api_token, clock)]
+    answers.append((await question_for(client, api_token))[2])
     for answer in answers:
         policy = dict(
             directive.strip().split(" ", 1) for directive in (answer.header("content-security-policy") or "").split(";")
@@ -286,7 +288,7 @@ async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
         assert answer.header("x-frame-options") == "DENY"
         assert answer.header("x-content-type-options") == "nosniff"
         assert answer.header("cache-control") == "no-store"
-        # Whatever the policy, another site never learns the address of a page, which may still carry a token.
+        # With each of these policies another site never receives the URL, which may contain a login token.
         assert answer.header("referrer-policy") in {"no-referrer", "strict-origin", "origin"}
         page = MessagePage(answer.text)
         assert page.elements <= {
@@ -301,12 +303,12 @@ async def test_a_page_cannot_be_framed_sniffed_kept_or_made_to_load_anything(
 
 
 @on_sqlite
-async def test_a_refused_login_neither_signs_in_nor_signs_out_nor_redirects(
+async def test_a_failed_login_neither_signs_in_nor_signs_out_nor_redirects(
     client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
-    for trouble in await troubles(client, service, database, api_token, clock):
+    for failed in await failed_logins(client, service, database, api_token, clock):
         for accept in ("text/html", "application/json"):
-            answer = await trouble.meet(accept=accept)
+            answer = await failed.attempt(accept=accept)
             assert answer.header("location") is None
             assert answer.header("set-cookie") is None
             assert answer.header("refresh") is None
@@ -315,19 +317,19 @@ async def test_a_refused_login_neither_signs_in_nor_signs_out_nor_redirects(
 
 
 @on_sqlite
-async def test_nothing_but_the_hidden_field_of_the_question_ever_has_the_token(
+async def test_only_the_hidden_field_of_the_question_contains_the_login_token(
     client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
-    for trouble in await troubles(client, service, database, api_token, clock):
-        parts = [part for part in trouble.token.split("&sso=") if part]
+    for failed in await failed_logins(client, service, database, api_token, clock):
+        parts = [part for part in failed.token.split("&sso=") if part]
         for accept in ("text/html", "application/json"):
-            answer = await trouble.meet(accept=accept)
+            answer = await failed.attempt(accept=accept)
             for part in parts:
-                assert part not in answer.text, trouble.name
-                assert part not in str(answer.headers), trouble.name
-            assert "a=1" not in answer.text, "a page repeats nothing of the request"
+                assert part not in answer.text, failed.name
+                assert part not in str(answer.headers), failed.name
+            assert "a=1" not in answer.text, "the page repeats a part of the request"
 
-    browser, token, answer = await asked(client, api_token)
+    browser, token, answer = await question_for(client, api_token)
     assert answer.status == 200
     assert answer.text.count(token) == 1
     assert token not in str(answer.headers)
@@ -350,7 +352,7 @@ HOSTILE = [
 
 
 @on_sqlite
-async def test_a_hostile_address_is_shown_as_the_text_that_it_is(
+async def test_a_hostile_email_address_is_shown_as_plain_text(
     client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
@@ -367,10 +369,8 @@ async def test_a_hostile_address_is_shown_as_the_text_that_it_is(
 
 
 @on_sqlite
-async def test_a_hostile_query_is_a_value_of_the_question_s_form_and_nothing_else(
-    client: Client, api_token: str
-) -> None:
-    browser, token, _ = await asked(client, api_token)
+async def test_a_hostile_query_occurs_only_as_a_field_of_the_question(client: Client, api_token: str) -> None:
+    browser, token, _ = await question_for(client, api_token)
     query = "a=\"><script>alert(1)</script>&b='onclick=x&c={{7*7}}{0}&amp;&lt;=%3Cscript%3E"
     answer = await browser.get(f"{PAGE}?{query}&sso={token}")
     page = MessagePage(answer.text)
@@ -379,20 +379,20 @@ async def test_a_hostile_query_is_a_value_of_the_question_s_form_and_nothing_els
     assert "alert" not in text_of(page)
 
 
-# --- the way back to the portal --------------------------------------------------------------------------------------
+# --- the link to the portal ------------------------------------------------------------------------------------------
 
 
-async def test_a_page_links_the_portal_only_when_the_signature_held(
+async def test_a_page_links_the_portal_only_if_the_signature_is_valid(
     client: Client, service: Node, database: Database, api_token: str, clock: Clock
 ) -> None:
-    for trouble in await troubles(client, service, database, api_token, clock):
-        answer = await trouble.meet()
-        assert MessagePage(answer.text).links == ([PORTAL] if trouble.portal else []), trouble.name
-        if not trouble.portal:
-            assert "portal.example" not in answer.text + str(answer.headers), trouble.name
+    for failed in await failed_logins(client, service, database, api_token, clock):
+        answer = await failed.attempt()
+        assert MessagePage(answer.text).links == ([PORTAL] if failed.portal else []), failed.name
+        if not failed.portal:
+            assert "portal.example" not in answer.text + str(answer.headers), failed.name
 
 
-async def test_a_page_links_no_portal_where_none_is_set(
+async def test_a_page_links_no_portal_if_the_account_has_none(
     client: Client, database: Database, service: Node, clock: Clock
 ) -> None:
     with changing(database) as connection:
@@ -400,7 +400,7 @@ async def test_a_page_links_no_portal_where_none_is_set(
             connection, account_id=OTHER_ACCOUNT, name="tests", scopes=frozenset({Scope.WRITE_SSO}), now=0
         )
     token = await client.issue(secret)
-    answer = await client.get(f"{PAGE}?sso={token}")  # a page of the account that has a portal, but it is not theirs
+    answer = await client.get(f"{PAGE}?sso={token}")  # a page of another account, which has a portal
     assert answer.status == 403
     assert MessagePage(answer.text).links == []
     assert (await client.another().get(f"/?sso={token}")).status == 303
@@ -414,7 +414,9 @@ async def test_a_page_links_no_portal_where_none_is_set(
 
 
 @on_sqlite
-async def test_a_page_links_nothing_but_an_https_url(client: Client, database: Database, api_token: str) -> None:
+async def test_a_page_links_a_portal_only_if_its_url_is_https(
+    client: Client, database: Database, api_token: str
+) -> None:
     token = await client.issue(api_token)
     assert (await client.another().get(f"/?sso={token}")).status == 303
     linked: dict[str, list[str]] = {}
@@ -427,7 +429,7 @@ async def test_a_page_links_nothing_but_an_https_url(client: Client, database: D
     assert not any(linked.values()), linked
 
 
-async def test_a_portal_s_url_is_linked_as_it_is(client: Client, database: Database, api_token: str) -> None:
+async def test_a_portal_url_is_linked_unchanged(client: Client, database: Database, api_token: str) -> None:
     url = "https://portal.example/a?b=1&amp=2&c='\"><script>"
     with changing(database) as connection:
         connection.execute(update(accounts).where(accounts.c.id == ACCOUNT).values(portal_url=url))
@@ -438,11 +440,11 @@ async def test_a_portal_s_url_is_linked_as_it_is(client: Client, database: Datab
     assert ("a", "rel", "noreferrer") in page.attributes
 
 
-# --- the database is away --------------------------------------------------------------------------------------------
+# --- without a database ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def away(database_url: str, keys_dir: Path, tmp_path: Path, clock: Clock) -> Iterator[Client]:
+def cut_off(database_url: str, keys_dir: Path, tmp_path: Path, clock: Clock) -> Iterator[Client]:
     """A browser at a node with the same keys that cannot reach its database."""
     gone = f"sqlite:///{tmp_path / 'gone' / 'sso.db'}"
     if database_url.startswith("postgresql"):
@@ -453,14 +455,14 @@ def away(database_url: str, keys_dir: Path, tmp_path: Path, clock: Clock) -> Ite
     service.close()
 
 
-async def test_without_its_database_the_service_asks_to_come_again_and_consumes_nothing(
-    client: Client, away: Client, api_token: str, caplog: pytest.LogCaptureFixture
+async def test_a_login_without_a_database_asks_to_retry_and_consumes_nothing(
+    client: Client, cut_off: Client, api_token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = await client.issue(api_token)
     assert (await client.get(f"/?sso={await client.issue(api_token, JOHN)}")).status == 303
-    signed_in = away.another()
+    signed_in = cut_off.another()
     signed_in.cookies.update(client.cookies)
-    for browser in (away, signed_in):
+    for browser in (cut_off, signed_in):
         for lang, words in (("en", "try again"), ("de", "noch einmal")):
             answer = await browser.get(f"{PAGE}?sso={token}", accept_language=lang)
             assert answer.status == 503
@@ -478,8 +480,8 @@ async def test_without_its_database_the_service_asks_to_come_again_and_consumes_
     assert (await client.another().get(f"{PAGE}?sso={token}")).status == 303
 
 
-async def test_without_its_database_the_service_still_knows_what_is_no_token_of_ours(
-    client: Client, away: Client, api_token: str
+async def test_an_invalid_login_token_is_refused_even_without_a_database(
+    client: Client, cut_off: Client, api_token: str
 ) -> None:
     token = await client.issue(api_token)
     forged = tokens.sign(tokens.unsafe_read_claims(token), bytes(32))
@@ -490,15 +492,15 @@ async def test_without_its_database_the_service_still_knows_what_is_no_token_of_
         (f"/a//b?sso={token}", 400),
         (f"/CLIENT/{ACCOUNT}?sso={token}", 403),
     ):
-        assert (await away.get(target)).status == status, target
-    assert (await away.request("HEAD", f"{PAGE}?sso={token}")).status == 200
+        assert (await cut_off.get(target)).status == status, target
+    assert (await cut_off.request("HEAD", f"{PAGE}?sso={token}")).status == 200
 
 
-async def test_without_its_database_the_service_still_knows_that_a_token_has_expired(
-    client: Client, away: Client, api_token: str, clock: Clock
+async def test_an_expired_login_token_is_refused_even_without_a_database(
+    client: Client, cut_off: Client, api_token: str, clock: Clock
 ) -> None:
-    """Form, signature and expiry come first: that nothing can be read then is no reason to ask to come again."""
+    # Form, signature and expiry are checked first, so the result does not depend on the database.
     token = await client.issue(api_token)
     clock.advance(300)
-    answer = await away.get(f"{PAGE}?sso={token}", accept="application/json")
+    answer = await cut_off.get(f"{PAGE}?sso={token}", accept="application/json")
     assert (answer.status, answer.error) == (401, "token_expired")

@@ -64,6 +64,7 @@ async def test_every_refusal_of_an_api_token_is_the_same_to_the_byte(
     assert (status, json.loads(body)["error"]["code"]) == (401, "missing_token")
 
 
+@pytest.mark.slow
 async def test_the_time_of_a_refusal_tells_nothing_and_planted_leaks_are_found(tmp_path: Path) -> None:
     planted = []
     async for case, measured in results(tmp_path, FEW):

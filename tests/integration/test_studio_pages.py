@@ -1,4 +1,4 @@
-"""The Studio's own pages: who sees which, what they show, and that whatever people typed stays text."""
+"""Studio pages: access by role, content, addresses, embedding, and user input that stays plain text."""
 
 import re
 from base64 import b64encode
@@ -42,7 +42,7 @@ JSON = ("accept", "application/json")
 
 
 async def pages_of_an_admin(database: Database, admin: Client) -> list[str]:
-    """The address of one page of each kind."""
+    """Return the address of one page of each kind."""
     with changing(database) as connection:
         (jane,) = connection.execute(users.select().where(users.c.email == JANE["email"])).all()
         (token, *_) = administration.list_api_tokens_of(connection, limit=9, account_id=ACCOUNT)
@@ -55,11 +55,11 @@ async def pages_of_an_admin(database: Database, admin: Client) -> list[str]:
     ]
 
 
-# --- who sees what ---------------------------------------------------------------------------------------------------
+# --- access ----------------------------------------------------------------------------------------------------------
 
 
 @each_role
-async def test_a_role_sees_its_sections_and_no_link_to_the_others(
+async def test_a_role_sees_its_sections_and_links_to_no_others(
     client: Client, database: Database, api_token: str, role: Role
 ) -> None:
     browser = await signed_in(client, database, api_token, role)
@@ -82,20 +82,18 @@ async def test_a_role_sees_its_sections_and_no_link_to_the_others(
 
 @on_sqlite
 @each_role
-async def test_a_page_says_who_is_signed_in_where_and_what_their_role_may_do(
+async def test_a_page_shows_user_account_team_role_and_permissions(
     client: Client, database: Database, api_token: str, role: Role
 ) -> None:
     browser = await signed_in(client, database, api_token, role)
     for section in (section for section in SECTIONS if may_view(role, section) and section != "settings"):
         page = await page_of(browser, f"{HOME}/{section}")
         assert page.words("dd") == f"Jane Doe, {JANE['email']} One Team {role.capitalize()}"
-        said = {text.split()[-1].lower(): allowed == "may" for allowed, text in page.actions}
-        assert said == {action: may(role, section, action) for action in ACTIONS}
+        shown = {text.split()[-1].lower(): allowed == "may" for allowed, text in page.actions}
+        assert shown == {action: may(role, section, action) for action in ACTIONS}
 
 
-async def test_a_role_that_was_changed_counts_from_the_next_page_on(
-    client: Client, database: Database, api_token: str
-) -> None:
+async def test_a_changed_role_applies_from_the_next_request(client: Client, database: Database, api_token: str) -> None:
     browser = await signed_in(client, database, api_token, Role.EDITOR)
     await page_of(browser, f"{HOME}/areas", 403)
     with changing(database) as connection:
@@ -104,7 +102,7 @@ async def test_a_role_that_was_changed_counts_from_the_next_page_on(
     await page_of(browser, MEMBERS, 403)
 
 
-async def test_nobody_sees_another_account_or_a_team_that_is_not_the_accounts(
+async def test_other_accounts_and_their_teams_are_not_accessible(
     client: Client, database: Database, api_token: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
@@ -124,7 +122,7 @@ async def test_nobody_sees_another_account_or_a_team_that_is_not_the_accounts(
 
 
 @on_sqlite
-async def test_who_is_not_signed_in_gets_a_page_or_json_as_they_ask(client: Client) -> None:
+async def test_a_request_without_a_session_gets_a_page_or_json(client: Client) -> None:
     for path in ("/", f"/client/{ACCOUNT}", HOME, f"{HOME}/posts", SETTINGS, MEMBERS, f"{HOME}/nothing"):
         assert (await page_of(client, path, 401)).words("h1") == "You are not signed in"
         for headers in ([JSON], [], [("accept", "*/*")]):
@@ -135,7 +133,7 @@ async def test_who_is_not_signed_in_gets_a_page_or_json_as_they_ask(client: Clie
     assert Page(german.text).words("h1") == "Du bist nicht angemeldet"
 
 
-async def test_who_was_disabled_removed_or_signed_out_sees_no_page_any_more(
+async def test_a_disabled_removed_or_signed_out_user_sees_no_page(
     client: Client, database: Database, api_token: str, clock: Clock
 ) -> None:
     people = [{**JANE, "email": f"{name}@example.com"} for name in ("disabled", "removed", "out")]
@@ -154,7 +152,7 @@ async def test_who_was_disabled_removed_or_signed_out_sees_no_page_any_more(
 
 @on_sqlite
 @pytest.mark.parametrize("query", ["", "?chromeless=1"])
-async def test_an_unknown_page_is_a_page_that_says_so(
+async def test_an_unknown_address_gets_a_page_with_404(
     client: Client, database: Database, api_token: str, query: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
@@ -198,7 +196,9 @@ async def test_another_spelling_of_a_section_is_another_section(
         assert (await see(admin, f"{HOME}/{spelling}")).status == 404
 
 
-async def test_short_addresses_lead_to_the_posts_of_a_team(client: Client, database: Database, api_token: str) -> None:
+async def test_short_addresses_redirect_to_the_posts_of_a_team(
+    client: Client, database: Database, api_token: str
+) -> None:
     browser = await signed_in(client, database, api_token, Role.EDITOR)
     with changing(database) as connection:
         administration.add_team(connection, ACCOUNT, "Later team", team_id=TEAM + 1)
@@ -217,7 +217,7 @@ async def test_short_addresses_lead_to_the_posts_of_a_team(client: Client, datab
         assert (answer.status, answer.header("location")) == (303, f"{leads_to}/posts?chromeless=1")
 
 
-async def test_an_account_without_a_team_has_no_first_page(client: Client, database: Database, api_token: str) -> None:
+async def test_an_account_without_teams_has_no_start_page(client: Client, database: Database, api_token: str) -> None:
     browser = await signed_in(client, database, api_token, Role.ADMIN)
     with changing(database) as connection:
         connection.execute(delete(teams).where(teams.c.account_id == ACCOUNT))
@@ -227,9 +227,7 @@ async def test_an_account_without_a_team_has_no_first_page(client: Client, datab
 
 
 @on_sqlite
-async def test_a_slash_at_the_end_and_head_make_no_difference(
-    client: Client, database: Database, api_token: str
-) -> None:
+async def test_a_trailing_slash_and_head_make_no_difference(client: Client, database: Database, api_token: str) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
     for path in await pages_of_an_admin(database, admin):
         plain, slashed = await see(admin, path), await see(admin, f"{path}/")
@@ -244,7 +242,7 @@ async def test_a_slash_at_the_end_and_head_make_no_difference(
 
 @on_sqlite
 @pytest.mark.parametrize("query", ["", "?chromeless=1"])
-async def test_a_wrong_method_is_told_the_right_ones(
+async def test_a_wrong_method_gets_405_with_the_allowed_methods(
     client: Client, database: Database, api_token: str, query: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
@@ -266,7 +264,7 @@ async def test_a_wrong_method_is_told_the_right_ones(
 
 
 @on_sqlite
-async def test_without_the_setting_there_are_no_pages_and_login_goes_on(
+async def test_with_studio_pages_switched_off_only_the_login_works(
     client: Client, service: Node, database: Database, api_token: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
@@ -277,16 +275,16 @@ async def test_without_the_setting_there_are_no_pages_and_login_goes_on(
             assert (answer.status, answer.error) == (404, "not_found")
             answer = await submit(bare, path, [("name", "x"), ("scope", "write:sso")])
             assert (answer.status, answer.error) == (404, "not_found")
-        newcomer = bare.another()
-        answer = await see(newcomer, f"{HOME}/posts?a=1&sso={await bare.issue(api_token, JOHN)}")
+        other = bare.another()
+        answer = await see(other, f"{HOME}/posts?a=1&sso={await bare.issue(api_token, JOHN)}")
         assert (answer.status, answer.header("location")) == (303, f"{HOME}/posts?a=1")
-        assert (await newcomer.get("/session")).json()["user"]["email"] == JOHN["email"]
+        assert (await other.get("/session")).json()["user"]["email"] == JOHN["email"]
     with changing(database) as connection:
         assert len(administration.list_api_tokens_of(connection, limit=9, account_id=ACCOUNT)) == 1
 
 
 @on_sqlite
-async def test_a_login_link_to_a_page_signs_in_and_leads_to_the_page(
+async def test_a_login_link_to_a_page_signs_in_and_redirects_to_it(
     client: Client, database: Database, api_token: str
 ) -> None:
     for query in ("", "chromeless=1"):
@@ -298,11 +296,11 @@ async def test_a_login_link_to_a_page_signs_in_and_leads_to_the_page(
         page = await page_of(browser, clean)
         assert page.words("h1") == "Ideas"
         assert token not in str(page.attributes)
-    # Also in a browser where the same person is signed in already.
+    # Also in a browser in which the same user is already signed in.
     assert (await see(browser, f"{HOME}/ideas?sso={await client.issue(api_token)}")).status == 303
 
 
-# --- within another page ---------------------------------------------------------------------------------------------
+# --- embedded in another page ----------------------------------------------------------------------------------------
 
 
 def is_chromeless(address: str) -> bool:
@@ -310,7 +308,7 @@ def is_chromeless(address: str) -> bool:
 
 
 @on_sqlite
-async def test_chromeless_pages_have_no_navigation_and_stay_so_wherever_one_goes_from_them(
+async def test_chromeless_pages_have_no_navigation_and_link_only_such_pages(
     client: Client, database: Database, api_token: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
@@ -318,8 +316,8 @@ async def test_chromeless_pages_have_no_navigation_and_stay_so_wherever_one_goes
         add_members(connection, 120)
     waiting = [f"{HOME}/posts?chromeless=1", f"{API_TOKENS}?chromeless=1", f"{MEMBERS}?search=m&page=2&chromeless=1"]
     seen = set()
-    for address in waiting:  # which grows meanwhile
-        kind = re.sub(r"/[0-9]+/(remove|revoke)", r"/N/\1", address)  # one of them is like another
+    for address in waiting:  # the loop appends to this list
+        kind = re.sub(r"/[0-9]+/(remove|revoke)", r"/N/\1", address)  # one page of each kind is enough
         if kind in seen:
             continue
         seen.add(kind)
@@ -331,7 +329,7 @@ async def test_chromeless_pages_have_no_navigation_and_stay_so_wherever_one_goes
             waiting += [link] if link.startswith("/") else []
         for form in page.forms:
             hidden = form.method == "get" and form.sent("chromeless") == ["1"]
-            # A form without an address is sent to the page's own.
+            # A form without an action is submitted to the address of its page.
             assert hidden or is_chromeless(address if form.action is None else form.action), (address, form)
     assert seen == {
         f"{HOME}/posts?chromeless=1",
@@ -346,7 +344,7 @@ async def test_chromeless_pages_have_no_navigation_and_stay_so_wherever_one_goes
     }
 
 
-async def test_what_is_done_on_a_chromeless_page_leads_back_to_one(
+async def test_a_change_on_a_chromeless_page_returns_to_a_chromeless_page(
     client: Client, database: Database, api_token: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
@@ -374,7 +372,7 @@ async def test_what_is_done_on_a_chromeless_page_leads_back_to_one(
 
 
 @on_sqlite
-async def test_a_page_is_chromeless_only_if_its_address_says_so(
+async def test_a_page_is_chromeless_only_with_the_query_parameter(
     client: Client, database: Database, api_token: str
 ) -> None:
     browser = await signed_in(client, database, api_token, Role.EDITOR)
@@ -398,10 +396,10 @@ async def test_a_page_is_chromeless_only_if_its_address_says_so(
             assert not any(is_chromeless(link) for _, link in page.links)
 
 
-# --- what a page does not do -----------------------------------------------------------------------------------------
+# --- security --------------------------------------------------------------------------------------------------------
 
 
-async def test_whatever_people_typed_is_text(client: Client, database: Database, api_token: str) -> None:
+async def test_hostile_names_are_shown_as_plain_text(client: Client, database: Database, api_token: str) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
     name = HOSTILE[:100]
     with changing(database) as connection:
@@ -427,7 +425,7 @@ async def test_whatever_people_typed_is_text(client: Client, database: Database,
 
 
 @on_sqlite
-async def test_what_was_searched_for_or_filled_in_comes_back_as_text(
+async def test_hostile_input_in_forms_is_shown_as_plain_text(
     client: Client, database: Database, api_token: str
 ) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
@@ -455,12 +453,12 @@ def _harmless(html: str) -> Page:
 
 
 async def all_answers(client: Client, database: Database, api_token: str) -> list[tuple[str, bytes, list[str]]]:
-    """Name, body and policy of pages of each kind, also those that say no."""
+    """Return `X-Frame-Options`, body and policy of pages of each kind, error pages included."""
     admin = await signed_in(client, database, api_token, Role.ADMIN)
     editor = await signed_in(client, database, api_token, Role.EDITOR, JOHN)
-    visits = [(admin, path) for path in await pages_of_an_admin(database, admin)]
-    visits += [(client, "/"), (editor, SETTINGS), (editor, "/client/1"), (admin, f"{HOME}/nothing")]
-    answers = [await see(browser, path) for browser, path in visits]
+    requests = [(admin, path) for path in await pages_of_an_admin(database, admin)]
+    requests += [(client, "/"), (editor, SETTINGS), (editor, "/client/1"), (admin, f"{HOME}/nothing")]
+    answers = [await see(browser, path) for browser, path in requests]
     answers.append(await submit(admin, API_TOKENS, [("name", "n"), ("scope", "write:sso")]))
     answers.append(await submit(admin, API_TOKENS, []))
     answers.append(await submit(admin, API_TOKENS, [], origin=()))
@@ -478,7 +476,7 @@ async def all_answers(client: Client, database: Database, api_token: str) -> lis
 
 
 @on_sqlite
-async def test_no_page_can_be_kept_framed_or_made_to_load_or_run_anything(
+async def test_no_page_is_cached_or_framed_or_loads_or_runs_anything(
     client: Client, database: Database, api_token: str
 ) -> None:
     for frame_options, body, policy in await all_answers(client, database, api_token):
@@ -496,7 +494,7 @@ async def test_no_page_can_be_kept_framed_or_made_to_load_or_run_anything(
 
 
 @on_sqlite
-async def test_the_origins_that_are_named_and_no_others_may_frame_every_page(
+async def test_only_the_configured_origins_may_frame_pages(
     client: Client, service: Node, database: Database, api_token: str
 ) -> None:
     origins = "https://intranet.example https://portal.example:8443"
@@ -508,16 +506,16 @@ async def test_the_origins_that_are_named_and_no_others_may_frame_every_page(
 
 
 @on_sqlite
-async def test_every_page_speaks_the_browsers_language(client: Client, database: Database, api_token: str) -> None:
+async def test_every_page_is_in_the_language_of_the_browser(client: Client, database: Database, api_token: str) -> None:
     admin = await signed_in(client, database, api_token, Role.ADMIN)
     with changing(database) as connection:
         connection.execute(insert(teams).values(id=TEAM + 1, account_id=ACCOUNT, name="Second"))
     for path in await pages_of_an_admin(database, admin):
-        said = {}
+        buttons = {}
         for lang in ("en", "de"):
             answer = await admin.request("GET", path, headers=[HTML, ("accept-language", lang)])
             page = Page(answer.text)
             assert (page.lang, answer.header("content-language")) == (lang, lang)
-            said[lang] = page.words("button")
-        assert "Sign out everywhere" in said["en"]
-        assert "Überall abmelden" in said["de"]
+            buttons[lang] = page.words("button")
+        assert "Sign out everywhere" in buttons["en"]
+        assert "Überall abmelden" in buttons["de"]

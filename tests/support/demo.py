@@ -14,7 +14,7 @@ ADMIN: dict[str, str] = msgspec.structs.asdict(DEMO_ADMIN)
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """A service that serves the demo account, and what its `init --demo` printed: a login link, an API token."""
+    """A service with the demo account, a login link for its admin, and a client with its API token."""
 
     url: str
     env: Mapping[str, str]
@@ -22,15 +22,15 @@ class Demo:
     client: SSOClient
 
     def address(self, page: str) -> str:
-        """Where a page of the demo team is; `page` is what follows the team's path."""
+        """Return the URL of a page of the demo team. `page` follows the path of the team."""
         return f"{self.url}/client/{DEMO_ACCOUNT}/t/{DEMO_TEAM}/{page}"
 
     def link(self, person: Mapping[str, str], page: str = "posts") -> str:
-        """A login link for a person."""
+        """Return a login link for a person."""
         return self.client.login_url(self.address(page), **person)
 
     def open(self, context: BrowserContext, person: Mapping[str, str], page: str = "posts") -> Page:
-        """A page in this browser, opened by a login link for a person."""
+        """Open a page in this browser by a login link for a person."""
         opened = context.new_page()
         opened.goto(self.link(person, page))
         return opened

@@ -1,4 +1,4 @@
-"""HTML pages, taken apart."""
+"""Parsers of HTML pages."""
 
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -8,35 +8,35 @@ _VOID = {"meta", "input", "link", "br"}
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form: where it leads, and what it sends as it stands."""
+    """A form: method, action, and the fields that it submits if nothing is changed."""
 
     method: str
     action: str | None
     fields: list[tuple[str, str]] = field(default_factory=list)
 
     def sent(self, name: str) -> list[str]:
-        """What it sends in the field `name`."""
+        """Return the values of the field `name`."""
         return [value for key, value in self.fields if key == name]
 
 
 class Page(HTMLParser):
-    """A page's parts. Making one fails unless its elements are balanced."""
+    """The parts of a Studio page. Parsing fails unless the elements are balanced."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.lang = ""
         self.links: list[tuple[str, str]] = []
-        """Text and address of each."""
+        """Text and address of each link."""
         self.forms: list[Form] = []
         self.rows: list[list[str]] = []
-        """The words in each cell of each row of a table's body."""
+        """The text of each cell of each row in table bodies."""
         self.sections: list[str] = []
-        """The addresses in the navigation between sections."""
+        """The addresses of the sections in the header."""
         self.actions: list[tuple[str, str]] = []
         self.elements: set[str] = set()
         self.attributes: list[tuple[str, str, str]] = []
         self.texts: dict[str, list[str]] = {}
-        """The texts in each kind of element, and in each class."""
+        """The texts by kind of element, and by class."""
         self._open: list[tuple[str, str]] = []
         self._select = ""
         self._link: str | None = None
@@ -48,11 +48,11 @@ class Page(HTMLParser):
         self.links = [(" ".join(text.split()), address) for text, address in self.links]
 
     def words(self, where: str) -> str:
-        """The text within all elements of a kind, or of a class."""
+        """Return the text of all elements of a kind or a class."""
         return " ".join(" ".join(self.texts.get(where, [])).split())
 
     def form(self, action: str) -> Form:
-        """The only form with this in its address."""
+        """Return the only form whose action contains `action`."""
         (found,) = (form for form in self.forms if form.action is not None and action in form.action)
         return found
 
@@ -110,7 +110,7 @@ VOID = {"meta", "input", "link", "br", "img", "hr"}
 
 
 class MessagePage(HTMLParser):
-    """A page's elements. Making one fails unless its elements are balanced and those that every page has occur once."""
+    """The parts of a message page. Parsing fails unless the elements are balanced and the required ones occur once."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Browsers at the Studio's own pages."""
+"""Requests to Studio pages, as browsers make them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ SAME_ORIGIN = ("sec-fetch-site", "same-origin")
 
 
 def add_members(connection: Connection, count: int) -> None:
-    """Editors of `ACCOUNT`: `Firstname0 Lastname0`, `m0@example.com` and so on."""
+    """Add editors to `ACCOUNT`: `Firstname0 Lastname0`, `m0@example.com` and so on."""
     people = [
         {"email": f"m{n}@example.com", "first_name": f"Firstname{n}", "last_name": f"Lastname{n}", "created_at": 1}
         for n in range(count)
@@ -40,7 +40,7 @@ def add_members(connection: Connection, count: int) -> None:
 
 @contextmanager
 def with_settings(service: Node, **changes: Any) -> Iterator[Client]:
-    """A client of another service over the same database and keys, with some settings changed."""
+    """Yield a client of another node over the same database and keys, with other settings."""
     settings = msgspec.structs.replace(service.settings, **changes)
     other = Node(settings, open_database(settings), service.keys, clock=service.trust.now)
     yield Client(create_app(other))
@@ -50,7 +50,7 @@ def with_settings(service: Node, **changes: Any) -> Iterator[Client]:
 async def signed_in(
     client: Client, database: Database, api_token: str, role: Role, person: Mapping[str, str] = JANE
 ) -> Client:
-    """Another browser, in which `person`, who has this role, is signed in."""
+    """Return a new browser in which `person` is signed in with this role."""
     browser = client.another()
     token = await browser.issue(api_token, person)
     with changing(database) as connection:
@@ -61,12 +61,12 @@ async def signed_in(
 
 
 async def see(browser: Client, target: str) -> Answer:
-    """The answer to a person who goes to `target`."""
+    """Navigate to `target`."""
     return await browser.request("GET", target, headers=[HTML])
 
 
 async def page_of(browser: Client, target: str, status: int = 200) -> Page:
-    """The page that a person sees at `target`."""
+    """Navigate to `target`, check the status, and return the page."""
     answer = await see(browser, target)
     assert answer.status == status, (target, answer.status)
     assert answer.header("content-type") == "text/html; charset=utf-8"
@@ -80,6 +80,6 @@ async def submit(
     *,
     origin: Sequence[tuple[str, str]] = (SAME_ORIGIN,),
 ) -> Answer:
-    """The answer to a form, sent from one of our pages unless `origin` says otherwise."""
+    """Submit a form. The headers in `origin` state the page that it comes from: one of this origin by default."""
     headers = [HTML, *origin, ("content-type", "application/x-www-form-urlencoded")]
     return await browser.request("POST", target, headers=headers, body=urlencode(fields).encode())

@@ -135,7 +135,7 @@ def test_a_vulnerability_that_is_known_is_reported(lock: Path) -> None:
         ],
     }
     with somebody_who_knows({"bad": {"vulns": [known]}}) as options:
-        assert vulnerabilities([lock], *options) == ["bad 2.0: CVE-2026-1, mended in 2.1"]
+        assert vulnerabilities([lock], *options) == ["bad 2.0: CVE-2026-1, fixed in 2.1"]
     with somebody_who_knows({}) as options:
         assert vulnerabilities([lock], *options) == []
 
@@ -214,5 +214,5 @@ def test_an_example_is_allowed_where_it_is_and_for_as_long_as_it_is_there(reposi
     (repository / "NOTES.md").unlink()
     (repository / "README.md").unlink()
     assert list(wrong_secrets(repository, known)) == [
-        "secrets.baseline: not in README.md any more: API token of this service"
+        "secrets.baseline: no longer in README.md: API token of this service"
     ]

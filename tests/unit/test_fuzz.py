@@ -54,6 +54,7 @@ def test_a_link_loses_nothing_but_its_token_and_leads_where_it_said(data: bytes)
     redirects.check(data)
 
 
+@pytest.mark.slow
 def test_none_of_100_000_tokens_altered_in_ten_ways_is_accepted() -> None:
     refused = altered.refused(100_000, "4868")  # the same ones on every run
     assert refused.total() == 100_000

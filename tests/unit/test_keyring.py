@@ -249,6 +249,7 @@ def test_a_new_key_outranks_one_that_signs_from_the_same_second(tmp_path: Path, 
     assert ring_in(tmp_path).signing_key(NOW) == replacement
 
 
+@pytest.mark.slow
 def test_the_last_of_many_rotations_in_one_second_signs(tmp_path: Path) -> None:
     for _ in range(200):
         last = rotate(tmp_path, now=NOW, lead=0)
@@ -579,6 +580,7 @@ operations = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(operations, max_size=14))
 def test_whatever_an_operator_does_a_dead_key_stays_dead_and_some_key_signs(steps: list[tuple[str, int]]) -> None:

@@ -71,7 +71,7 @@ PARAMETERS: dict[str, set[str]] = {
 """All parameters of the classes that the package derives from."""
 
 STARLETTE_PARTS: dict[str, set[str]] = {
-    "starlette.responses:Response": {"raw_headers"},
+    "starlette.responses:Response": {"background", "body", "raw_headers"},
 }
 """Attributes that the package uses and Starlette's documentation does not mention."""
 

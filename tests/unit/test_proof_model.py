@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -249,12 +250,14 @@ def play(happenings: list[Callable[[Model], None]]) -> list[AnyRecord]:
     return model.end()
 
 
+@pytest.mark.slow
 @unhurried
 @given(operations(clocks=True))
 def test_whatever_happens_to_a_correct_service_is_no_violation(happenings: list[Callable[[Model], None]]) -> None:
     assert check(play(happenings)).violations == []
 
 
+@pytest.mark.slow
 @unhurried
 @given(operations(clocks=False), st.sampled_from(PLANTS))
 def test_a_violation_is_found_in_whatever_else_happened(

@@ -122,6 +122,7 @@ def alterations(token: str) -> Iterator[str]:
     yield sign(Claims.unpack(raw[:16]), OTHER_KEY)
 
 
+@pytest.mark.slow
 def test_none_of_100_000_altered_tokens_is_accepted() -> None:
     random = Random(4868)  # the same ones on every run
     refused = 0

@@ -1,4 +1,4 @@
-"""The words: whatever a page says is there in German too, and the catalogue holds nothing that no page says."""
+"""Texts of the pages: complete in English and German, with the same placeholders, and none that is not used."""
 
 import re
 from importlib import resources
@@ -9,25 +9,25 @@ from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
+from sso_service.problems import ENTRIES, Entry
 from sso_service.web.studio.translations import LANGUAGES, translations
 
-PACKAGE = Path(str(resources.files("sso_service")))
-# The API's documentation is for programmers, and in English as the API is.
-TEMPLATES = sorted(set(PACKAGE.glob("web/templates/*.html")) - {PACKAGE / "web/templates/docs.html"})
+STUDIO = Path(str(resources.files("sso_service.web.studio")))
+TEMPLATES = sorted(STUDIO.glob("templates/*.html"))
 
-# What is the same in every language.
+# Words that are the same in every language.
 NAMES = {"Studio", "UTC", "write:sso", "verify:sso"}
 
 _PLACEHOLDER = re.compile(r"%\((\w+)\)(\w)")
 _SPOKEN_ATTRIBUTE = re.compile(r"\b(?:aria-label|aria-description|alt|title|placeholder)=([\"'])(.*?)\1", re.DOTALL)
 
 
-def said(directory: Path) -> dict[str | tuple[str, ...], list[str]]:
-    """Every text that code and templates have translated (with its plural, if it has one), and where they stand."""
-    keywords = {"marked": None, "_": None, "gettext": None, "ngettext": (1, 2)}
-    method_map = [("**.py", "python"), ("**/templates/**.html", "jinja2.ext:babel_extract")]
-    # `silent`: a template that cannot be read would otherwise have nothing to say.
-    options = {"**/templates/**.html": {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}}
+def texts_of_templates(directory: Path) -> dict[str | tuple[str, ...], list[str]]:
+    """Return every text that templates translate, with its plural if it has one, and its places."""
+    keywords = {"_": None, "gettext": None, "ngettext": (1, 2)}
+    method_map = [("templates/**.html", "jinja2.ext:babel_extract")]
+    # Without `silent: false`, the texts of a template that cannot be parsed would be missing.
+    options = {"templates/**.html": {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}}
     found: dict[str | tuple[str, ...], list[str]] = {}
     for file, line, text, *_ in extract_from_dir(directory, method_map, options, keywords=keywords):
         found.setdefault(text if isinstance(text, str) else tuple(text), []).append(f"{file}:{line}")
@@ -35,7 +35,7 @@ def said(directory: Path) -> dict[str | tuple[str, ...], list[str]]:
 
 
 def catalogue(language: str) -> Catalog:
-    with PACKAGE.joinpath("locale", f"{language}.po").open("rb") as file:
+    with STUDIO.joinpath("locale", f"{language}.po").open("rb") as file:
         return read_po(file, locale=language, abort_invalid=True)
 
 
@@ -44,12 +44,21 @@ def messages(language: str) -> list[Message]:
 
 
 def forms(text: str | list[str] | tuple[str, ...] | None) -> tuple[str, ...]:
-    """The text, or its singular and plural."""
+    """Return the text, or its singular and plural."""
     return (text or "",) if isinstance(text, str | None) else tuple(text)
 
 
+def placeholders(text: str) -> set[tuple[str, str]]:
+    """Return name and type of each placeholder.
+
+    Fails if the text contains another per cent sign: every text is formatted, so that would be an error on the page.
+    """
+    assert "%" not in _PLACEHOLDER.sub("", text).replace("%%", ""), text
+    return set(_PLACEHOLDER.findall(text))
+
+
 def untranslated(template: str) -> set[str]:
-    """The words of a template that are written into it, and so are the same in every language."""
+    """Return the words of a template that are not translated."""
     text = re.sub(r"{#.*?#}|{%-?\s*trans\b.*?endtrans\s*-?%}|<style>.*?</style>", " ", template, flags=re.DOTALL)
     spoken = [value for _, value in _SPOKEN_ATTRIBUTE.findall(text)]
     text = re.sub(r"{{.*?}}|{%.*?%}", " ", text, flags=re.DOTALL)
@@ -65,9 +74,12 @@ def language(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def test_every_text_of_every_page_is_in_the_catalogue_and_nothing_else_is(language: str) -> None:
-    texts = said(PACKAGE)
-    assert len(texts) > 100, "they were found at all"
+# --- the catalogue ---------------------------------------------------------------------------------------------------
+
+
+def test_the_catalogue_holds_exactly_the_texts_of_the_templates(language: str) -> None:
+    texts = texts_of_templates(STUDIO)
+    assert len(texts) > 70, "the extraction found too little"
     known = {forms(message.id) for message in messages(language)}
     assert {text: where for text, where in texts.items() if forms(text) not in known} == {}, "missing"
     assert known - {forms(text) for text in texts} == set(), "unused"
@@ -86,46 +98,22 @@ def test_every_text_of_the_catalogue_is_translated(language: str) -> None:
 
 
 def test_no_text_is_in_the_catalogue_twice(language: str) -> None:
-    lines = PACKAGE.joinpath("locale", f"{language}.po").read_text("utf-8")
+    lines = STUDIO.joinpath("locale", f"{language}.po").read_text("utf-8")
     ids = re.findall(r'^msgid ((?:".*"\n?)+)', lines, re.MULTILINE)
     assert len(ids) == len(set(ids))
 
 
-def test_a_translation_has_the_placeholders_of_its_text_and_no_other(language: str) -> None:
+def test_a_translation_has_the_same_placeholders_as_its_text(language: str) -> None:
     seen = set()
     for message in messages(language):
-        expected = set(_PLACEHOLDER.findall(forms(message.id)[-1]))
+        expected = placeholders(forms(message.id)[-1])
         for text in (*forms(message.id), *forms(message.string)):
-            assert set(_PLACEHOLDER.findall(text)) == expected, message.id
-            # Every text is formatted, so a per cent sign that begins no placeholder would be an error on the page.
-            assert "%" not in _PLACEHOLDER.sub("", text).replace("%%", ""), text
+            assert placeholders(text) == expected, message.id
         seen |= expected
     assert ("name", "s") in seen
 
 
-def test_a_template_has_no_words_but_those_that_are_translated() -> None:
-    assert len(TEMPLATES) > 5
-    for template in TEMPLATES:
-        assert untranslated(template.read_text("utf-8")) <= NAMES, template.name
-
-
-def test_words_that_a_template_does_not_translate_are_found() -> None:
-    template = (
-        '<p title="A {{ _("b") }}">{{ _("c") }} &nbsp; D{% if e %} F{% endif %}</p>{% trans %}g{% endtrans %} - 1'
-    )
-    assert untranslated(template) == {"A", "D", "F"}
-
-
-def test_a_text_that_is_new_in_code_or_templates_is_found(tmp_path: Path) -> None:
-    (tmp_path / "web/templates").mkdir(parents=True)
-    (tmp_path / "web/pages.py").write_text('X = marked(\n    "One "\n    "two"\n)\n')
-    (tmp_path / "web/templates/new.html").write_text(
-        '{% block a %}{{ {"x": _("Three")}[y] }}{% endblock %}{% trans count=n %}a{% pluralize %}b{% endtrans %}'
-    )
-    assert set(said(tmp_path)) == {"One two", "Three", ("a", "b")}
-
-
-def test_the_catalogue_is_what_pages_use(language: str) -> None:
+def test_pages_use_the_catalogue(language: str) -> None:
     used = translations(language)
     for message in messages(language):
         if message.pluralizable:
@@ -134,3 +122,55 @@ def test_the_catalogue_is_what_pages_use(language: str) -> None:
         else:
             assert used.gettext(str(message.id)) == message.string
     assert translations("en").gettext("Members") == "Members"
+
+
+# --- templates -------------------------------------------------------------------------------------------------------
+
+
+def test_templates_contain_no_untranslated_words() -> None:
+    assert len(TEMPLATES) > 5
+    for template in TEMPLATES:
+        assert untranslated(template.read_text("utf-8")) <= NAMES, template.name
+
+
+def test_the_check_for_untranslated_words_finds_them() -> None:
+    template = (
+        '<p title="A {{ _("b") }}">{{ _("c") }} &nbsp; D{% if e %} F{% endif %}</p>{% trans %}g{% endtrans %} - 1'
+    )
+    assert untranslated(template) == {"A", "D", "F"}
+
+
+def test_the_extraction_finds_new_texts_of_templates(tmp_path: Path) -> None:
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/new.html").write_text(
+        '{% block a %}{{ {"x": _("Three")}[y] }}{% endblock %}{% trans count=n %}a{% pluralize %}b{% endtrans %}'
+    )
+    assert set(texts_of_templates(tmp_path)) == {"Three", ("a", "b")}
+
+
+# --- message pages ---------------------------------------------------------------------------------------------------
+
+PAGES = {code: entry for code, entry in ENTRIES.items() if entry.title or entry.text}
+
+
+@pytest.mark.parametrize("entry", PAGES.values(), ids=PAGES)
+def test_a_message_page_has_title_and_text_in_both_languages(entry: Entry) -> None:
+    assert 200 <= entry.page_status < 600
+    for text in (entry.title, entry.text):
+        assert text is not None
+        for version in (text.en, text.de):
+            assert version.strip()
+            assert version == version.strip()
+        assert text.en != text.de
+        assert (text.in_language("en"), text.in_language("de")) == (text.en, text.de)
+
+
+@pytest.mark.parametrize("code", PAGES)
+def test_a_message_page_has_the_same_placeholders_in_both_languages(code: str) -> None:
+    title, text = PAGES[code].title, PAGES[code].text
+    assert title is not None
+    assert text is not None
+    assert placeholders(title.en) == placeholders(title.de) == set()
+    # Only the question whether to switch users has a placeholder: its page alone is given a value.
+    expected = {("current", "s")} if code == "switch" else set()
+    assert placeholders(text.en) == placeholders(text.de) == expected

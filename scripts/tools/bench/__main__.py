@@ -1,4 +1,4 @@
-"""Runs the benchmark: `scripts/bench`, or `python -m scripts.tools.bench` where everything is installed."""
+"""Run the benchmark: `scripts/bench`, or `python -m scripts.tools.bench` if everything is installed."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ PARTS = (*(case.name for case in CASES), LATENCY, LIBRARIES, STORAGE, GROWTH)
 
 
 class Benchmark:
-    """One run of the benchmark on a plan, in a temporary directory."""
+    """One run of the benchmark by a plan, in a temporary directory."""
 
     def __init__(self, plan: Plan, parts: Sequence[str], cores: Cores, directory: Path, server: PostgreSQL) -> None:
         self._plan = plan
@@ -44,9 +44,9 @@ class Benchmark:
         self.results = Results(plan, {**machine.describe(), "postgresql": server.version})
 
     def run(self) -> None:
-        """Measures all parts."""
+        """Measure all parts."""
         if LIBRARIES in self._parts:
-            self._say(LIBRARIES)
+            self._log(LIBRARIES)
             self.results.costs = measure_libraries(rounds=5, calls=self._plan.library_calls)
         with systems.ceiling(self._directory, self._cores.server) as ceiling:
             self._fastest = run(ceiling, ISSUE, connections=64, seconds=1, fastest=10_000).rate
@@ -54,7 +54,7 @@ class Benchmark:
                 self._measure_beside(ceiling)
         if GROWTH in self._parts:
             for kind in KINDS:
-                self._say(f"{GROWTH}, {kind}")
+                self._log(f"{GROWTH}, {kind}")
                 self.results.growth += growth.measure_growth(
                     kind,
                     self._postgresql,
@@ -66,18 +66,18 @@ class Benchmark:
                 )
 
     def _measure_beside(self, ceiling: System) -> None:
-        """What needs the three systems side by side."""
+        """Measure the parts that need the three systems side by side."""
         with ExitStack() as stack:
             all_systems: list[System] = [ceiling]
             for kind in KINDS:
                 for serve in (systems.ours, systems.conventional):
-                    self._say(f"filling {kind}")
+                    self._log(f"filling {kind}")
                     made = stack.enter_context(store(kind, self._directory, self._postgresql, people=self._plan.people))
                     all_systems.append(stack.enter_context(serve(made, self._directory, self._cores.server)))
             for number in range(self._plan.rounds):
                 for case in CASES:
                     if case.name in self._parts:
-                        self._say(f"round {number + 1} of {self._plan.rounds}: {case.title}")
+                        self._log(f"round {number + 1} of {self._plan.rounds}: {case.title}")
                         self._measure_case(case, all_systems)
             if LATENCY in self._parts:
                 self._measure_latency(
@@ -98,7 +98,7 @@ class Benchmark:
         rate, seconds = self._plan.open_loop_rate, self._plan.open_loop_seconds
         for case in (ISSUE, LOGIN):
             for system in some_systems:
-                self._say(f"open loop: {case.title}, {system.label}")
+                self._log(f"open loop: {case.title}, {system.label}")
                 open_loop(system.server.port, case.make(system, rate), rate=rate)  # to warm up
                 answers = open_loop(system.server.port, case.make(system, rate * seconds), rate=rate)
                 expected = case.expected(system)
@@ -109,7 +109,7 @@ class Benchmark:
                 self.results.latencies.append(Latency(case.name, system.label, p50, p99, p999, problems))
 
     def _measure_storage(self, ours: Sequence[Ours]) -> None:
-        self._say(STORAGE)
+        self._log(STORAGE)
         for system in ours:
             if system.store and system.store.kind == SQLITE:
                 self.results.bytes_when_issuing = storage.bytes_written_when_issuing(system)
@@ -117,13 +117,13 @@ class Benchmark:
             with store(kind, self._directory, self._postgresql, people=self._plan.people) as made:
                 self.results.bytes_per_login.append(storage.bytes_per_login(made, self._plan.logins_stored))
 
-    def _say(self, what: str) -> None:
-        print(f"[{time.monotonic() - self._begin:5.0f} s] {what}", file=sys.stderr, flush=True)
+    def _log(self, step: str) -> None:
+        print(f"[{time.monotonic() - self._begin:5.0f} s] {step}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures the service beside its alternatives.")
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the service and its alternatives.")
     parser.add_argument("--quick", action="store_true", help="about three minutes, for development")
     parser.add_argument("--only", metavar="PART,...", help=f"only these parts: {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, default=ROOT / "var" / "bench.json", help="default: var/bench.json")

@@ -1,1 +1,1 @@
-"""Fuzzing. A target is a module with `SEEDS`, and a `check` that fails when a promise does not hold for some bytes."""
+"""Fuzzing. A target is a module with `SEEDS`, and with a `check` that fails if some bytes break a promise."""

@@ -1,6 +1,7 @@
-"""`python -m scripts.tools.fuzz [TARGET] [SECONDS]`: a search, guided by coverage, for bytes that fail a `check`.
+"""`python -m scripts.tools.fuzz [TARGET] [SECONDS]`: search, guided by coverage, for bytes that fail a `check`.
 
-Without a target, all one after the other. What is found interesting stays in `var/fuzz/TARGET`, for the next time.
+Without a target, all of them run one after the other. Interesting inputs are kept in `var/fuzz/TARGET` for the next
+run.
 """
 
 import hashlib
@@ -19,10 +20,10 @@ HOME = Path("var/fuzz")
 
 
 def fuzz(target: str, seconds: int) -> None:
-    """Does not return: ends the process, with status 0 if nothing was found."""
+    """Fuzz one target. Does not return: ends the process, with status 0 if nothing was found."""
     with atheris.instrument_imports(include=["sso_service", "json"]):
         module = importlib.import_module(f"scripts.tools.fuzz.{target}")
-    logging.disable()  # a broken key file is reported, each time
+    logging.disable()  # each broken key file is logged
     corpus = HOME / target
     corpus.mkdir(parents=True, exist_ok=True)
     for seed in module.SEEDS:
@@ -38,11 +39,11 @@ def fuzz(target: str, seconds: int) -> None:
 
 
 def main(target: str = "all", seconds: str = "60") -> None:
-    """Each target in a process of its own, in which nothing is imported yet that is to be watched."""
+    """Run each target in its own process, where the modules to be instrumented are not yet imported."""
     if "FUZZ" in os.environ:
         fuzz(target, int(seconds))
     for name in TARGETS if target == "all" else [target]:
-        with TemporaryDirectory(dir="/dev/shm") as directory:  # that process is not given the time to clean up
+        with TemporaryDirectory(dir="/dev/shm") as directory:  # the process ends without cleaning up
             env = {**os.environ, "FUZZ": "1", "TMPDIR": directory}
             subprocess.run([sys.executable, "-m", "scripts.tools.fuzz", name, seconds], env=env, check=True)
 

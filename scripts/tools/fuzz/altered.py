@@ -1,6 +1,6 @@
-"""`python -m scripts.tools.fuzz.altered [COUNT] [SEED]`: altered login tokens (10 million), all of which are refused.
+"""`python -m scripts.tools.fuzz.altered [COUNT] [SEED]`: check that altered login tokens are refused.
 
-Which ones they are depends on the seed alone, which is printed.
+COUNT is 10 million by default. The tokens depend only on the seed, which is printed.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def encoded(raw: bytes | bytearray) -> str:
 
 
 class Genuine:
-    """A genuine token, and what it is made of."""
+    """A genuine token with its claims and tag."""
 
     def __init__(self, random: Random) -> None:
         user, account, nonce = (random.getrandbits(32) for _ in range(3))
@@ -83,7 +83,7 @@ def other_spellings(random: Random, a: Genuine, b: Genuine) -> str:
             a.token.translate(str.maketrans("-_", "+/")),
             a.token + "=" * random.randint(1, 2),
             f"%{ord(a.token[0]):02X}{a.token[1:]}",
-            chr(ord(a.token[0]) + 0xFEE0) + a.token[1:],  # the same letter of full width
+            chr(ord(a.token[0]) + 0xFEE0) + a.token[1:],  # the full-width form of the same letter
             (a.packed + a.tag).hex(),
         )
     )
@@ -129,7 +129,10 @@ ALTERATIONS: list[Callable[[Random, Genuine, Genuine], str]] = [
 
 
 def refused(count: int, seed: str) -> Counter[str]:
-    """How many altered tokens were refused, `count` in all, by alteration. Any other answer is an `AssertionError`."""
+    """Return the number of refused tokens by alteration, `count` in total.
+
+    Raises `AssertionError` if one is not refused.
+    """
     random = Random(seed)
     tally: Counter[str] = Counter()
     while True:
@@ -137,7 +140,7 @@ def refused(count: int, seed: str) -> Counter[str]:
         assert read(a.token, [KEY], now=NOW, lifetime=LIFETIME) == a.claims
         for alteration in ALTERATIONS * 5:
             altered = alteration(random, a, b)
-            if altered in {a.token, b.token}:  # such as one of two tokens' parts that are all of it
+            if altered in {a.token, b.token}:  # for example two parts of which one is the complete token
                 continue
             try:
                 read(altered, [KEY], now=NOW, lifetime=LIFETIME)

@@ -1,4 +1,4 @@
-"""Target: the reader of key files, with a good key beside the file that is not to be trusted."""
+"""Target: the parser of key files. A valid key lies beside the file that is fuzzed."""
 
 import json
 import string
@@ -11,21 +11,21 @@ NOW = 1_900_000_000
 GOOD = {"id": "good", "secret": "A" * 43, "created_at": 900, "signs_from": 1000}
 ODD = {"id": "odd", "secret": "B" * 42 + "A", "created_at": 1900, "signs_from": 2000}
 TOMB = {"id": "odd", "signs_from": 2000, "revoked_at": 2100}
-SAID = {
+MESSAGES = {
     "is not JSON",
-    "does not hold an object whose id is the file's name",
+    "does not contain an object whose id is the file name",
     "has no secret of 32 bytes in base64url without padding",
     *(f"has no {name} in Unix seconds" for name in ("signs_from", "created_at", "revoked_at")),
 }
-"""All that is ever said of a broken file: nothing of what is in it."""
+"""All messages about a broken file. None contains anything of the file."""
 
 _home = TemporaryDirectory(prefix="fuzz-keys-")
 _directory = Path(_home.name)
 (_directory / "good.json").write_text(json.dumps(GOOD))
 
 
-def described(content: bytes) -> Entry | None:
-    """The entry that the description of a key file finds in it, if it is one."""
+def specified(content: bytes) -> Entry | None:
+    """Return the entry that the specification of a key file finds in `content`, or None."""
     try:
         value = json.loads(content)
         if type(value) is not dict or value["id"] != "odd":
@@ -45,17 +45,17 @@ def described(content: bytes) -> Entry | None:
 
 
 def check(data: bytes) -> None:
-    """`data` is what is in a key file."""
+    """Check `data` as the content of a key file."""
     (_directory / "odd.json").write_bytes(data)
     entries, broken = load(_directory)
     good = entries.pop("good")
     assert isinstance(good, SigningKey)
     assert good.secret == bytes(32)
-    expected = described(data)
+    expected = specified(data)
     assert entries == ({"odd": expected} if expected else {})
     assert broken.keys() == (set() if expected else {"odd"})
-    assert set(broken.values()) <= SAID
-    # A running service does the same, and what it has then is in order.
+    assert set(broken.values()) <= MESSAGES
+    # A running service reads the same keys and orders them correctly.
     keys = KeyDirectory(_directory)
     assert keys.refresh()
     assert keys.ring.entries == KeyRing([good, *entries.values()]).entries

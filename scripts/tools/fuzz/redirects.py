@@ -1,4 +1,4 @@
-"""Target: what becomes of the target of a login link, beside a browser's own reading of it (WHATWG URL standard)."""
+"""Target: the redirect after a login, compared with how a browser reads it (WHATWG URL standard)."""
 
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -14,7 +14,7 @@ PAGE = f"{HOST}/client/123/t/42/posts"
 
 
 def check(data: bytes) -> None:
-    """`data` is the target in a request line, path and query."""
+    """Check `data` as the target of a request line: path and query."""
     path, _, query = data.partition(b"?")
     values, rest = split_parameter(query)
     _check_query(query, values, rest)
@@ -23,24 +23,25 @@ def check(data: bytes) -> None:
     except (NotCanonical, NotAStudioPath):
         return
     location = path + (b"?" + rest if rest else b"")
-    # A browser reads the header's bytes as Latin-1 (Fetch standard, section 2.2.2: isomorphic decode), or as UTF-8 if
-    # that is what they are. Neither leads it away from here.
+    # A browser decodes the header as Latin-1 (Fetch standard, section 2.2.2: isomorphic decode), or as UTF-8 if it is
+    # valid UTF-8. Both readings stay on this host.
     assert URL(location.decode("latin-1"), PAGE).href.startswith(f"{HOST}/")
     url = URL(location.decode("utf-8", "replace"), PAGE)
     assert url.href.startswith(f"{HOST}/")
-    # It asks for this very path, in which it sees the same account and team, and may see it no sooner.
+    # The browser requests the same path. It addresses the same account and team and requires the same role.
     asked = url.pathname.encode()
     assert unquote_to_bytes(asked) == unquote_to_bytes(path)
     seen = judge(asked)
     assert (seen.account_id, seen.team_id) == (addressed.account_id, addressed.team_id)
     assert all(may_view(role, seen.section or "") == may_view(role, addressed.section or "") for role in Role)
-    # And there is no token in what it asks for. White space and a fragment, which it would leave out, are in no query.
+    # The browser's request contains no token. White space and fragments, which a browser would remove, cannot be in a
+    # query.
     if min(query, default=0x21) > 0x20 and b"#" not in query:
         assert split_parameter(url.search.removeprefix("?").encode())[0] == []
 
 
 def _check_query(query: bytes, values: list[bytes], rest: bytes) -> None:
-    """Only `sso` is taken out of a query, in every spelling, and the rest is what it was."""
+    """Check that every spelling of `sso`, and nothing else, is removed from a query."""
     pieces = query.split(b"&")
     kept = rest.split(b"&") if rest or not values else []
     removed = [piece for piece in pieces if _pairs(piece)[:1] and _pairs(piece)[0][0] == "sso"]

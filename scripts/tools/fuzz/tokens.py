@@ -1,4 +1,4 @@
-"""Target: the reader of login tokens, beside a verifier that shares no code with it."""
+"""Target: the parser of login tokens, compared with a verifier that shares no code with it."""
 
 import hashlib
 import hmac
@@ -19,7 +19,7 @@ Outcome = type[Exception] | tuple[int, ...]
 
 
 def verified(token: str, key: bytes, now: int) -> Outcome:
-    """What the description of the token says of it: the error, or the four claims. All as one large number."""
+    """Return the error or the four claims that the specification demands, computed on the token as one large number."""
     if len(token) != 43 or not set(token) <= set(ALPHABET):
         return MalformedToken
     number = 0
@@ -37,7 +37,7 @@ def verified(token: str, key: bytes, now: int) -> Outcome:
 
 
 def outcome(token: str, *keys: bytes, now: int) -> Outcome:
-    """What the service says of it. Any error but the four that are documented is a finding, and passes through."""
+    """Return the result of the service. Any error except the four documented ones is a finding and is not caught."""
     try:
         claims = read(token, keys, now=now, lifetime=LIFETIME)
     except (MalformedToken, ForgedToken, OverlongToken, TokenExpired) as error:
@@ -46,7 +46,11 @@ def outcome(token: str, *keys: bytes, now: int) -> Outcome:
 
 
 def check(data: bytes) -> None:
-    """16 bytes of claims, 2 of the time around their expiry, then what is changed in their token and put behind it."""
+    """Check a token and an alteration of it.
+
+    `data` holds 16 bytes of claims, 2 bytes for the time around their expiry, and then the changes to the token and
+    what is appended to it.
+    """
     claims = Claims.unpack(data[:16].ljust(16, b"\0"))
     now = claims.expires_at - int.from_bytes(data[16:18], "big") % 512 + 64
     token = sign(claims, KEY)
@@ -63,7 +67,7 @@ def check(data: bytes) -> None:
 _CLAIMS = Claims(expires_at=1_900_000_000, user_id=1, account_id=123, nonce=0xDEADBEEF).pack()
 SEEDS = [
     _CLAIMS + b"\1\0",
-    *(_CLAIMS + now.to_bytes(2, "big") for now in (0, 63, 64, 65, 423, 424, 425)),  # around expiry and longest life
+    *(_CLAIMS + now.to_bytes(2, "big") for now in (0, 63, 64, 65, 423, 424, 425)),  # around expiry and longest lifetime
     *(_CLAIMS + b"\1\0" + bytes(place) + bytes([change]) for place in (0, 20, 42) for change in range(1, 8)),
     _CLAIMS + b"\1\0" + bytes(43) + b"=",
     sign(Claims.unpack(_CLAIMS), KEY).encode(),

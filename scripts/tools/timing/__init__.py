@@ -1,6 +1,4 @@
-"""A test whether the time of a refusal shows its reason: `scripts/timing`.
+"""Test whether the time of a refusal reveals its reason: `scripts/timing`, or `python -m scripts.tools.timing`.
 
-Where everything is installed, it is `python -m scripts.tools.timing`.
-
-`dudect` is the statistical test, `cases` are the refusals that it is put to, and leaks that it has to find.
+`dudect` is the statistical test. `cases` contains the refusals to test, and planted leaks that the test must find.
 """

@@ -1,4 +1,4 @@
-"""Runs the test: `scripts/timing`, or `python -m scripts.tools.timing` where everything is installed."""
+"""Run the timing test: `scripts/timing`, or `python -m scripts.tools.timing` if everything is installed."""
 
 import argparse
 import asyncio
@@ -13,14 +13,14 @@ from scripts.tools.timing.dudect import THRESHOLD, Measured, measure
 
 
 async def results(directory: Path, samples: int) -> AsyncGenerator[tuple[Case, Measured], None]:
-    """Each case with what was measured, over `samples` of each kind."""
+    """Yield each case with its measurement, over `samples` inputs of each kind."""
     with cases(directory) as all_cases:
         for case in all_cases:
             yield case, await measure(case.call, case.kinds, samples)
 
 
 def line(case: Case, measured: Measured) -> str:
-    """What is said of a case."""
+    """Return the line of the report for a case."""
     one, other = measured.medians
     told_apart = measured.t >= THRESHOLD
     verdict = ("told apart" if told_apart else "not told apart") + ("" if told_apart is case.planted else ", WRONG")
@@ -28,9 +28,9 @@ def line(case: Case, measured: Measured) -> str:
 
 
 async def main() -> int:
-    """0 if all is as it should be, 1 if not."""
+    """Run the test. Return 0 if every result is as expected, otherwise 1."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=100_000, help="measurements of each of the two kinds")
+    parser.add_argument("--samples", type=int, default=100_000, help="measurements of each kind; default: 100000")
     samples: int = parser.parse_args().samples
     print(f"{samples:,} of each kind in random order. Told apart: |t| >= {THRESHOLD}\n")
     print(f"{'':44}{'median':>13}{'difference':>11}{'|t|':>9}")

@@ -1,4 +1,4 @@
-"""The refusals whose time must not tell why, and planted leaks that have to be found."""
+"""Refusals whose time must not reveal their reason, and planted leaks that the test must find."""
 
 import secrets
 import time
@@ -26,13 +26,14 @@ from sso_service.settings import read_settings
 from sso_service.tokens import Claims
 
 _POOL = 5000
-"""API tokens of each kind. As many of one as of the other, so that caches treat them alike; and so many that it does
-not matter where in the index each of them would be."""
+"""API tokens of each kind. Both kinds have the same number, so caches treat them alike. The number is large, so their
+places in the index do not matter.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Two kinds of input for one call. Of those that are `planted` it is known that the time tells which."""
+    """Two kinds of input for one call. If `planted`, the time of the call reveals the kind."""
 
     title: str
     call: Callable[[str], Awaitable[None]]
@@ -42,12 +43,12 @@ class Case:
 
 @contextmanager
 def cases(directory: Path) -> Iterator[Iterator[Case]]:
-    """All cases, one after the other, on a service with SQLite and keys of its own below `directory`."""
+    """Yield all cases, on a service with SQLite and keys of its own below `directory`."""
     settings = read_settings({"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db"})
     settings.keys_path.mkdir(mode=0o700)
     for age in (7200, 3600):
         keyring.rotate(settings.keys_path, now=int(time.time()) - age, lead=0)
-    # Nobody re-reads the keys meanwhile, so it shall not grow old.
+    # Nothing refreshes the keys during the test, so the clock stands still and they never become stale.
     keys = KeyDirectory(settings.keys_path, monotonic=lambda: 0.0)
     keys.refresh()
     database = open_database(settings)
@@ -76,20 +77,20 @@ def _api_tokens(service: Node, database: Database) -> Iterator[Case]:
     async def authorize(secret: str) -> None:
         with suppress(NotAuthenticated):
             await service.issuing.authorize(secret, Scope.WRITE_SSO)
-            raise AssertionError("let in")
+            raise AssertionError("accepted")
 
     async def look_up(secret: str) -> None:
         with suppress(NotAuthenticated):
             [found] = look_up_batch(database, reading, [Lookup(digest(secret), "")])
             service.issuing._check(found.api_token, Scope.WRITE_SSO)
-            raise AssertionError("let in")
+            raise AssertionError("accepted")
 
     kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(revoked))
     yield Case("API token, unknown or revoked", authorize, kinds)
     with database.connect() as reading, database.reading(reading):
-        yield Case("the same, without the threads' noise", look_up, kinds)
+        yield Case("the same, without the noise of threads", look_up, kinds)
         kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(badly_revoked))
-        yield Case("planted: it is found and then refused", look_up, kinds, planted=True)
+        yield Case("planted: found first, then refused", look_up, kinds, planted=True)
 
 
 def _login_tokens(service: Node) -> Iterator[Case]:
@@ -107,20 +108,20 @@ def _login_tokens(service: Node) -> Iterator[Case]:
     async def read(token: str) -> None:
         with suppress(ForgedToken):
             tokens.read(token, keys, now=now, lifetime=lifetime)
-            raise AssertionError("let in")
+            raise AssertionError("accepted")
 
     async def read_in_service(token: str) -> None:
         with suppress(ForgedToken):
             await service.redeeming._read_genuine(token)
-            raise AssertionError("let in")
+            raise AssertionError("accepted")
 
     async def compare_until_it_differs(token: str) -> None:
         raw = urlsafe_b64decode(token + "=")
         right = tokens.HMACSHA256128().get_signature(signing, raw[:16])
         if all(ours == theirs for ours, theirs in zip(right, raw[16:], strict=True)):
-            raise AssertionError("let in")
+            raise AssertionError("accepted")
 
     kinds = (lambda: forged(16), lambda: forged(31))
     yield Case("login token, first or last byte of its tag", read, kinds)
     yield Case("the same, through the service", read_in_service, kinds)
-    yield Case("planted: compared until a byte differs", compare_until_it_differs, kinds, planted=True)
+    yield Case("planted: comparison ends at the first difference", compare_until_it_differs, kinds, planted=True)

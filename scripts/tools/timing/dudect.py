@@ -1,9 +1,9 @@
-"""Whether two kinds of input can be told apart by the time that they take.
+"""A statistical test: can two kinds of input be distinguished by the time of a call?
 
-The test of dudect (Reparaz, Balasch, Verbauwhede: Dude, is my code constant time?, DATE 2017): both kinds in random
-order, then Welch's t-test of their times, over all measurements and again over those below each of a hundred quantiles,
-since what is slow is mostly noise. Nothing is assumed of the machine but that its noise does not know which kind comes
-next.
+This is the test of dudect (Reparaz, Balasch, Verbauwhede: Dude, is my code constant time?, DATE 2017). Both kinds are
+measured in random order. Welch's t-test compares their times, over all measurements and over those below each of a
+hundred quantiles, because slow measurements are mostly noise. The only assumption is that the noise of the machine does
+not depend on the kind.
 """
 
 import gc
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import median
 
 THRESHOLD = 4.5
-"""|t| from which on the kinds count as told apart, as usual in this trade (ISO/IEC 17825, TVLA)."""
+"""Value of |t| from which the kinds count as distinguishable, as is usual (ISO/IEC 17825, TVLA)."""
 
 _QUANTILES = [1 - 0.5 ** ((number + 1) / 10) for number in range(100)]
 _WARM_UP = 1000
@@ -32,10 +32,10 @@ class Measured:
 async def measure(
     call: Callable[[str], Awaitable[object]], kinds: tuple[Callable[[], str], Callable[[], str]], samples: int
 ) -> Measured:
-    """Times `call` with `samples` inputs of each kind, in random order."""
+    """Measure `call` with `samples` inputs of each kind, in random order."""
     order = [0, 1] * samples
     secrets.SystemRandom().shuffle(order)
-    # Made beforehand and in the order of use, so that neither kind lies better in memory.
+    # Created in advance and in the order of use, so that neither kind has an advantage in memory.
     inputs = [kinds[kind]() for kind in order]
     for each in inputs[:_WARM_UP]:
         await call(each)
@@ -56,16 +56,16 @@ async def measure(
 
 
 def largest_t(times: Sequence[tuple[int, int]]) -> float:
-    """The largest |t| of all the tests, for pairs of a time (nanoseconds) and a kind (0 or 1)."""
+    """Return the largest |t| of all tests, for pairs of a time (nanoseconds) and a kind (0 or 1)."""
     ordered = sorted(times)
     cuts = sorted({ordered[int(len(ordered) * quantile)][0] for quantile in _QUANTILES})
     return max(abs(t) for t in _t_below(ordered, [*cuts, math.inf]))
 
 
 def _t_below(ordered: Sequence[tuple[int, int]], cuts: Sequence[float]) -> Iterator[float]:
-    # Sums of integers are exact, so there is nothing to go wrong in the variance.
+    # Sums of integers are exact, so the variance has no rounding error.
     count, total, squares = [0, 0], [0, 0], [0, 0]
-    enough = len(ordered) // 20  # of each kind; dudect wants 10,000, and has so many of 100,000
+    enough = len(ordered) // 20  # of each kind; dudect demands 10,000, which 100,000 samples provide
     position = 0
     for cut in cuts:
         while position < len(ordered) and ordered[position][0] < cut:
@@ -76,7 +76,7 @@ def _t_below(ordered: Sequence[tuple[int, int]], cuts: Sequence[float]) -> Itera
             position += 1
         if min(count) >= max(enough, 2):
             means = [total[kind] / count[kind] for kind in (0, 1)]
-            # The square of each mean's standard error.
+            # The square of the standard error of each mean.
             errors = [
                 (count[kind] * squares[kind] - total[kind] ** 2) / (count[kind] ** 2 * (count[kind] - 1))
                 for kind in (0, 1)

@@ -1,4 +1,4 @@
-"""A real browser, HTTPS for it, and the demo account of a service in a process of its own."""
+"""Fixtures: Chromium, applications over HTTPS, and services in their own processes with the demo account."""
 
 import re
 import threading
@@ -19,10 +19,10 @@ from tests.support.processes import command, serving, wait_for_port
 from tests.support.programs import program
 
 
-# Not for the session: Playwright keeps an event loop running in this thread, which no asynchronous test bears.
+# Not for the session: Playwright keeps an event loop running in this thread, so asynchronous tests would fail.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium, in which `*.example` is this machine, and third-party cookies are refused unless partitioned."""
+    """Chromium. `*.example` resolves to this machine, and third-party cookies are blocked unless partitioned."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=program("chromium", "google-chrome", "chrome"),
@@ -34,14 +34,17 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Demo]]:
-    """Starts services with the demo account, which run as long as the module's tests. Arguments are their variables."""
+    """Return a function that starts a service with the demo account. Arguments are its environment variables.
+
+    The services run until the end of the test module.
+    """
     with ExitStack() as stack:
         yield lambda **env: stack.enter_context(_demo(tmp_path_factory.mktemp("demo"), env))
 
 
 @pytest.fixture
 def browsers(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
-    """Starts browsers without cookies or JavaScript, one for each person, which end with the test."""
+    """Return a function that starts a browser context without cookies and JavaScript, closed after the test."""
     with ExitStack() as stack:
 
         def start(**options: object) -> BrowserContext:
@@ -54,7 +57,7 @@ def browsers(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
 
 @pytest.fixture
 def https() -> Iterator[Callable[[ASGIApp, str], str]]:
-    """Serves an application under a host name over HTTPS until the test ends; the answer is the origin."""
+    """Return a function that serves an application under a host name over HTTPS, and returns the origin."""
     authority = trustme.CA()
     with ExitStack() as stack:
         yield lambda app, host: stack.enter_context(_https(authority, app, host))
@@ -85,7 +88,7 @@ def _demo(home: Path, variables: Mapping[str, str]) -> Iterator[Demo]:
     env = {"SSO_HOME": str(home), **variables}
     assert command("init", env=env).returncode == 0
     with serving(env, home / "log") as running:
-        # Only now is the port known that the link has to name.
+        # The link contains the port, which is known only now.
         port = running.url.rpartition(":")[2]
         printed = command("init", "--demo", env={**env, "SSO_PORT": port}).stdout
         (link,) = re.findall(r"http://\S+sso=[\w-]{43}", printed)

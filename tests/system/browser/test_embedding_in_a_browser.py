@@ -1,4 +1,4 @@
-"""A Studio in a frame of an intranet on another site: signed in, and staying so."""
+"""A Studio in a frame of an intranet on another site: the login, and the session afterwards."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 async def intranet(scope: Scope, receive: Receive, send: Send) -> None:
-    """A page that shows the Studio under the address in its query."""
+    """Respond with a page that embeds the address in its query."""
     if scope["type"] == "http":
         source = Request(scope).query_params.get("studio", "")
         await HTMLResponse(f'<!DOCTYPE html><iframe src="{source}"></iframe>')(scope, receive, send)
@@ -36,7 +36,7 @@ async def intranet(scope: Scope, receive: Receive, send: Send) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Sites:
-    """A Studio that one intranet may embed, and another that may not."""
+    """The origins of a Studio, of an intranet that may embed it, and of a site that must not."""
 
     studio: str
     intranet: str
@@ -54,7 +54,7 @@ def sites(settings: Settings, keys_dir: Path, api_token: str, https: Https) -> I
         msgspec.structs.replace(settings, embed_origins=embedding), open_database(settings), KeyDirectory(keys_dir)
     )
     studio = https(create_app(service), "studio.example")
-    transport = httpx.HTTPTransport(verify=False)  # its certificate is for the name that only the browser resolves
+    transport = httpx.HTTPTransport(verify=False)  # its certificate names a host that only the browser resolves
     with SSOClient(studio.replace("studio.example", "127.0.0.1"), api_token, transport=transport) as client:
         yield Sites(studio, embedding, https(intranet, "stranger.example"), client)
 
@@ -67,35 +67,35 @@ def person(browser: Browser) -> Iterator[BrowserContext]:
 
 
 def frame_of(person: BrowserContext, site: str, address: str) -> Frame:
-    """The frame in which a new page of `site` shows `address`."""
+    """Open a page of `site` that embeds `address`, and return the frame."""
     page = person.new_page()
     page.goto(f"{site}/?studio={quote(address, safe='')}")
     (frame,) = page.main_frame.child_frames
     return frame
 
 
-def who(frame: Frame, studio: str) -> str:
-    """What the service says in this frame about who is signed in."""
+def session_in(frame: Frame, studio: str) -> str:
+    """Return the response of `/session` in this frame."""
     frame.goto(f"{studio}/session")
     return frame.locator("body").inner_text()
 
 
-def test_a_page_in_a_frame_on_another_site_signs_in_and_stays_signed_in(sites: Sites, person: BrowserContext) -> None:
+def test_a_login_in_a_frame_of_another_site_lasts(sites: Sites, person: BrowserContext) -> None:
     frame = frame_of(person, sites.intranet, sites.login_url())
     assert frame.url == f"{sites.studio}{PAGE}?chromeless=1"
-    assert JANE["email"] in who(frame, sites.studio)
+    assert JANE["email"] in session_in(frame, sites.studio)
 
     frame.page.reload()
-    assert JANE["email"] in who(frame_of(person, sites.intranet, f"{sites.studio}{PAGE}"), sites.studio)
+    assert JANE["email"] in session_in(frame_of(person, sites.intranet, f"{sites.studio}{PAGE}"), sites.studio)
 
 
-def test_the_session_of_a_frame_is_known_to_no_other_site(sites: Sites, person: BrowserContext) -> None:
+def test_a_session_in_a_frame_is_not_sent_in_frames_of_other_sites(sites: Sites, person: BrowserContext) -> None:
     frame_of(person, sites.intranet, sites.login_url())
-    assert "not_signed_in" in who(frame_of(person, sites.stranger, f"{sites.studio}{PAGE}"), sites.studio)
-    assert "not_signed_in" in who(person.new_page().main_frame, sites.studio)
+    assert "not_signed_in" in session_in(frame_of(person, sites.stranger, f"{sites.studio}{PAGE}"), sites.studio)
+    assert "not_signed_in" in session_in(person.new_page().main_frame, sites.studio)
 
 
-def test_pages_are_shown_in_frames_of_the_named_sites_only(sites: Sites, person: BrowserContext) -> None:
+def test_pages_appear_only_in_frames_of_the_configured_origins(sites: Sites, person: BrowserContext) -> None:
     forged = f"{sites.studio}{PAGE}?sso={'A' * 43}"
     assert "not valid" in frame_of(person, sites.intranet, forged).locator("h1").inner_text()
     frame_of(person, sites.stranger, forged).wait_for_url(re.compile("^chrome-error:"))

@@ -1,4 +1,4 @@
-"""What people do in the Studio, from the first login link on, in browsers that run no JavaScript."""
+"""Complete uses of the Studio, from the first login link on, in browsers without JavaScript."""
 
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
@@ -23,7 +23,7 @@ def demo(demos: Callable[..., Demo]) -> Demo:
 
 @pytest.fixture
 def admin(demo: Demo, browsers: Browsers) -> Page:
-    """The settings, in the browser of the account's admin."""
+    """The settings page, in the browser of the account's admin."""
     return demo.open(browsers(), ADMIN, "settings")
 
 
@@ -37,23 +37,23 @@ def status_of(response: Response | None) -> int:
 
 
 def sections(page: Page) -> list[str]:
-    """The sections that the header links."""
+    """Return the names of the sections in the header."""
     return page.get_by_role("navigation", name="Sections").get_by_role("link").all_inner_texts()
 
 
 def may(page: Page, action: str) -> str:
-    """`yes` or `no`: what the page says of an action to those who only hear it."""
+    """Return `yes` or `no`, as screen readers read the page's text about an action."""
     (item,) = (text for text in page.locator(".actions li").all_text_contents() if action in text)
     return item.rpartition(": ")[2]
 
 
 def row(page: Page, text: str) -> Locator:
-    """The row of the table that names `text`."""
+    """Return the row of the table that contains `text`."""
     return page.get_by_role("row").filter(has_text=text)
 
 
 def make_api_token(admin: Page, name: str) -> str:
-    """The secret of a new API token, read from the page."""
+    """Create an API token, and return its secret as the page shows it."""
     admin.get_by_role("link", name="API Tokens").click()
     admin.get_by_label("Name", exact=True).fill(name)
     admin.get_by_label("write:sso").check()
@@ -66,7 +66,7 @@ def sign_out(page: Page, how: str = "Sign out") -> None:
     page.get_by_role("button", name=how, exact=True).click()
 
 
-def test_an_admin_connects_an_intranet_and_a_new_person_comes_through_it(demo: Demo, browsers: Browsers) -> None:
+def test_an_admin_connects_an_intranet_and_a_new_user_signs_in(demo: Demo, browsers: Browsers) -> None:
     admin = browsers().new_page()
     admin.goto(demo.admin_link)
     assert "sso=" not in admin.url
@@ -94,7 +94,7 @@ def test_an_admin_connects_an_intranet_and_a_new_person_comes_through_it(demo: D
     admin.get_by_role("link", name="Team").click()
     row(admin, JANE["email"]).get_by_label("Role of Jane Doe", exact=True).select_option("Publisher")
     row(admin, JANE["email"]).get_by_role("button", name="Change").click()
-    assert "The role is changed" in admin.get_by_role("status").inner_text()
+    assert "The role was changed" in admin.get_by_role("status").inner_text()
 
     jane.goto(posts)
     assert sections(jane) == PUBLISHER_SEES
@@ -108,23 +108,23 @@ def test_an_admin_connects_an_intranet_and_a_new_person_comes_through_it(demo: D
     assert sections(other) == PUBLISHER_SEES
 
 
-def test_a_removed_member_has_no_access_from_the_next_click_on(demo: Demo, admin: Page, browsers: Browsers) -> None:
+def test_a_removed_member_loses_access_immediately(demo: Demo, admin: Page, browsers: Browsers) -> None:
     john = demo.open(browsers(), JOHN)
     admin.get_by_role("link", name="Team").click()
     row(admin, JOHN["email"]).get_by_role("link", name="Remove").click()
     admin.get_by_role("link", name="Cancel").click()
     row(admin, JOHN["email"]).get_by_role("link", name="Remove").click()
     assert admin.locator("h2").inner_text() == "Remove John Roe?"
-    assert status_of(john.reload()) == 200  # so far it is but a question
+    assert status_of(john.reload()) == 200  # the question alone changes nothing
 
     admin.get_by_role("button", name="Remove").click()
-    assert "The member is removed" in admin.get_by_role("status").inner_text()
+    assert "The member was removed" in admin.get_by_role("status").inner_text()
     assert row(admin, JOHN["email"]).count() == 0
     john.get_by_role("link", name="Ideas").click()
     assert heading(john) == "You are not signed in"
 
 
-def test_the_only_admin_cannot_stop_being_one(admin: Page) -> None:
+def test_the_only_admin_keeps_the_role(admin: Page) -> None:
     admin.get_by_role("link", name="Team").click()
     row(admin, ADMIN["email"]).get_by_role("combobox").select_option("Editor")
     row(admin, ADMIN["email"]).get_by_role("button", name="Change").click()
@@ -132,7 +132,7 @@ def test_the_only_admin_cannot_stop_being_one(admin: Page) -> None:
     assert row(admin, ADMIN["email"]).get_by_role("combobox").input_value() == "admin"
 
 
-def test_signing_out_ends_the_session_of_this_browser_alone(demo: Demo, browsers: Browsers) -> None:
+def test_signing_out_ends_only_the_session_of_this_browser(demo: Demo, browsers: Browsers) -> None:
     here, there = demo.open(browsers(), JANE), demo.open(browsers(), JANE)
     sign_out(here)
     assert heading(here) == "You are signed out"
@@ -156,27 +156,27 @@ def test_an_admin_signs_a_member_out_everywhere(demo: Demo, admin: Page, browser
     assert status_of(jane.reload()) == 401
 
 
-def test_a_revoked_api_token_gets_no_more_login_links(demo: Demo, admin: Page) -> None:
+def test_a_revoked_api_token_creates_no_login_links(demo: Demo, admin: Page) -> None:
     with SSOClient(demo.url, make_api_token(admin, "Leaked")) as intranet:
         row(admin, "Leaked").get_by_role("link", name="Revoke").click()
         assert admin.locator("h2").inner_text() == "Revoke Leaked?"
-        intranet.login_url(demo.address("posts"), **JANE)  # so far it is but a question
+        intranet.login_url(demo.address("posts"), **JANE)  # the question alone changes nothing
 
         admin.get_by_role("button", name="Revoke").click()
-        assert "The API token is revoked" in admin.get_by_role("status").inner_text()
-        assert row(admin, "Leaked").get_by_text("Revoked").count() == 1
+        assert "The API token was revoked" in admin.get_by_role("status").inner_text()
+        assert row(admin, "Leaked").get_by_text("revoked", exact=True).count() == 1
         with pytest.raises(InvalidAPIToken):
             intranet.login_url(demo.address("posts"), **JANE)
 
 
-def test_a_link_of_somebody_else_asks_before_it_switches(demo: Demo, browsers: Browsers) -> None:
+def test_a_login_link_for_another_user_asks_before_it_switches(demo: Demo, browsers: Browsers) -> None:
     page = demo.open(browsers(), JANE)
     link = demo.link(JOHN, "ideas")
     assert status_of(page.goto(link)) == 200
     assert heading(page) == "Switch user?"
     assert JANE["email"] in page.locator("main").inner_text()
     page.goto(demo.address("posts"))
-    assert JANE["email"] in page.locator("main").inner_text()  # nothing has happened yet
+    assert JANE["email"] in page.locator("main").inner_text()  # the question alone changes nothing
 
     page.goto(link)
     page.get_by_role("button", name="Continue").click()
@@ -188,7 +188,7 @@ def is_chromeless(address: str) -> bool:
     return parse_qs(urlsplit(address).query).get("chromeless") == ["1"]
 
 
-def test_without_chrome_there_is_no_header_on_any_page_that_can_be_reached(demo: Demo, browsers: Browsers) -> None:
+def test_no_page_that_a_chromeless_page_links_has_a_header(demo: Demo, browsers: Browsers) -> None:
     page = demo.open(browsers(), ADMIN, "settings?chromeless=1")
     unseen, seen = {page.url}, set[str]()
     while unseen:
@@ -206,7 +206,7 @@ def test_without_chrome_there_is_no_header_on_any_page_that_can_be_reached(demo:
     assert {urlsplit(address).path.rpartition("/")[2] for address in seen} == {"api-tokens", "team", "revoke", "remove"}
 
 
-def test_without_chrome_a_form_s_answer_has_none_either(demo: Demo, browsers: Browsers) -> None:
+def test_the_response_to_a_chromeless_form_has_no_header(demo: Demo, browsers: Browsers) -> None:
     page = demo.open(browsers(), ADMIN, "settings?chromeless=1")
     make_api_token(page, "Framed")
     assert page.get_by_role("banner").count() == 0
@@ -225,7 +225,7 @@ def test_without_chrome_a_form_s_answer_has_none_either(demo: Demo, browsers: Br
 
 
 def tab_to(page: Page, target: Locator) -> None:
-    """Presses Tab until `target` has the focus, which must be visible."""
+    """Press Tab until `target` has the focus. Fails unless the focus is visible."""
     for _ in range(100):
         page.keyboard.press("Tab")
         if target.evaluate("element => element === document.activeElement"):
@@ -240,13 +240,13 @@ def press(page: Page, target: Locator, key: str = "Enter") -> None:
         page.keyboard.press(key)
 
 
-def test_a_keyboard_is_enough(demo: Demo, admin: Page) -> None:
+def test_every_function_works_with_the_keyboard_alone(demo: Demo, admin: Page) -> None:
     demo.link(JANE)
     page = admin
     page.keyboard.press("Tab")
     skip = page.get_by_role("link", name="Skip to the content")
     assert skip.evaluate("element => element === document.activeElement")
-    assert skip.evaluate("element => element.getBoundingClientRect().left") >= 0  # seen now that it has the focus
+    assert skip.evaluate("element => element.getBoundingClientRect().left") >= 0  # visible while it has the focus
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "content"
 
@@ -258,7 +258,7 @@ def test_a_keyboard_is_enough(demo: Demo, admin: Page) -> None:
     assert "verify:sso write:sso" in row(page, "Typed").inner_text()
     press(page, row(page, "Typed").get_by_role("link", name="Revoke"))
     press(page, page.get_by_role("button", name="Revoke"), "Space")
-    assert row(page, "Typed").get_by_text("Revoked").count() == 1
+    assert row(page, "Typed").get_by_text("revoked", exact=True).count() == 1
 
     press(page, page.get_by_role("link", name="Team"))
     tab_to(page, page.get_by_label("Search by name"))

@@ -1,4 +1,4 @@
-"""Each page in a real browser: valid, self-contained, accessible in light and dark, and no wider than a phone."""
+"""Every page in Chromium: valid HTML, no external requests, accessible in both colour schemes, fits a phone."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ SCREENSHOTS = Path(__file__).parent / "screenshots" / "all"
 DESKTOP = ViewportSize(width=1100, height=700)
 PHONE = ViewportSize(width=390, height=640)
 
-# As long as they can be, with nowhere to break.
+# Of maximum length, without places for line breaks.
 LONG = {
     "email": f"{'m' * 64}@{'a' * 60}.example",
     "first_name": "Maximiliane-" + "x" * 60,
@@ -40,7 +40,7 @@ LONG = {
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A browser and the service, from which a page is reached."""
+    """A browser page and the service that it visits."""
 
     demo: Demo
     page: Page
@@ -49,7 +49,7 @@ class Scene:
         self.page.goto(address if "://" in address else self.demo.address(address))
 
     def follow(self, link: str) -> None:
-        """Opens a login link, and continues where that is asked."""
+        """Open a login link, and confirm the login."""
         self.page.goto(link)
         self.press()
 
@@ -57,7 +57,7 @@ class Scene:
         self.follow(self.demo.link(person, page))
 
     def press(self) -> None:
-        """Presses the one button that matters here."""
+        """Press the primary button."""
         self.page.locator("main .primary").click()
 
 
@@ -107,7 +107,7 @@ def last_page_of_team(scene: Scene) -> None:
 
 
 def search_without_result(scene: Scene) -> None:
-    scene.sign_in(ADMIN, "settings/team?search=nobody")
+    scene.sign_in(ADMIN, "settings/team?search=nomatch")
 
 
 def last_admin(scene: Scene) -> None:
@@ -182,10 +182,10 @@ def switch(scene: Scene) -> None:
     scene.open(scene.demo.link(LONG))
 
 
-Visit = Callable[[Scene], None]
+Opener = Callable[[Scene], None]
 
-# How each page is reached, its status, and a heading that it has in English.
-PAGES: list[tuple[Visit, int, str]] = [
+# The function that opens each page, the expected status, and a heading of the page in English.
+PAGES: list[tuple[Opener, int, str]] = [
     (editor, 200, "Posts"),
     (admin, 200, "Areas"),
     (menu, 200, "Posts"),
@@ -215,7 +215,7 @@ PAGES: list[tuple[Visit, int, str]] = [
 
 @pytest.fixture(scope="module")
 def demo(demos: Callable[..., Demo]) -> Demo:
-    """A demo account with a portal, more than one page of members, and API tokens in each state."""
+    """A demo account with a portal, more than one page of members, and API tokens of every status."""
     demo = demos(SSO_CONFIRM_LOGIN="1")
     now = int(time.time())
     crowd = [ProvisionRequest(f"{n}@crowd.test", f"No. {n}", "Zzz", DEMO_ACCOUNT, now) for n in range(51)]
@@ -243,7 +243,7 @@ def demo(demos: Callable[..., Demo]) -> Demo:
 
 @contextmanager
 def changing(demo: Demo) -> Iterator[tuple[Connection, Database]]:
-    """A transaction in the database of the service."""
+    """Open a transaction in the database of the service."""
     database = open_database(read_settings(demo.env))
     with database.connect() as connection, database.writing(connection):
         yield connection, database
@@ -251,50 +251,50 @@ def changing(demo: Demo) -> Iterator[tuple[Connection, Database]]:
 
 
 @pytest.mark.parametrize("locale", ["en-GB", "de-DE"])
-@pytest.mark.parametrize(("visit", "status", "title"), PAGES, ids=[visit.__name__ for visit, _, _ in PAGES])
-def test_a_page_is_valid_and_self_contained_and_fit_for_all_eyes_and_screens(
-    demo: Demo, browsers: Callable[..., BrowserContext], visit: Visit, status: int, title: str, locale: str
+@pytest.mark.parametrize(("opener", "status", "title"), PAGES, ids=[opener.__name__ for opener, _, _ in PAGES])
+def test_a_page_is_valid_self_contained_accessible_and_responsive(
+    demo: Demo, browsers: Callable[..., BrowserContext], opener: Opener, status: int, title: str, locale: str
 ) -> None:
     context = browsers(locale=locale, viewport=DESKTOP, java_script_enabled=True)
     page = context.new_page()
-    asked: list[str] = []
-    said: list[str] = []
-    answers: list[Response] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: said.append(message.text))
-    page.on("response", lambda response: answers.append(response))  # noqa: PLW0108 - an attribute is set on it
-    visit(Scene(demo, page))
+    requested: list[str] = []
+    console: list[str] = []
+    responses: list[Response] = []
+    page.on("request", lambda request: requested.append(request.url))
+    page.on("console", lambda message: console.append(message.text))
+    page.on("response", lambda response: responses.append(response))  # noqa: PLW0108 - an attribute is set on it
+    opener(Scene(demo, page))
 
-    answer = next(each for each in reversed(answers) if each.request.is_navigation_request())
-    assert answer.status == status
+    response = next(each for each in reversed(responses) if each.request.is_navigation_request())
+    assert response.status == status
     assert page.locator("html").get_attribute("lang") == locale[:2]
     assert locale != "en-GB" or title in page.locator("h1, h2").all_inner_texts()
-    html5lib.HTMLParser(strict=True).parse(answer.text())
-    assert [url for url in asked if not url.startswith((demo.url + "/", "data:"))] == []
-    # That the page itself is an error is the only thing that a browser may remark.
-    assert [each for each in said if not each.startswith("Failed to load resource: the server")] == []
+    html5lib.HTMLParser(strict=True).parse(response.text())
+    assert [url for url in requested if not url.startswith((demo.url + "/", "data:"))] == []
+    # The console may report the status of the page itself, and nothing else.
+    assert [each for each in console if not each.startswith("Failed to load resource: the server")] == []
 
-    # What can be done with each row of a table stands in its last column: there, and not out of sight.
+    # The last column of a table contains the actions of each row, so it must not be hidden by scrolling.
     hidden = page.locator(".scroll").evaluate_all(
         "all => all.filter(each => each.scrollWidth > each.clientWidth).length"
     )
     assert hidden == 0
 
     page.set_viewport_size(PHONE)
-    page.screenshot(path=SCREENSHOTS / f"{visit.__name__}-{locale[:2]}-phone.png", full_page=True)
+    page.screenshot(path=SCREENSHOTS / f"{opener.__name__}-{locale[:2]}-phone.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
 
-    if locale == "en-GB":  # neither elements nor colours depend on the language, nor elements on the colours
+    if locale == "en-GB":  # elements and colours do not depend on the language
         page.set_viewport_size(DESKTOP)
-        page.screenshot(path=SCREENSHOTS / f"{visit.__name__}-light.png", full_page=True)
+        page.screenshot(path=SCREENSHOTS / f"{opener.__name__}-light.png", full_page=True)
         assert violations(page) == []
         page.emulate_media(color_scheme="dark")
-        page.screenshot(path=SCREENSHOTS / f"{visit.__name__}-dark.png", full_page=True)
+        page.screenshot(path=SCREENSHOTS / f"{opener.__name__}-dark.png", full_page=True)
         assert violations(page, "color-contrast") == []
 
 
 def violations(page: Page, *rules: str) -> list[str]:
-    """What axe finds serious or critical, by all of its rules or by some."""
+    """Return the serious and critical problems that axe finds, by all of its rules or by some."""
     options = {"resultTypes": ["violations"], **({"runOnly": list(rules)} if rules else {})}
     return [
         f"{each['id']}: {node['html']}"
