@@ -79,7 +79,7 @@ def _create_demo(settings: Settings) -> None:
     studio = f"{base}/client/{DEMO_ACCOUNT}/t/{DEMO_TEAM}"
     click.echo(
         f"""
-Demo account {DEMO_ACCOUNT}, team {DEMO_TEAM}. Its API token, which is shown only now: {demo.api_token}
+Demo account {DEMO_ACCOUNT}, team {DEMO_TEAM}. Its API token, shown only now: {demo.api_token}
 
 Get a login token:
 
