@@ -1,4 +1,4 @@
-"""Group commit: who goes together, who fails alone, and what is said when the database fails, hangs or comes back."""
+"""Group commit: batching, isolation of failures, deadlines, and behaviour when the database fails, hangs or returns."""
 
 import asyncio
 import errno
@@ -32,7 +32,7 @@ from tests.support.databases import on_postgresql, on_sqlite
 pytestmark = pytest.mark.anyio
 
 SHORT = 0.4
-"""A deadline in seconds that is worth waiting for in a test."""
+"""A deadline in seconds that is short enough to wait for in a test."""
 
 Step = Callable[[Connection, Sequence[int]], object]
 
@@ -40,7 +40,7 @@ Step = Callable[[Connection, Sequence[int]], object]
 Work = Callable[[Connection, Sequence[int]], list[int]]
 
 
-class _LaneWrites(GroupCommit[int, int]):
+class _NoteWrites(GroupCommit[int, int]):
     kind = "test"
     transaction: ClassVar[Transaction] = "writing"
 
@@ -52,14 +52,14 @@ class _LaneWrites(GroupCommit[int, int]):
         return self._work(connection, ops)
 
 
-class _LaneReads(_LaneWrites):
+class _NoteReads(_NoteWrites):
     transaction = "reading"
 
 
-class Lane:
-    """A group commit whose operation `n` notes the number `n` and results in `10 * n`.
+class Harness:
+    """A group commit whose operation `n` inserts the note `n` and returns `10 * n`.
 
-    `batches` are the operations of each call of its work; `step`, where set, runs at the end of each.
+    `batches` holds the operations of each transaction. If `step` is set, it runs at the end of each.
     """
 
     def __init__(self, database: Database, *, threads: int = 16, reads: bool = False, **options: Any) -> None:
@@ -68,7 +68,7 @@ class Lane:
         self.step: Step | None = None
         self.threads = ThreadPoolExecutor(threads)
         self.reads = reads
-        self.commits = (_LaneReads if reads else _LaneWrites)(self._work, database, self.threads, **options)
+        self.commits = (_NoteReads if reads else _NoteWrites)(self._work, database, self.threads, **options)
 
     def submit(self, op: int) -> "asyncio.Task[int]":
         return asyncio.create_task(self.commits.submit(op))
@@ -85,51 +85,51 @@ class Lane:
         return [10 * op for op in ops]
 
 
-class Gate:
-    """A step that stays in the database until it is opened, the first time that it runs."""
+class BlockingStep:
+    """A step that blocks inside the transaction, when it first runs, until it is released."""
 
     def __init__(self) -> None:
         self._entered = threading.Event()
-        self._opened = threading.Event()
+        self._released = threading.Event()
 
     def __call__(self, *_: object) -> None:
         self._entered.set()
-        assert self._opened.wait(10)
+        assert self._released.wait(10)
 
     async def entered(self) -> None:
         assert await asyncio.to_thread(self._entered.wait, 10)
 
-    def open(self) -> None:
-        self._opened.set()
+    def release(self) -> None:
+        self._released.set()
 
 
 @pytest.fixture
-def lanes(database: Database) -> Iterator[Callable[..., Lane]]:
-    """Makes lanes over the database, which has an empty table of notes."""
+def harnesses(database: Database) -> Iterator[Callable[..., Harness]]:
+    """Create group commits on the database, which has an empty table of notes."""
     execute(database, "CREATE TABLE notes (n INTEGER PRIMARY KEY)")
-    made: list[Lane] = []
+    made: list[Harness] = []
 
-    def make(**options: Any) -> Lane:
-        made.append(Lane(database, **options))
+    def make(**options: Any) -> Harness:
+        made.append(Harness(database, **options))
         return made[-1]
 
     yield make
-    for lane in made:
-        lane.threads.shutdown()
+    for harness in made:
+        harness.threads.shutdown()
 
 
 @pytest.fixture
-def lane(lanes: Callable[..., Lane]) -> Lane:
-    return lanes()
+def harness(harnesses: Callable[..., Harness]) -> Harness:
+    return harnesses()
 
 
 @pytest.fixture
 def statements(database: Database) -> list[str]:
-    """Every statement that goes to the database from now on."""
+    """Every statement that is sent to the database from now on."""
     seen: list[str] = []
 
     @event.listens_for(database.engine, "before_cursor_execute")
-    def see(_c: object, _r: object, statement: str, *_: object) -> None:
+    def record(_c: object, _r: object, statement: str, *_: object) -> None:
         seen.append(statement)
 
     return seen
@@ -147,89 +147,89 @@ def notes(database: Database) -> list[int]:
 
 
 def superuser(database: Database) -> "psycopg.Connection[Any]":
-    """A connection to PostgreSQL past everything that is tested."""
+    """A connection to PostgreSQL that bypasses the code under test."""
     url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
     return psycopg.connect(url, autocommit=True)
 
 
 def trigger(database: Database, body: str, *, at_commit: bool) -> None:
-    """Runs `body` (PL/pgSQL) for each note, at once or when its transaction is committed."""
+    """Run `body` (PL/pgSQL) for each note, either immediately or when its transaction commits."""
     deferred = "DEFERRABLE INITIALLY DEFERRED" if at_commit else ""
     function = f"RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body}; RETURN NULL; END $$"
     with superuser(database) as connection:
         connection.execute("CREATE SEQUENCE attempts")
-        connection.execute(f"CREATE FUNCTION misbehave() {function}".encode())
+        connection.execute(f"CREATE FUNCTION fault() {function}".encode())
         connection.execute(
-            f"CREATE CONSTRAINT TRIGGER misbehave AFTER INSERT ON notes {deferred} "
-            "FOR EACH ROW EXECUTE FUNCTION misbehave()".encode()
+            f"CREATE CONSTRAINT TRIGGER fault AFTER INSERT ON notes {deferred} "
+            "FOR EACH ROW EXECUTE FUNCTION fault()".encode()
         )
 
 
-# --- together --------------------------------------------------------------------------------------------------------
+# --- Batching --------------------------------------------------------------------------------------------------------
 
 
-async def test_operations_that_arrive_while_one_is_in_flight_share_the_next_transaction(
-    lane: Lane, statements: list[str]
+async def test_operations_that_arrive_during_a_transaction_share_the_next_one(
+    harness: Harness, statements: list[str]
 ) -> None:
-    lane.step = gate = Gate()
-    first = lane.submit(0)
-    await gate.entered()
-    rest = [lane.submit(op) for op in range(1, 101)]
+    harness.step = block = BlockingStep()
+    first = harness.submit(0)
+    await block.entered()
+    rest = [harness.submit(op) for op in range(1, 101)]
     await asyncio.sleep(0)
-    gate.open()
+    block.release()
     assert await asyncio.gather(first, *rest) == [10 * op for op in range(101)]
-    assert lane.batches == [[0], list(range(1, 101))]
+    assert harness.batches == [[0], list(range(1, 101))]
     assert statements.count("COMMIT") == 2
-    assert notes(lane.database) == list(range(101))
+    assert notes(harness.database) == list(range(101))
 
 
-async def test_operations_that_arrive_in_one_turn_of_the_loop_share_a_transaction(
-    lane: Lane, statements: list[str]
+async def test_operations_of_one_event_loop_iteration_share_a_transaction(
+    harness: Harness, statements: list[str]
 ) -> None:
-    assert await lane.submit_all(range(10)) == [10 * op for op in range(10)]
-    assert lane.batches == [list(range(10))]
+    assert await harness.submit_all(range(10)) == [10 * op for op in range(10)]
+    assert harness.batches == [list(range(10))]
     assert statements.count("COMMIT") == 1
 
 
-async def test_no_transaction_carries_more_than_it_can_in_a_short_time(lane: Lane) -> None:
+async def test_a_transaction_is_limited_to_the_maximum_batch_size(harness: Harness) -> None:
     many = 2 * group_commit.MAX_BATCH + 1
-    await lane.submit_all(range(many))
-    assert [len(batch) for batch in lane.batches] == [group_commit.MAX_BATCH, group_commit.MAX_BATCH, 1]
-    assert [op for batch in lane.batches for op in batch] == list(range(many))
+    await harness.submit_all(range(many))
+    assert [len(batch) for batch in harness.batches] == [group_commit.MAX_BATCH, group_commit.MAX_BATCH, 1]
+    assert [op for batch in harness.batches for op in batch] == list(range(many))
 
 
-async def test_nobody_is_answered_before_the_commit_is(lane: Lane) -> None:
-    gate = Gate()
+async def test_no_operation_completes_before_the_commit(harness: Harness) -> None:
+    block = BlockingStep()
 
-    @event.listens_for(lane.database.engine, "before_cursor_execute")
+    @event.listens_for(harness.database.engine, "before_cursor_execute")
     def hold_commit(_c: object, _r: object, statement: str, *_: object) -> None:
         if statement == "COMMIT":
-            gate()
+            block()
 
-    answer = lane.submit(1)
-    await gate.entered()
+    answer = harness.submit(1)
+    await block.entered()
     done, _ = await asyncio.wait([answer], timeout=0.05)
     assert not done
-    with lane.database.connect() as connection:
+    with harness.database.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM notes").scalar_one() == 0
-    gate.open()
+    block.release()
     assert await answer == 10
 
 
-async def test_of_equal_claims_in_one_batch_only_the_first_is_redeemed(database: Database) -> None:
+async def test_equal_claims_in_one_batch_are_redeemed_only_once(database: Database) -> None:
     with database.connect() as connection, database.writing(connection):
         jane = provision(database, connection, [ProvisionRequest("jane@example.com", "J", "D", ACCOUNT, 1)])[0]
-    place = AccessQuery(jane.user_id, ACCOUNT)
-    same, other = Redemption(b"s" * 16, place, 1), Redemption(b"o" * 16, place, 1)
+    access = AccessQuery(jane.user_id, ACCOUNT)
+    same, other = Redemption(b"s" * 16, access, 1), Redemption(b"o" * 16, access, 1)
     with ThreadPoolExecutor() as threads:
         commits = Redemptions(database, threads)
         batch = [same, same, other, same, other]
         verdicts = [r.verdict for r in await asyncio.gather(*map(commits.submit, batch))]
-    used, lost = Verdict.REDEEMED, Verdict.CONSUMED
-    assert verdicts == [used, lost, used, lost, lost]
+    redeemed, refused = Verdict.REDEEMED, Verdict.CONSUMED
+    assert verdicts == [redeemed, refused, redeemed, refused, refused]
 
 
-async def test_of_equal_addresses_in_one_batch_only_the_first_is_told_that_it_was_created(database: Database) -> None:
+async def test_a_person_who_occurs_twice_in_one_batch_is_created_once(database: Database) -> None:
     people = [
         ProvisionRequest(email, "A", "B", ACCOUNT, 1) for email in ("a@x.test", "b@x.test", "a@x.test", "a@x.test")
     ]
@@ -240,49 +240,49 @@ async def test_of_equal_addresses_in_one_batch_only_the_first_is_told_that_it_wa
     assert len({p.user_id for p in provisioned}) == 2
 
 
-# --- alone -----------------------------------------------------------------------------------------------------------
+# --- Isolation of failures -------------------------------------------------------------------------------------------
 
 
-async def test_an_operation_that_the_work_refuses_fails_alone(lane: Lane) -> None:
+async def test_an_operation_that_raises_does_not_fail_its_batch(harness: Harness) -> None:
     def refuse_seven(_: Connection, ops: Sequence[int]) -> None:
         if 7 in ops:
             raise ValueError("seven")
 
-    lane.step = refuse_seven
-    results = await lane.submit_all(range(10))
+    harness.step = refuse_seven
+    results = await harness.submit_all(range(10))
     assert isinstance(results.pop(7), ValueError)
     assert results == [10 * op for op in range(10) if op != 7]
-    assert notes(lane.database) == [op for op in range(10) if op != 7]
-    assert lane.batches == [list(range(10)), *([op] for op in range(10))]
+    assert notes(harness.database) == [op for op in range(10) if op != 7]
+    assert harness.batches == [list(range(10)), *([op] for op in range(10))]
 
 
-async def test_an_operation_that_breaks_a_constraint_fails_alone(lane: Lane) -> None:
-    execute(lane.database, "INSERT INTO notes VALUES (3)")
-    results = await lane.submit_all(range(6))
+async def test_an_operation_that_violates_a_constraint_does_not_fail_its_batch(harness: Harness) -> None:
+    execute(harness.database, "INSERT INTO notes VALUES (3)")
+    results = await harness.submit_all(range(6))
     assert isinstance(results.pop(3), IntegrityError)
     assert results == [0, 10, 20, 40, 50]
-    assert notes(lane.database) == list(range(6))
+    assert notes(harness.database) == list(range(6))
 
 
-async def test_a_batch_that_fails_before_its_commit_is_rolled_back(lane: Lane, statements: list[str]) -> None:
+async def test_a_batch_that_fails_before_its_commit_is_rolled_back(harness: Harness, statements: list[str]) -> None:
     def fail(connection: Connection, _: Sequence[int]) -> None:
-        connection.exec_driver_sql("SELECT * FROM there_is_no_such_table")
+        connection.exec_driver_sql("SELECT * FROM missing_table")
 
-    lane.step = fail
-    [failure] = await lane.submit_all([1])
+    harness.step = fail
+    [failure] = await harness.submit_all([1])
     assert isinstance(failure, DBAPIError | Unavailable)
     assert "COMMIT" not in statements
-    assert notes(lane.database) == []
-    lane.step = None
-    assert await lane.submit(1) == 10
+    assert notes(harness.database) == []
+    harness.step = None
+    assert await harness.submit(1) == 10
 
 
-# --- what COMMIT may answer ------------------------------------------------------------------------------------------
+# --- Outcomes of COMMIT ----------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def commit_that_fails(database: Database, *, after: bool) -> Iterator[list[str]]:
-    """Loses the connection at COMMIT, before it is sent or after it was done; yields the COMMITs so far."""
+    """Lose the connection at COMMIT, either before or after it is executed. Yields the COMMITs so far."""
     sent: list[str] = []
 
     def fail(cursor: Any, statement: str, *_: object) -> None:
@@ -299,83 +299,81 @@ def commit_that_fails(database: Database, *, after: bool) -> Iterator[list[str]]
     event.remove(database.engine, "do_execute", fail)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
-async def test_a_commit_that_loses_its_connection_is_never_repeated_and_nobody_is_told_what_came_of_it(
-    lane: Lane, after: bool
-) -> None:
-    with commit_that_fails(lane.database, after=after) as sent:
-        results = await lane.submit_all(range(5))
+@pytest.mark.parametrize("after", [False, True], ids=["before-execution", "after-execution"])
+async def test_a_commit_that_loses_its_connection_is_unknown_and_not_retried(harness: Harness, after: bool) -> None:
+    with commit_that_fails(harness.database, after=after) as sent:
+        results = await harness.submit_all(range(5))
     assert [type(result) for result in results] == [OutcomeUnknown] * 5
-    assert len(sent) == len(lane.batches) == 1
-    assert notes(lane.database) == (list(range(5)) if after else [])
-    assert await lane.submit(9) == 90
+    assert len(sent) == len(harness.batches) == 1
+    assert notes(harness.database) == (list(range(5)) if after else [])
+    assert await harness.submit(9) == 90
 
 
 @on_postgresql
-async def test_a_server_that_dies_during_the_commit_leaves_the_outcome_unknown(
-    lane: Lane, statements: list[str]
+async def test_a_server_crash_during_the_commit_leaves_the_outcome_unknown(
+    harness: Harness, statements: list[str]
 ) -> None:
-    trigger(lane.database, "PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(1)", at_commit=True)
-    results = await lane.submit_all(range(5))
+    trigger(harness.database, "PERFORM pg_terminate_backend(pg_backend_pid()), pg_sleep(1)", at_commit=True)
+    results = await harness.submit_all(range(5))
     assert [type(result) for result in results] == [OutcomeUnknown] * 5
-    assert statements.count("COMMIT") == len(lane.batches) == 1
-    execute(lane.database, "DROP TRIGGER misbehave ON notes")
-    assert await lane.submit(9) == 90
-    assert notes(lane.database) == [9]
+    assert statements.count("COMMIT") == len(harness.batches) == 1
+    execute(harness.database, "DROP TRIGGER fault ON notes")
+    assert await harness.submit(9) == 90
+    assert notes(harness.database) == [9]
 
 
 @on_postgresql
-async def test_a_server_that_dies_before_the_commit_leaves_nothing_and_says_so(
-    lane: Lane, statements: list[str]
+async def test_a_server_crash_before_the_commit_is_unavailable_and_writes_nothing(
+    harness: Harness, statements: list[str]
 ) -> None:
     def terminate(connection: Connection, ops: Sequence[int]) -> None:
         if 0 in ops:
             connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid()), pg_sleep(1)")
 
-    lane.step = terminate
-    [failure] = await lane.submit_all([0])
+    harness.step = terminate
+    [failure] = await harness.submit_all([0])
     assert isinstance(failure, Unavailable)
     assert "COMMIT" not in statements
-    assert await lane.submit(9) == 90
-    assert notes(lane.database) == [9]
+    assert await harness.submit(9) == 90
+    assert notes(harness.database) == [9]
 
 
 @on_postgresql
 @pytest.mark.parametrize(
     "error",
-    ["RAISE EXCEPTION 'no'", "RAISE EXCEPTION 'no' USING ERRCODE = '57014'", "RAISE unique_violation"],
-    ids=["an error", "a cancel", "a constraint"],
+    ["RAISE EXCEPTION 'test'", "RAISE EXCEPTION 'test' USING ERRCODE = '57014'", "RAISE unique_violation"],
+    ids=["error", "cancel", "constraint"],
 )
 async def test_an_error_during_the_commit_leaves_the_outcome_unknown(
-    lane: Lane, statements: list[str], error: str
+    harness: Harness, statements: list[str], error: str
 ) -> None:
-    trigger(lane.database, error, at_commit=True)
-    results = await lane.submit_all(range(5))
+    trigger(harness.database, error, at_commit=True)
+    results = await harness.submit_all(range(5))
     assert [type(result) for result in results] == [OutcomeUnknown] * 5
-    assert statements.count("COMMIT") == len(lane.batches) == 1
+    assert statements.count("COMMIT") == len(harness.batches) == 1
 
 
 @on_postgresql
-async def test_a_warning_during_the_commit_leaves_the_outcome_unknown(lane: Lane, statements: list[str]) -> None:
-    trigger(lane.database, "RAISE WARNING 'perhaps'", at_commit=True)
-    results = await lane.submit_all(range(5))
+async def test_a_warning_during_the_commit_leaves_the_outcome_unknown(harness: Harness, statements: list[str]) -> None:
+    trigger(harness.database, "RAISE WARNING 'test'", at_commit=True)
+    results = await harness.submit_all(range(5))
     assert [type(result) for result in results] == [OutcomeUnknown] * 5
-    assert statements.count("COMMIT") == len(lane.batches) == 1
-    execute(lane.database, "DROP TRIGGER misbehave ON notes")
-    assert await lane.submit(9) == 90
+    assert statements.count("COMMIT") == len(harness.batches) == 1
+    execute(harness.database, "DROP TRIGGER fault ON notes")
+    assert await harness.submit(9) == 90
 
 
 @on_postgresql
 @pytest.mark.parametrize(("level", "at_commit"), [("NOTICE", True), ("WARNING", False)])
-async def test_a_notice_or_a_warning_before_the_commit_is_nothing_to_worry_about(
-    lane: Lane, level: str, at_commit: bool
+async def test_notices_and_earlier_warnings_do_not_affect_the_commit(
+    harness: Harness, level: str, at_commit: bool
 ) -> None:
-    trigger(lane.database, f"RAISE {level} 'hm'", at_commit=at_commit)
-    assert await lane.submit_all([1, 2]) == [10, 20]
+    trigger(harness.database, f"RAISE {level} 'test'", at_commit=at_commit)
+    assert await harness.submit_all([1, 2]) == [10, 20]
 
 
 @on_postgresql
-async def test_a_commit_that_did_not_wait_for_its_synchronous_standby_leaves_the_outcome_unknown(lane: Lane) -> None:
+async def test_a_commit_that_skips_its_synchronous_standby_is_unknown(harness: Harness) -> None:
     waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
     def cancel(connection: "psycopg.Connection[Any]") -> None:
@@ -383,12 +381,12 @@ async def test_a_commit_that_did_not_wait_for_its_synchronous_standby_leaves_the
         while not connection.execute(waiting).fetchall():
             assert time.monotonic() < end
 
-    with superuser(lane.database) as connection:
+    with superuser(harness.database) as connection:
         connection.execute("SET synchronous_commit = local")
-        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = 'missing'")
         connection.execute("SELECT pg_reload_conf()")
         try:
-            answer = lane.submit(1)
+            answer = harness.submit(1)
             await asyncio.to_thread(cancel, connection)
             with pytest.raises(OutcomeUnknown, match="synchronous replication"):
                 await answer
@@ -397,435 +395,438 @@ async def test_a_commit_that_did_not_wait_for_its_synchronous_standby_leaves_the
             connection.execute("SELECT pg_reload_conf()")
 
 
-async def test_a_commit_that_turns_out_to_be_a_rollback_is_no_success(lane: Lane) -> None:
-    def fail_in_silence(connection: Connection, _: Sequence[int]) -> None:
-        if lane.database.is_sqlite:
+async def test_a_commit_that_turns_into_a_rollback_is_not_a_success(harness: Harness) -> None:
+    def fail_silently(connection: Connection, _: Sequence[int]) -> None:
+        if harness.database.is_sqlite:
             connection.exec_driver_sql("ROLLBACK")
             return
         with pytest.raises(DBAPIError):
             connection.exec_driver_sql("SELECT 1 / 0")
 
-    lane.step = fail_in_silence
-    results = await lane.submit_all([1, 2])
-    assert notes(lane.database) == []
+    harness.step = fail_silently
+    results = await harness.submit_all([1, 2])
+    assert notes(harness.database) == []
     assert all(isinstance(result, OutcomeUnknown | Unavailable) for result in results), results
 
 
 @on_postgresql
-@pytest.mark.parametrize("at_commit", [False, True], ids=["before COMMIT", "at COMMIT"])
+@pytest.mark.parametrize("at_commit", [False, True], ids=["before-commit", "at-commit"])
 @pytest.mark.parametrize("code", ["40001", "40P01"])
-async def test_a_transaction_that_the_server_ended_for_another_is_repeated(
-    lane: Lane, code: str, at_commit: bool
+async def test_a_transaction_that_the_server_aborts_for_a_conflict_is_retried(
+    harness: Harness, code: str, at_commit: bool
 ) -> None:
-    once = f"IF nextval('attempts') <= 1 THEN RAISE EXCEPTION 'again' USING ERRCODE = '{code}'; END IF"
-    trigger(lane.database, once, at_commit=at_commit)
-    assert await lane.submit(1) == 10
-    assert lane.batches == [[1], [1]]
-    assert await lane.submit_all([2, 3]) == [20, 30]
-    assert notes(lane.database) == [1, 2, 3]
+    once = f"IF nextval('attempts') <= 1 THEN RAISE EXCEPTION 'retry' USING ERRCODE = '{code}'; END IF"
+    trigger(harness.database, once, at_commit=at_commit)
+    assert await harness.submit(1) == 10
+    assert harness.batches == [[1], [1]]
+    assert await harness.submit_all([2, 3]) == [20, 30]
+    assert notes(harness.database) == [1, 2, 3]
 
 
 @on_postgresql
-async def test_a_batch_that_the_server_ended_for_another_is_repeated_one_by_one(lane: Lane) -> None:
-    once = "IF nextval('attempts') <= 1 THEN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END IF"
-    trigger(lane.database, once, at_commit=True)
-    assert await lane.submit_all([1, 2, 3]) == [10, 20, 30]
-    assert notes(lane.database) == [1, 2, 3]
+async def test_a_batch_that_the_server_aborts_is_retried_one_by_one(harness: Harness) -> None:
+    once = "IF nextval('attempts') <= 1 THEN RAISE EXCEPTION 'retry' USING ERRCODE = '40001'; END IF"
+    trigger(harness.database, once, at_commit=True)
+    assert await harness.submit_all([1, 2, 3]) == [10, 20, 30]
+    assert notes(harness.database) == [1, 2, 3]
 
 
 @on_postgresql
-async def test_a_transaction_that_the_server_ends_again_and_again_is_given_up(lane: Lane) -> None:
-    trigger(lane.database, "RAISE EXCEPTION 'again' USING ERRCODE = '40001'", at_commit=True)
+async def test_retries_of_an_aborted_transaction_are_limited(harness: Harness) -> None:
+    trigger(harness.database, "RAISE EXCEPTION 'retry' USING ERRCODE = '40001'", at_commit=True)
     with pytest.raises(Unavailable):
-        await lane.submit(1)
-    assert 1 < len(lane.batches) < 10
+        await harness.submit(1)
+    assert 1 < len(harness.batches) < 10
 
 
 @on_postgresql
-async def test_a_real_deadlock_is_repeated(lane: Lane) -> None:
-    execute(lane.database, "INSERT INTO notes VALUES (100), (200)")
+async def test_a_real_deadlock_is_retried(harness: Harness) -> None:
+    execute(harness.database, "INSERT INTO notes VALUES (100), (200)")
     touch = "UPDATE notes SET n = n WHERE n = {}"
     waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
-    with superuser(lane.database) as rival, superuser(lane.database) as watcher, ThreadPoolExecutor() as threads:
+    with superuser(harness.database) as rival, superuser(harness.database) as watcher, ThreadPoolExecutor() as threads:
         rival.execute("BEGIN")
         rival.execute(touch.format(200).encode())
 
         def collide(connection: Connection, _: Sequence[int]) -> None:
             connection.exec_driver_sql("SET LOCAL deadlock_timeout = '10ms'")
             connection.exec_driver_sql(touch.format(100))
-            if len(lane.batches) == 1:
+            if len(harness.batches) == 1:
                 blocked = threads.submit(rival.execute, touch.format(100).encode())
                 blocked.add_done_callback(lambda _: rival.execute("COMMIT"))
                 while not watcher.execute(waiting).fetchall():
                     pass
             connection.exec_driver_sql(touch.format(200))
 
-        lane.step = collide
-        assert await lane.submit(1) == 10
-    assert lane.batches[:2] == [[1], [1]]  # on a slow machine they may collide once more
+        harness.step = collide
+        assert await harness.submit(1) == 10
+    assert harness.batches[:2] == [[1], [1]]  # on a slow machine they may collide again
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
-async def test_a_read_whose_commit_loses_its_connection_is_unavailable_since_nothing_can_have_happened(
-    lanes: Callable[..., Lane], after: bool
+@pytest.mark.parametrize("after", [False, True], ids=["before-execution", "after-execution"])
+async def test_a_read_that_loses_its_connection_at_commit_is_unavailable(
+    harnesses: Callable[..., Harness], after: bool
 ) -> None:
-    lane = lanes(reads=True)
-    with commit_that_fails(lane.database, after=after):
-        results = await lane.submit_all([1, 2])
+    harness = harnesses(reads=True)
+    with commit_that_fails(harness.database, after=after):
+        results = await harness.submit_all([1, 2])
     assert [type(result) for result in results] == [Unavailable] * 2
-    assert await lane.submit(3) == 30
+    assert await harness.submit(3) == 30
 
 
-# --- deadlines -------------------------------------------------------------------------------------------------------
+# --- Deadlines -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("reads", "expected"), [(False, OutcomeUnknown), (True, Unavailable)])
-async def test_an_operation_in_flight_at_its_deadline_is_answered_and_those_behind_it_go_on(
-    lanes: Callable[..., Lane], reads: bool, expected: type[Exception]
+async def test_a_deadline_in_flight_does_not_block_later_operations(
+    harnesses: Callable[..., Harness], reads: bool, expected: type[Exception]
 ) -> None:
-    lane = lanes(reads=reads, deadline=SHORT)
-    lane.step = gate = Gate()
+    harness = harnesses(reads=reads, deadline=SHORT)
+    harness.step = block = BlockingStep()
     start = time.monotonic()
-    stuck = lane.submit(1)
-    await gate.entered()
-    lane.step = None
+    stuck = harness.submit(1)
+    await block.entered()
+    harness.step = None
     try:
         with pytest.raises(expected):
             await stuck
         assert SHORT <= time.monotonic() - start < SHORT + 1
-        if not (lane.database.is_sqlite and not reads):  # SQLite has one writer, and it is still writing
-            assert await lane.submit(2) == 20
+        if not (harness.database.is_sqlite and not reads):  # SQLite has a single writer, which is still busy
+            assert await harness.submit(2) == 20
     finally:
-        gate.open()
-    assert await lane.submit(3) == 30
-    assert lane.batches[0] == [1]
-    assert sum(batch.count(1) for batch in lane.batches) == 1
+        block.release()
+    assert await harness.submit(3) == 30
+    assert harness.batches[0] == [1]
+    assert sum(batch.count(1) for batch in harness.batches) == 1
 
 
 @pytest.mark.parametrize("reads", [False, True])
-async def test_an_operation_that_still_waits_at_its_deadline_is_removed_and_never_run(
-    lanes: Callable[..., Lane], reads: bool
+async def test_an_operation_that_waits_until_its_deadline_never_runs(
+    harnesses: Callable[..., Harness], reads: bool
 ) -> None:
-    lane = lanes(reads=reads, deadline=SHORT, threads=1)
-    gate = Gate()
-    occupied = lane.threads.submit(gate)
+    harness = harnesses(reads=reads, deadline=SHORT, threads=1)
+    block = BlockingStep()
+    occupied = harness.threads.submit(block)
     start = time.monotonic()
-    results = await lane.submit_all([1, 2, 3])
+    results = await harness.submit_all([1, 2, 3])
     assert [type(result) for result in results] == [Unavailable] * 3
     assert SHORT <= time.monotonic() - start < SHORT + 1
-    gate.open()
+    block.release()
     occupied.result()
-    assert await lane.submit(4) == 40
-    assert lane.batches == [[4]]
+    assert await harness.submit(4) == 40
+    assert harness.batches == [[4]]
 
 
 @pytest.mark.slow
-async def test_each_waits_for_its_own_deadline(lanes: Callable[..., Lane]) -> None:
-    lane = lanes(deadline=2 * SHORT, threads=1)
-    gate = Gate()
-    lane.threads.submit(gate)
-    early = lane.submit(1)
+async def test_each_operation_has_its_own_deadline(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(deadline=2 * SHORT, threads=1)
+    block = BlockingStep()
+    harness.threads.submit(block)
+    early = harness.submit(1)
     await asyncio.sleep(SHORT)
-    late = lane.submit(2)
+    late = harness.submit(2)
     with pytest.raises(Unavailable):
         await early
     assert not late.done()
-    gate.open()
+    block.release()
     assert await late == 20
-    assert lane.batches == [[2]]
+    assert harness.batches == [[2]]
 
 
 @on_postgresql
-@pytest.mark.parametrize("fault", ["sleeps", "is stopped"])
-async def test_a_lane_whose_server_hangs_is_abandoned_and_later_operations_succeed(
-    lanes: Callable[..., Lane], fault: str
-) -> None:
-    lane = lanes(deadline=SHORT, threads=1)  # which must not go on waiting for the server
+@pytest.mark.parametrize("fault", ["sleeps", "is-stopped"])
+async def test_later_operations_succeed_after_a_server_hangs(harnesses: Callable[..., Harness], fault: str) -> None:
+    harness = harnesses(deadline=SHORT, threads=1)  # the thread must not keep waiting for the server
     stopped: list[int] = []
 
     def hang(connection: Connection, ops: Sequence[int]) -> None:
         if ops != [1]:
             return
-        if fault == "is stopped":
+        if fault == "is-stopped":
             stopped.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
             os.kill(stopped[0], signal.SIGSTOP)
         connection.exec_driver_sql("SELECT pg_sleep(1.5)")
 
-    lane.step = hang
+    harness.step = hang
     try:
         with pytest.raises(OutcomeUnknown):
-            await lane.submit(1)
-        assert await lane.submit_all([2, 3]) == [20, 30]
+            await harness.submit(1)
+        assert await harness.submit_all([2, 3]) == [20, 30]
     finally:
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
-    assert sum(batch.count(1) for batch in lane.batches) == 1
+    assert sum(batch.count(1) for batch in harness.batches) == 1
 
 
 @on_postgresql
-async def test_a_server_that_began_to_hang_during_a_pause_is_abandoned_too(lanes: Callable[..., Lane]) -> None:
-    lane = lanes(deadline=SHORT)
+async def test_later_operations_succeed_after_an_idle_server_hangs(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(deadline=SHORT)
     pids: list[int] = []
-    lane.step = lambda connection, _: pids.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
-    assert await lane.submit(1) == 10
+    harness.step = lambda connection, _: pids.append(connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one())
+    assert await harness.submit(1) == 10
     os.kill(pids[0], signal.SIGSTOP)
     try:
         start = time.monotonic()
-        [caught] = await lane.submit_all([2])
+        [caught] = await harness.submit_all([2])
         assert isinstance(caught, Unavailable | OutcomeUnknown)
-        assert await lane.submit_all([3, 4]) == [30, 40]
+        assert await harness.submit_all([3, 4]) == [30, 40]
         assert time.monotonic() - start < 2 * SHORT + 1
     finally:
         os.kill(pids[0], signal.SIGCONT)
 
 
 @on_postgresql
-async def test_a_row_that_somebody_else_has_locked_is_waited_for_only_so_long(lanes: Callable[..., Lane]) -> None:
-    lane = lanes()
-    with superuser(lane.database) as rival:
+async def test_waiting_for_a_locked_row_is_limited(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses()
+    with superuser(harness.database) as rival:
         rival.execute("BEGIN")
         rival.execute("INSERT INTO notes VALUES (1)")
         start = time.monotonic()
         with pytest.raises(Unavailable):
-            await lane.submit(1)
+            await harness.submit(1)
         assert 0.4 < time.monotonic() - start < 2
         rival.execute("ROLLBACK")
-    assert await lane.submit(1) == 10
+    assert await harness.submit(1) == 10
 
 
 @pytest.mark.slow
 @on_sqlite
-async def test_a_file_that_another_process_has_locked_is_waited_for_only_so_long(lanes: Callable[..., Lane]) -> None:
-    lane = lanes()
-    rival = database_at(lane.database.url)
+async def test_waiting_for_an_sqlite_file_that_another_process_locked_is_limited(
+    harnesses: Callable[..., Harness],
+) -> None:
+    harness = harnesses()
+    rival = database_at(harness.database.url)
     with rival.connect() as connection, rival.writing(connection):
         start = time.monotonic()
         with pytest.raises(Unavailable):
-            await lane.submit(1)
+            await harness.submit(1)
         assert 1 < time.monotonic() - start < group_commit.DEADLINE
     rival.close()
-    assert await lane.submit(1) == 10
+    assert await harness.submit(1) == 10
 
 
 @pytest.mark.slow
-async def test_a_deadline_that_comes_just_as_the_answer_does_harms_nobody_else(lanes: Callable[..., Lane]) -> None:
-    lane = lanes(deadline=SHORT)
+async def test_a_deadline_that_coincides_with_the_result_is_harmless(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(deadline=SHORT)
     problems: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
     returned = threading.Event()
-    event.listen(lane.database.engine, "checkin", lambda *_: returned.set())
-    answer = lane.submit(1)
+    event.listen(harness.database.engine, "checkin", lambda *_: returned.set())
+    answer = harness.submit(1)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    # From here on the loop is held up, so that both are there when it looks again.
+    # Block the loop from here, so that result and deadline are both due when it continues.
     assert returned.wait(10)
-    time.sleep(SHORT)  # noqa: ASYNC251 - the loop is held up on purpose
-    with lane.database.connect() as connection, lane.database.writing(connection):  # the very same connection
+    time.sleep(SHORT)  # noqa: ASYNC251 - the loop is blocked on purpose
+    with harness.database.connect() as connection, harness.database.writing(connection):  # the same pooled connection
         with suppress(OutcomeUnknown):
             assert await answer == 10
         connection.exec_driver_sql("INSERT INTO notes VALUES (2)")
-    assert notes(lane.database) == [1, 2]
+    assert notes(harness.database) == [1, 2]
 
-    lane.step = gate = Gate()
-    stuck = lane.submit(3)
+    harness.step = block = BlockingStep()
+    stuck = harness.submit(3)
     try:
         with pytest.raises(OutcomeUnknown):
             await asyncio.wait_for(stuck, 4 * SHORT)
     finally:
-        gate.open()
+        block.release()
     assert problems == []
 
 
-# --- callers that go away, and too many of them ----------------------------------------------------------------------
+# --- Callers that cancel, and overload -------------------------------------------------------------------------------
 
 
-async def test_callers_that_go_away_while_waiting_are_dropped_and_harm_no_one(lane: Lane) -> None:
-    lane.step = gate = Gate()
-    first = lane.submit(0)
-    await gate.entered()
-    rest = [lane.submit(op) for op in range(1, 9)]
+async def test_operations_cancelled_while_waiting_are_dropped(harness: Harness) -> None:
+    harness.step = block = BlockingStep()
+    first = harness.submit(0)
+    await block.entered()
+    rest = [harness.submit(op) for op in range(1, 9)]
     await asyncio.sleep(0)
     for task in rest[::2]:
         task.cancel()
     await asyncio.sleep(0)
-    gate.open()
+    block.release()
     assert await asyncio.gather(first, *rest[1::2]) == [0, 20, 40, 60, 80]
-    assert lane.batches == [[0], [2, 4, 6, 8]]
+    assert harness.batches == [[0], [2, 4, 6, 8]]
     assert all(task.cancelled() for task in rest[::2])
 
 
-async def test_callers_that_go_away_while_in_flight_harm_no_one(lane: Lane) -> None:
-    lane.step = gate = Gate()
-    batch = [lane.submit(op) for op in range(4)]
-    await gate.entered()
-    behind = lane.submit(4)
+async def test_cancelled_operations_in_flight_do_not_affect_others(harness: Harness) -> None:
+    harness.step = block = BlockingStep()
+    batch = [harness.submit(op) for op in range(4)]
+    await block.entered()
+    behind = harness.submit(4)
     for task in batch[:3]:
         task.cancel()
     await asyncio.sleep(0)
-    gate.open()
+    block.release()
     assert await batch[3] == 30
     assert await behind == 40
-    assert notes(lane.database) == [0, 1, 2, 3, 4]
+    assert notes(harness.database) == [0, 1, 2, 3, 4]
 
 
-async def test_a_caller_who_goes_away_at_the_last_moment_is_not_run_either(lane: Lane) -> None:
-    gate = Gate()
-    event.listen(lane.database.engine, "checkout", gate)
-    gone, stays = lane.submit(1), lane.submit(2)
-    await gate.entered()
-    gone.cancel()
-    gate.open()
-    time.sleep(0.1)  # noqa: ASYNC251 - the loop has no chance to see to it before the transaction begins
-    assert await stays == 20
-    assert lane.batches == [[2]]
-    event.remove(lane.database.engine, "checkout", gate)
+async def test_an_operation_cancelled_just_before_its_transaction_never_runs(harness: Harness) -> None:
+    block = BlockingStep()
+    event.listen(harness.database.engine, "checkout", block)
+    cancelled, kept = harness.submit(1), harness.submit(2)
+    await block.entered()
+    cancelled.cancel()
+    block.release()
+    time.sleep(0.1)  # noqa: ASYNC251 - the loop must not handle the cancellation before the transaction begins
+    assert await kept == 20
+    assert harness.batches == [[2]]
+    event.remove(harness.database.engine, "checkout", block)
 
 
-async def test_when_everybody_has_gone_away_the_next_one_is_served(lane: Lane) -> None:
-    lane.step = gate = Gate()
-    batch = [lane.submit(op) for op in range(4)]
-    await gate.entered()
+async def test_the_next_operation_runs_after_a_whole_batch_is_cancelled(harness: Harness) -> None:
+    harness.step = block = BlockingStep()
+    batch = [harness.submit(op) for op in range(4)]
+    await block.entered()
     for task in batch:
         task.cancel()
     await asyncio.sleep(0)
-    gate.open()
-    assert await lane.submit(9) == 90
-    assert notes(lane.database) == [0, 1, 2, 3, 9]
+    block.release()
+    assert await harness.submit(9) == 90
+    assert notes(harness.database) == [0, 1, 2, 3, 9]
 
 
-async def test_more_than_may_wait_are_turned_away_at_once(lanes: Callable[..., Lane]) -> None:
-    lane = lanes(max_waiting=3)
-    lane.step = gate = Gate()
-    first = lane.submit(0)
-    await gate.entered()
-    waiting = [lane.submit(op) for op in (1, 2, 3)]
+async def test_operations_above_the_queue_limit_are_rejected_immediately(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(max_waiting=3)
+    harness.step = block = BlockingStep()
+    first = harness.submit(0)
+    await block.entered()
+    waiting = [harness.submit(op) for op in (1, 2, 3)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
-        await lane.submit(4)
+        await harness.submit(4)
     waiting[0].cancel()
     await asyncio.sleep(0)
-    in_its_place = lane.submit(5)  # who went away takes nobody's place
+    replacement = harness.submit(5)  # a cancelled operation frees its place
     await asyncio.sleep(0)
-    gate.open()
-    assert await asyncio.gather(first, *waiting[1:], in_its_place) == [0, 20, 30, 50]
-    assert await lane.submit(4) == 40
+    block.release()
+    assert await asyncio.gather(first, *waiting[1:], replacement) == [0, 20, 30, 50]
+    assert await harness.submit(4) == 40
 
 
-# --- a database that is not there ------------------------------------------------------------------------------------
+# --- A database that cannot be reached -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url", ["postgresql+psycopg://nobody@127.0.0.1:{port}/none", "sqlite:///{missing}/sso.db"])
-async def test_a_database_that_cannot_be_reached_is_reported_at_once(tmp_path: Path, url: str) -> None:
+async def test_an_unreachable_database_is_reported_immediately(tmp_path: Path, url: str) -> None:
     database = database_at(make_url(url.format(port=free_port(), missing=tmp_path / "missing")))
-    lane = Lane(database)
+    harness = Harness(database)
     start = time.monotonic()
-    results = await lane.submit_all([1, 2, 3])
+    results = await harness.submit_all([1, 2, 3])
     assert [type(result) for result in results] == [Unavailable] * 3
     assert time.monotonic() - start < 1
-    lane.threads.shutdown()
+    harness.threads.shutdown()
     database.close()
 
 
-async def test_a_server_that_accepts_connections_and_never_answers_costs_no_more_than_the_deadline() -> None:
+async def test_waiting_for_a_server_that_never_responds_ends_at_the_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         database = database_at(make_url(f"postgresql+psycopg://nobody@127.0.0.1:{listener.getsockname()[1]}/none"))
-        lane = Lane(database, deadline=SHORT)
+        harness = Harness(database, deadline=SHORT)
         start = time.monotonic()
-        results = await lane.submit_all([1, 2, 3])
+        results = await harness.submit_all([1, 2, 3])
         assert [type(result) for result in results] == [Unavailable] * 3
         assert time.monotonic() - start < SHORT + 1
-    lane.threads.shutdown()
+    harness.threads.shutdown()
     database.close()
 
 
 @pytest.mark.slow
-async def test_a_server_that_is_away_is_tried_a_few_times_a_second_however_many_ask() -> None:
+async def test_reconnection_attempts_are_limited_regardless_of_the_load() -> None:
     attempts: list[float] = []
 
     def hang_up(listener: socket.socket) -> None:
-        with suppress(OSError):  # it is shut down
+        with suppress(OSError):  # the listener is shut down
             while True:
                 listener.accept()[0].close()
                 attempts.append(time.monotonic())
 
-    async def ask(lane: Lane) -> None:
+    async def submit_until_end(harness: Harness) -> None:
         while time.monotonic() < end:
-            asked = time.monotonic()
+            started = time.monotonic()
             with pytest.raises(Unavailable, match="cannot connect"):
-                await lane.submit(1)
-            assert time.monotonic() - asked < 1
+                await harness.submit(1)
+            assert time.monotonic() - started < 1
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor() as threads:
         threads.submit(hang_up, listener)
         port = listener.getsockname()[1]
         database = database_at(make_url(f"postgresql+psycopg://nobody@127.0.0.1:{port}/none?sslmode=disable"))
-        lanes = [Lane(database) for _ in range(4)]
+        harnesses = [Harness(database) for _ in range(4)]
         end = time.monotonic() + 3
-        await asyncio.gather(*map(ask, lanes))
+        await asyncio.gather(*map(submit_until_end, harnesses))
         listener.shutdown(socket.SHUT_RDWR)
-    # One of each lane, and then after 0.05, 0.1, 0.2 and each 0.25 s.
+    # One attempt per group commit, then shared attempts after 0.05, 0.1, 0.2 and every 0.25 s.
     assert 5 <= len(attempts) <= 20
-    for lane in lanes:
-        lane.threads.shutdown()
+    for harness in harnesses:
+        harness.threads.shutdown()
     database.close()
 
 
 @on_postgresql
-async def test_when_no_more_connections_can_be_made_those_that_are_there_go_on(lane: Lane, postgresql: str) -> None:
-    name = lane.database.url.database
+async def test_open_connections_are_used_while_new_ones_are_refused(harness: Harness, postgresql: str) -> None:
+    name = harness.database.url.database
     with psycopg.connect(postgresql, autocommit=True) as connection:
-        with lane.database.connect():
+        with harness.database.connect():
             connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false".encode())
             for _ in range(3):
-                with pytest.raises(Unavailable, match="not currently accepting connections"), lane.database.connect():
+                with (
+                    pytest.raises(Unavailable, match="not currently accepting connections"),
+                    harness.database.connect(),
+                ):
                     pass
-        assert await lane.submit(1) == 10
+        assert await harness.submit(1) == 10
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true".encode())
     back = time.monotonic()
-    with lane.database.connect():  # the one that was there
-        while isinstance((await lane.submit_all([2]))[0], Unavailable):
+    with harness.database.connect():  # occupies the open connection
+        while isinstance((await harness.submit_all([2]))[0], Unavailable):
             assert time.monotonic() < back + 2
             await asyncio.sleep(0.01)
-    assert notes(lane.database) == [1, 2]
+    assert notes(harness.database) == [1, 2]
 
 
-async def test_an_error_of_the_operating_system_while_connecting_is_reported_at_once_and_not_tried_on_and_on(
-    lane: Lane,
+async def test_an_operating_system_error_during_connect_is_reported_immediately(
+    harness: Harness,
 ) -> None:
-    lane.database.close()
+    harness.database.close()
     attempts: list[object] = []
 
     def run_out_of_files(*_: object) -> None:
         attempts.append(_)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    event.listen(lane.database.engine, "connect", run_out_of_files, insert=True)
+    event.listen(harness.database.engine, "connect", run_out_of_files, insert=True)
     start = time.monotonic()
-    results = await lane.submit_all([1, 2, 3])
-    event.remove(lane.database.engine, "connect", run_out_of_files)
+    results = await harness.submit_all([1, 2, 3])
+    event.remove(harness.database.engine, "connect", run_out_of_files)
     assert [type(result) for result in results] == [Unavailable] * 3
     assert time.monotonic() - start < 1
     assert len(attempts) < 10
-    assert await lane.submit(4) == 40
+    assert await harness.submit(4) == 40
 
 
 @on_postgresql
-async def test_after_all_connections_were_cut_the_service_goes_on_without_a_restart(lane: Lane) -> None:
-    with lane.database.connect(), lane.database.connect():  # so that there are several in the pool
-        assert await lane.submit(1) == 10
-    with superuser(lane.database) as connection:
+async def test_operations_succeed_after_all_connections_were_terminated(harness: Harness) -> None:
+    with harness.database.connect(), harness.database.connect():  # the pool holds several connections
+        assert await harness.submit(1) == 10
+    with superuser(harness.database) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    [first] = await lane.submit_all([2])
-    assert first == 20 or isinstance(first, Unavailable)  # found out in time, or nothing happened
-    assert await lane.submit_all([3, 4]) == [30, 40]
-    assert notes(lane.database) == [1, *([2] if first == 20 else []), 3, 4]
+    [first] = await harness.submit_all([2])
+    assert first == 20 or isinstance(first, Unavailable)  # either detected before use, or nothing was written
+    assert await harness.submit_all([3, 4]) == [30, 40]
+    assert notes(harness.database) == [1, *([2] if first == 20 else []), 3, 4]
 
 
-# --- what a transaction is -------------------------------------------------------------------------------------------
+# --- Properties of transactions --------------------------------------------------------------------------------------
 
 _SETTINGS = (
     "lock_timeout",
@@ -846,9 +847,7 @@ def settings_of(connection: Connection) -> list[str]:
     ("default", "inside"),
     [("off", "on"), ("local", "on"), ("remote_write", "on"), ("on", "on"), ("remote_apply", "remote_apply")],
 )
-def test_a_writing_transaction_is_durable_and_bounded_whatever_the_defaults_and_leaves_nothing_behind(
-    database_url: str, default: str, inside: str
-) -> None:
+def test_writing_transactions_override_unsafe_database_defaults(database_url: str, default: str, inside: str) -> None:
     made = make_url(database_url)
     with psycopg.connect(database_url, autocommit=True) as admin:
         for name, value in (
@@ -899,8 +898,8 @@ def test_every_sqlite_connection_flushes_each_commit_and_checks_foreign_keys(dat
 
 @pytest.mark.slow
 @on_sqlite
-def test_an_sqlite_write_takes_its_place_before_it_reads(database: Database) -> None:
-    """One that began with a read would fail when another wrote in between, however long it were willing to wait."""
+def test_an_sqlite_write_acquires_its_lock_before_it_reads(database: Database) -> None:
+    """A transaction that starts with a read fails, without waiting, if another one writes in between."""
     rival = database_at(database.url)
     with database.connect() as connection, database.writing(connection):
         connection.execute(select(consumed_nonces)).all()

@@ -1,4 +1,4 @@
-"""The ledger: a token is consumed once, nothing is consumed without need, and purging gives no token a second life."""
+"""The ledger: single use of claims, refusals that consume nothing, the floor, and purging under wrong clocks."""
 
 import asyncio
 import math
@@ -40,7 +40,7 @@ from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
 from tests.support.databases import database_with_clock, on_postgresql
 from tests.support.keys import TTL
-from tests.support.ledger import HOUR, NOW, World, claims, put, rows
+from tests.support.ledger import HOUR, NOW, ClockedLedger, claims, put, rows
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def jane(database: Database) -> AccessQuery:
     return AccessQuery(person.user_id, ACCOUNT)
 
 
-def redeem(database: Database, place: AccessQuery, *wanted: bytes) -> list[Verdict]:
-    return redeem_at(database, *(Redemption(each, place, NOW) for each in wanted))
+def redeem(database: Database, access: AccessQuery, *batch: bytes) -> list[Verdict]:
+    return redeem_at(database, *(Redemption(each, access, NOW) for each in batch))
 
 
 def redeem_at(database: Database, *redemptions: Redemption) -> list[Verdict]:
@@ -69,10 +69,10 @@ def set_floor(database: Database, value: bytes) -> None:
         connection.execute(update(consumed_floor).values(claims=value))
 
 
-# --- redeeming -------------------------------------------------------------------------------------------------------
+# --- Redeeming -------------------------------------------------------------------------------------------------------
 
 
-def test_claims_are_redeemed_once_and_are_all_that_is_kept(database: Database, jane: AccessQuery) -> None:
+def test_claims_are_redeemed_once_and_nothing_else_is_stored(database: Database, jane: AccessQuery) -> None:
     assert redeem(database, jane, claims(NOW)) == [Verdict.REDEEMED]
     for _ in range(3):
         assert redeem(database, jane, claims(NOW)) == [Verdict.CONSUMED]
@@ -81,7 +81,7 @@ def test_claims_are_redeemed_once_and_are_all_that_is_kept(database: Database, j
     assert list(consumed_nonces.c.keys()) == ["claims"]
 
 
-def test_any_sixteen_bytes_are_told_apart(database: Database, jane: AccessQuery) -> None:
+def test_any_sixteen_bytes_are_distinguished(database: Database, jane: AccessQuery) -> None:
     odd = [
         bytes(16),
         b"\xff" * 16,
@@ -97,9 +97,7 @@ def test_any_sixteen_bytes_are_told_apart(database: Database, jane: AccessQuery)
     assert rows(database) == sorted(odd)
 
 
-def test_in_a_batch_new_used_and_repeated_claims_each_get_their_own_verdict(
-    database: Database, jane: AccessQuery
-) -> None:
+def test_each_redemption_in_a_batch_gets_its_own_verdict(database: Database, jane: AccessQuery) -> None:
     used, new, old = claims(NOW, 1), claims(NOW, 2), claims(NOW - 9 * HOUR)
     redeem(database, jane, used)
     set_floor(database, floor_at(NOW - HOUR))
@@ -112,13 +110,11 @@ def test_in_a_batch_new_used_and_repeated_claims_each_get_their_own_verdict(
     ]
 
 
-def test_two_nodes_with_the_same_claims_in_opposite_order_redeem_each_once_and_do_not_deadlock(
-    database: Database, jane: AccessQuery
-) -> None:
+def test_two_nodes_redeem_the_same_claims_once_without_deadlock(database: Database, jane: AccessQuery) -> None:
     other = database_at(database.url)
-    wanted = [claims(NOW + n, nonce=n) for n in range(200)]
+    batch = [claims(NOW + n, nonce=n) for n in range(200)]
     for start in range(0, 200, 50):
-        piece = wanted[start : start + 50]
+        chunk = batch[start : start + 50]
         barrier = threading.Barrier(4)
 
         def node(
@@ -128,16 +124,18 @@ def test_two_nodes_with_the_same_claims_in_opposite_order_redeem_each_once_and_d
             return dict(zip(order, redeem(which, jane, *order), strict=True))
 
         with ThreadPoolExecutor(4) as threads:
-            trips = [threads.submit(node, *arguments) for arguments in product((database, other), (piece, piece[::-1]))]
-            answers = [trip.result() for trip in trips]
-        for each in piece:
+            redemptions = [
+                threads.submit(node, *arguments) for arguments in product((database, other), (chunk, chunk[::-1]))
+            ]
+            answers = [redemption.result() for redemption in redemptions]
+        for each in chunk:
             assert sorted(answer[each].name for answer in answers) == ["CONSUMED"] * 3 + ["REDEEMED"]
     other.close()
 
 
 @on_postgresql
 @pytest.mark.parametrize(("end", "verdict"), [("COMMIT", Verdict.CONSUMED), ("ROLLBACK", Verdict.REDEEMED)])
-def test_a_claim_that_another_node_is_about_to_consume_is_waited_for(
+def test_redeeming_waits_for_a_concurrent_transaction_on_the_same_claims(
     database: Database, jane: AccessQuery, end: str, verdict: Verdict
 ) -> None:
     blocked = text(
@@ -146,21 +144,21 @@ def test_a_claim_that_another_node_is_about_to_consume_is_waited_for(
     with database.connect() as rival, database.connect() as watcher, ThreadPoolExecutor() as threads:
         rival.exec_driver_sql("BEGIN")
         rival.execute(consumed_nonces.insert().values(claims=claims(NOW)))
-        ours = threads.submit(redeem, database, jane, claims(NOW))
+        redemption = threads.submit(redeem, database, jane, claims(NOW))
         while not watcher.execute(blocked).scalar_one():
-            assert not ours.done()
+            assert not redemption.done()
         rival.exec_driver_sql(end)
-        assert ours.result(10) == [verdict]
+        assert redemption.result(10) == [verdict]
 
 
-# --- nothing is consumed without need --------------------------------------------------------------------------------
+# --- Refusals consume nothing ----------------------------------------------------------------------------------------
 
 
-def test_who_has_no_access_consumes_nothing(database: Database, jane: AccessQuery) -> None:
-    stranger, elsewhere = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, OTHER_ACCOUNT)
+def test_a_redemption_without_access_consumes_nothing(database: Database, jane: AccessQuery) -> None:
+    unknown, elsewhere = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, OTHER_ACCOUNT)
     nowhere = AccessQuery(jane.user_id, 4_000_000_000)
-    for place in (stranger, elsewhere, nowhere):
-        assert redeem(database, place, claims(NOW)) == [Verdict.NO_ACCESS]
+    for access in (unknown, elsewhere, nowhere):
+        assert redeem(database, access, claims(NOW)) == [Verdict.NO_ACCESS]
     with database.connect() as connection, database.writing(connection):
         administration.disable_user(connection, "jane@example.com", now=NOW)
     assert redeem(database, jane, claims(NOW)) == [Verdict.NO_ACCESS]
@@ -174,22 +172,20 @@ def test_who_has_no_access_consumes_nothing(database: Database, jane: AccessQuer
     assert rows(database) == [claims(NOW)]
 
 
-def test_on_the_way_to_another_accounts_team_nothing_is_consumed(database: Database, jane: AccessQuery) -> None:
+def test_a_login_link_to_another_accounts_team_consumes_nothing(database: Database, jane: AccessQuery) -> None:
     for team in (OTHER_TEAM, 4_000_000_000):
         assert redeem(database, AccessQuery(jane.user_id, ACCOUNT, team), claims(NOW)) == [Verdict.NO_TEAM]
     assert rows(database) == []
     assert redeem(database, AccessQuery(jane.user_id, ACCOUNT, TEAM), claims(NOW)) == [Verdict.REDEEMED]
 
 
-def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(
-    database: Database, jane: AccessQuery
-) -> None:
-    stranger, lost = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, ACCOUNT, OTHER_TEAM)
+def test_a_refused_redemption_does_not_affect_its_batch(database: Database, jane: AccessQuery) -> None:
+    unknown, wrong_team = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, ACCOUNT, OTHER_TEAM)
     batch = [
-        Redemption(claims(NOW), stranger, NOW),
-        Redemption(claims(NOW), lost, NOW),
+        Redemption(claims(NOW), unknown, NOW),
+        Redemption(claims(NOW), wrong_team, NOW),
         Redemption(claims(NOW), jane, NOW),
-        Redemption(claims(NOW, 1), stranger, NOW),
+        Redemption(claims(NOW, 1), unknown, NOW),
         Redemption(claims(NOW), jane, NOW),
     ]
     assert redeem_at(database, *batch) == [
@@ -203,17 +199,15 @@ def test_who_is_refused_does_not_stand_in_the_way_of_those_in_the_same_batch(
 
 
 @on_postgresql
-def test_a_batch_consumes_in_the_order_of_the_claims_so_that_two_cannot_deadlock(
-    database: Database, jane: AccessQuery
-) -> None:
-    wanted = [claims(NOW - n * n % 97, nonce=n) for n in range(97)]
-    redeem(database, jane, *wanted)
+def test_a_batch_consumes_in_claims_order_to_prevent_deadlocks(database: Database, jane: AccessQuery) -> None:
+    batch = [claims(NOW - n * n % 97, nonce=n) for n in range(97)]
+    redeem(database, jane, *batch)
     with database.connect() as connection:
         order = connection.execute(select(consumed_nonces.c.claims).order_by(text("ctid"))).scalars().all()
-    assert order == sorted(wanted)
+    assert order == sorted(batch)
 
 
-def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Database, jane: AccessQuery) -> None:
+def test_checking_the_state_of_claims_consumes_nothing(database: Database, jane: AccessQuery) -> None:
     used, fresh, old = claims(NOW), claims(NOW, 1), claims(NOW - 9 * HOUR)
     redeem(database, jane, used)
     set_floor(database, floor_at(NOW - HOUR))
@@ -224,19 +218,17 @@ def test_the_state_of_claims_can_be_asked_without_consuming_them(database: Datab
     assert redeem(database, jane, fresh) == [Verdict.REDEEMED]
 
 
-def test_a_redemption_tells_from_when_on_a_session_counts_if_that_is_yet_to_come(
-    database: Database, jane: AccessQuery
-) -> None:
+def test_a_redemption_returns_sessions_from_if_it_is_in_the_future(database: Database, jane: AccessQuery) -> None:
     with database.connect() as connection, database.writing(connection):
         administration.sign_out_user(connection, "jane@example.com", now=NOW)
     with database.connect() as connection, database.writing(connection):
-        asked = [Redemption(claims(NOW, nonce), jane, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))]
-        answers = redeem_batch(database, connection, asked)
+        redemptions = [Redemption(claims(NOW, nonce), jane, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))]
+        answers = redeem_batch(database, connection, redemptions)
     assert [answer.verdict for answer in answers] == [Verdict.REDEEMED] * 3
     assert [answer.sessions_from for answer in answers] == [NOW + 1, 0, NOW + 1]
 
 
-# --- the floor -------------------------------------------------------------------------------------------------------
+# --- The floor -------------------------------------------------------------------------------------------------------
 
 
 def test_only_claims_at_or_above_the_floor_are_redeemed(database: Database, jane: AccessQuery) -> None:
@@ -247,7 +239,7 @@ def test_only_claims_at_or_above_the_floor_are_redeemed(database: Database, jane
     assert rows(database) == above
 
 
-def test_a_row_below_the_floor_is_as_good_as_none(database: Database, jane: AccessQuery) -> None:
+def test_claims_below_the_floor_are_refused_with_and_without_their_row(database: Database, jane: AccessQuery) -> None:
     put(database, claims(NOW))
     set_floor(database, floor_at(NOW + 1))
     assert redeem(database, jane, claims(NOW)) != [Verdict.REDEEMED]
@@ -263,95 +255,97 @@ def test_without_a_floor_nothing_is_redeemed(database: Database, jane: AccessQue
     assert rows(database) == []
 
 
-def test_the_floor_never_falls(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_the_floor_never_falls(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR))
     purger.run()
     risen = floor(database)
     assert risen == floor_at(NOW - RETENTION)
-    world.database_clock.now = world.node.now = NOW - 2 * HOUR
-    later = world.purger()
+    ledger.database_clock.now = ledger.node.now = NOW - 2 * HOUR
+    later = ledger.purger()
     for _ in range(3):
         assert not later.run().skipped
         assert floor(database) == risen
-        world.wait(61)
+        ledger.wait(61)
 
 
-def test_a_purger_that_is_overtaken_does_not_lower_the_floor_again(world: World) -> None:
-    """Another one raises the floor further, between this one's look at it and its write."""
-    database, other = world.database, database_at(world.database.url)
+def test_a_purger_does_not_lower_a_floor_that_another_one_raised(ledger: ClockedLedger) -> None:
+    """Another purger raises the floor further, between this purger's read and its write."""
+    database, other = ledger.database, database_at(ledger.database.url)
     put(database, claims(NOW - 9 * HOUR))
     higher = floor_at(NOW - RETENTION + 100)
 
     @event.listens_for(database.engine, "before_cursor_execute")
-    def overtake(_c: object, _r: object, statement: str, *_: object) -> None:
+    def raise_floor(_c: object, _r: object, statement: str, *_: object) -> None:
         if statement.startswith("BEGIN I"):  # a transaction that writes
             set_floor(other, higher)
 
-    world.purger().run()
+    ledger.purger().run()
     assert floor(database) == higher
     other.close()
 
 
-# --- purging ---------------------------------------------------------------------------------------------------------
+# --- Purging ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_is_deleted_when_its_floor_has_been_in_force_for_a_minute(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_a_row_is_deleted_a_minute_after_the_floor_rose_above_it(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     old, at_floor, live = claims(NOW - RETENTION - 1), claims(NOW - RETENTION), claims(NOW)
     put(database, old, at_floor, live)
     assert purger.run() == PurgeRound()
     assert floor(database) == floor_at(NOW - RETENTION)
-    world.wait(FLOOR_AGE - 1)
+    ledger.wait(FLOOR_AGE - 1)
     assert purger.run() == PurgeRound()
     assert rows(database) == [old, at_floor, live]
-    world.wait(1)
+    ledger.wait(1)
     assert purger.run() == PurgeRound(deleted=1)
     assert rows(database) == [at_floor, live]
 
 
-def test_only_rows_below_the_floor_that_was_proven_go_not_those_below_a_later_one(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_a_round_deletes_only_below_the_floor_of_its_previous_round(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - RETENTION - 1))
     purger.run()
-    world.wait(61)
+    ledger.wait(61)
     between = claims(NOW - RETENTION + 1)
     put(database, between)
-    set_floor(database, floor_at(NOW - RETENTION + 30))  # by another node, just now
+    set_floor(database, floor_at(NOW - RETENTION + 30))  # set by another node in between
     assert purger.run() == PurgeRound(deleted=1)
     assert rows(database) == [between]
-    world.wait(61)
+    ledger.wait(61)
     assert purger.run() == PurgeRound(deleted=1)
 
 
-def test_after_a_restart_a_floor_has_to_prove_itself_anew(world: World) -> None:
-    database = world.database
+def test_a_restarted_purger_deletes_nothing_in_its_first_round(ledger: ClockedLedger) -> None:
+    database = ledger.database
     put(database, claims(NOW - 9 * HOUR))
     for _ in range(5):
-        assert world.purger().run() == PurgeRound()
-        world.wait(FLOOR_AGE + 1)
+        assert ledger.purger().run() == PurgeRound()
+        ledger.wait(FLOOR_AGE + 1)
     assert len(rows(database)) == 1
 
 
-def test_rounds_that_come_too_early_do_not_put_off_the_deletion(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_rounds_in_quick_succession_do_not_postpone_the_deletion(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR))
     deleted = 0
     for _ in range(7):
         deleted += purger.run().deleted
-        world.wait(10)
+        ledger.wait(10)
     assert deleted == 1
 
 
-def test_several_purgers_at_once_neither_starve_nor_delete_too_much(world: World, settings: Settings) -> None:
-    database = world.database
-    clock = world.database_clock
-    nodes = [World(database_with_clock(settings, clock), clock, world.node, world.monotonic) for _ in range(4)]
+def test_concurrent_purgers_make_progress_and_delete_only_old_rows(ledger: ClockedLedger, settings: Settings) -> None:
+    database = ledger.database
+    clock = ledger.database_clock
+    nodes = [
+        ClockedLedger(database_with_clock(settings, clock), clock, ledger.node, ledger.monotonic) for _ in range(4)
+    ]
     purgers = [node.purger() for node in nodes]
     kept: list[bytes] = []
     with ThreadPoolExecutor(4) as threads:
         for number in range(8):
-            now = int(world.node())
+            now = int(ledger.node())
             put(database, claims(now - RETENTION - 10, nonce=number), claims(now, nonce=number))
             kept.append(claims(now, nonce=number))
             for round_ in [threads.submit(purger.run) for purger in purgers]:
@@ -359,83 +353,83 @@ def test_several_purgers_at_once_neither_starve_nor_delete_too_much(world: World
             limit = floor(database)
             assert limit <= floor_at(now - RETENTION)
             assert set(kept) <= set(rows(database))
-            world.wait(61)
+            ledger.wait(61)
     assert floor(database) == floor_at(now - RETENTION)
     assert len(rows(database)) - len(kept) <= 2
     for node in nodes:
         node.database.close()
 
 
-def test_purgers_that_take_turns_do_not_put_off_each_others_deletions(world: World) -> None:
-    database, purgers = world.database, [world.purger() for _ in range(6)]
+def test_alternating_purgers_do_not_postpone_each_others_deletions(ledger: ClockedLedger) -> None:
+    database, purgers = ledger.database, [ledger.purger() for _ in range(6)]
     for turn in range(4 * len(purgers)):
-        put(database, claims(int(world.node()) - RETENTION - 1, nonce=turn))
+        put(database, claims(int(ledger.node()) - RETENTION - 1, nonce=turn))
         purgers[turn % len(purgers)].run()
-        world.wait(61 / len(purgers))
+        ledger.wait(61 / len(purgers))
     assert len(rows(database)) < 3 * len(purgers)
 
 
 @pytest.mark.parametrize("difference", [31, -32, 2 * HOUR, -2 * HOUR])
-def test_a_round_is_skipped_while_node_and_database_disagree_about_the_time(world: World, difference: int) -> None:
-    database = world.database
+def test_a_round_is_skipped_while_node_and_database_clocks_differ(ledger: ClockedLedger, difference: int) -> None:
+    database = ledger.database
     put(database, claims(NOW - 9 * HOUR))
-    world.node.advance(difference)
-    purger = world.purger()
+    ledger.node.advance(difference)
+    purger = ledger.purger()
     for _ in range(3):
         assert "clock" in purger.run().skipped
-        world.wait(61)
+        ledger.wait(61)
     assert floor(database) == bytes(16)
     assert len(rows(database)) == 1
-    world.node.now = world.database_clock.now  # corrected, which is a jump too: a restart is needed
-    fresh = world.purger()
+    ledger.node.now = ledger.database_clock.now  # the correction is a jump as well, which requires a restart
+    fresh = ledger.purger()
     assert fresh.run() == PurgeRound()
-    world.wait(61)
+    ledger.wait(61)
     assert fresh.run() == PurgeRound(deleted=1)
 
 
 @pytest.mark.parametrize("difference", [0, 25, -25])
-def test_a_small_difference_of_clocks_does_not_matter(world: World, difference: int) -> None:
-    put(world.database, claims(NOW - 9 * HOUR))
-    world.node.advance(difference)
-    purger = world.purger()
+def test_a_small_clock_difference_does_not_stop_purging(ledger: ClockedLedger, difference: int) -> None:
+    put(ledger.database, claims(NOW - 9 * HOUR))
+    ledger.node.advance(difference)
+    purger = ledger.purger()
     assert purger.run() == PurgeRound()
-    world.wait(61)
+    ledger.wait(61)
     assert purger.run() == PurgeRound(deleted=1)
 
 
 @pytest.mark.parametrize("jump", [31, -31, 2 * HOUR, -2 * HOUR])
-def test_a_round_is_skipped_after_the_clock_of_the_machine_was_set(world: World, jump: int) -> None:
-    database, purger = world.database, world.purger()
+def test_a_round_is_skipped_after_the_clock_of_the_machine_was_set(ledger: ClockedLedger, jump: int) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR))
     purger.run()
     before = floor(database)
-    world.wait(61)
-    world.node.advance(jump)
-    world.database_clock.advance(jump)  # the database runs on the same machine
+    ledger.wait(61)
+    ledger.node.advance(jump)
+    ledger.database_clock.advance(jump)  # the database runs on the same machine
     assert "clock" in purger.run().skipped
     assert floor(database) == before
     assert len(rows(database)) == 1
-    world.node.advance(-jump)
-    world.database_clock.advance(-jump)
+    ledger.node.advance(-jump)
+    ledger.database_clock.advance(-jump)
     assert purger.run() == PurgeRound(deleted=1)
 
 
-def test_a_clock_that_drifts_slowly_counts_once_it_has_drifted_too_far(world: World) -> None:
-    purger, drifted = world.purger(), 0
+def test_slow_clock_drift_stops_purging_above_the_limit(ledger: ClockedLedger) -> None:
+    purger, drifted = ledger.purger(), 0
     while not purger.run().skipped:
-        world.wait(61)
-        world.node.advance(2)
-        world.database_clock.advance(2)
+        ledger.wait(61)
+        ledger.node.advance(2)
+        ledger.database_clock.advance(2)
         drifted += 2
         assert drifted < 60
     assert 30 < drifted <= 34
 
 
-def test_an_idle_database_is_not_written_to(world: World, tmp_path: Path) -> None:
-    database, purger = world.database, world.purger()
+def test_purging_an_idle_database_writes_nothing(ledger: ClockedLedger, tmp_path: Path) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR), claims(NOW + 10 * HOUR))
     purger.run()
-    world.wait(61)
+    ledger.wait(61)
     purger.run()
     assert rows(database) == [claims(NOW + 10 * HOUR)]
     changed: list[str] = []
@@ -448,40 +442,40 @@ def test_an_idle_database_is_not_written_to(world: World, tmp_path: Path) -> Non
     files = sorted(path for path in tmp_path.glob("sso.db*") if path.suffix != ".db-shm")
     before = [path.read_bytes() for path in files]
     for _ in range(5):
-        world.wait(61)
+        ledger.wait(61)
         assert purger.run() == PurgeRound()
     assert changed == []
     assert [path.read_bytes() for path in files] == before
 
 
-def test_many_rows_are_deleted_in_pieces(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_many_rows_are_deleted_in_several_transactions(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, *(claims(NOW - 9 * HOUR, nonce) for nonce in range(12_001)), claims(NOW))
     purger.run()
-    world.wait(61)
-    pieces: list[int] = []
+    ledger.wait(61)
+    deletions: list[int] = []
 
     @event.listens_for(database.engine, "after_cursor_execute")
     def count(_: object, cursor: Any, statement: str, *__: object) -> None:
         if statement.startswith("DELETE"):
-            pieces.append(cursor.rowcount)
-        elif statement == "COMMIT" and pieces:
-            pieces.append(0)
+            deletions.append(cursor.rowcount)
+        elif statement == "COMMIT" and deletions:
+            deletions.append(0)
 
     assert purger.run() == PurgeRound(deleted=12_001)
     assert rows(database) == [claims(NOW)]
-    assert max(pieces) <= 5000
-    assert [piece for piece in pieces if piece] == [5000, 5000, 2001]
-    assert pieces.index(0) == 1  # each in a transaction of its own
+    assert max(deletions) <= 5000
+    assert [chunk for chunk in deletions if chunk] == [5000, 5000, 2001]
+    assert deletions.index(0) == 1  # each batch has its own transaction
 
 
-def test_one_purger_at_a_time_deletes_and_the_next_one_makes_up_for_it(world: World) -> None:
-    database, other = world.database, database_at(world.database.url)
-    purgers = [world.purger(), world.purger()]
+def test_only_one_purger_deletes_at_a_time(ledger: ClockedLedger) -> None:
+    database, other = ledger.database, database_at(ledger.database.url)
+    purgers = [ledger.purger(), ledger.purger()]
     put(database, claims(NOW - 9 * HOUR))
     for purger in purgers:
         purger.run()
-    world.wait(61)
+    ledger.wait(61)
     with other.connect() as connection, other.purging(connection) as alone:
         assert alone
         assert purgers[0].run() == PurgeRound(elsewhere=True)
@@ -490,28 +484,28 @@ def test_one_purger_at_a_time_deletes_and_the_next_one_makes_up_for_it(world: Wo
     other.close()
 
 
-def test_each_round_tells_about_how_many_rows_there_are_whatever_else_it_does(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_every_round_estimates_the_number_of_rows(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, *(claims(NOW - 9 * HOUR, nonce) for nonce in range(3)), *(claims(NOW, nonce) for nonce in range(4)))
-    if not database.is_sqlite:  # it keeps the number itself, and tells a little later
+    if not database.is_sqlite:  # PostgreSQL maintains an estimate, which is updated with a delay
         with database.connect() as connection:
             connection.exec_driver_sql("ANALYZE consumed_nonces")
     assert purger.run().rows == 7
-    assert purger.run().rows == 7  # too early
-    world.wait(61)
+    assert purger.run().rows == 7  # too early to delete
+    ledger.wait(61)
     with database.connect() as connection, database.purging(connection):
         assert purger.run() == PurgeRound(elsewhere=True)
-        world.wait(61)
+        ledger.wait(61)
     done = purger.run()
     assert (done.deleted, done.rows) == (3, 4)
-    world.node.advance(HOUR)
+    ledger.node.advance(HOUR)
     skipped = purger.run()
     assert skipped.skipped
     assert skipped.rows in {4, 7}  # an estimate
 
 
 @pytest.mark.anyio
-async def test_every_worker_learns_how_many_rows_there_are_also_while_another_one_purges(
+async def test_a_worker_counts_rows_while_another_worker_purges(
     service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sso_service.service.PURGE_INTERVAL", 0.01)
@@ -532,15 +526,15 @@ async def test_every_worker_learns_how_many_rows_there_are_also_while_another_on
         await background
 
 
-def test_a_round_that_fails_is_made_up_for_by_the_next(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_a_failed_round_is_repeated_by_the_next_one(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR))
     purger.run()
-    world.wait(61)
+    ledger.wait(61)
 
     def fail(_c: object, statement: str, *_: object) -> None:
         if statement == "COMMIT":
-            raise database.engine.dialect.loaded_dbapi.OperationalError("lost")
+            raise database.engine.dialect.loaded_dbapi.OperationalError("connection lost")
 
     event.listen(database.engine, "do_execute", fail)
     with pytest.raises((Unavailable, OutcomeUnknown)):
@@ -549,26 +543,26 @@ def test_a_round_that_fails_is_made_up_for_by_the_next(world: World) -> None:
     assert purger.run() == PurgeRound(deleted=1)
 
 
-def test_after_an_older_database_was_put_in_place_its_floor_has_to_prove_itself(world: World) -> None:
-    database, purger = world.database, world.purger()
+def test_a_restored_floor_must_be_in_force_for_a_minute_before_deletion(ledger: ClockedLedger) -> None:
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR))
     purger.run()
-    set_floor(database, floor_at(NOW - 5 * HOUR))  # the backup's
-    world.wait(61)
+    set_floor(database, floor_at(NOW - 5 * HOUR))  # from the backup
+    ledger.wait(61)
     assert purger.run() == PurgeRound()
     assert len(rows(database)) == 1
-    world.wait(59)
+    ledger.wait(59)
     assert purger.run() == PurgeRound()
-    world.wait(2)
+    ledger.wait(2)
     assert purger.run() == PurgeRound(deleted=1)
 
 
-# --- clocks that jump ------------------------------------------------------------------------------------------------
+# --- Clock jumps -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Nodes:
-    """Two nodes with clocks of their own on one database, which has one too."""
+    """Two nodes with separate clocks, on one database with a clock of its own."""
 
     one: Client
     two: Client
@@ -595,7 +589,7 @@ def nodes(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Nodes]:
     database.close()
 
 
-async def works(node: Client, token: str) -> bool:
+async def signs_in(node: Client, token: str) -> bool:
     """True if `token` signs in at this node now."""
     answer = await node.another().get(f"{PAGE}?sso={token}")
     assert answer.status in {303, 401}
@@ -606,14 +600,14 @@ AHEAD = 2 * HOUR
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("restarted", [False, True], ids=["", "purgers restarted"])
-@pytest.mark.parametrize("issued_ahead", [False, True], ids=["issued before", "issued ahead"])
-async def test_clocks_that_are_hours_ahead_while_the_purge_runs_and_then_back_let_no_token_work_twice(
+@pytest.mark.parametrize("restarted", [False, True], ids=["", "purgers-restarted"])
+@pytest.mark.parametrize("issued_ahead", [False, True], ids=["issued-before", "issued-ahead"])
+async def test_purging_with_fast_clocks_never_lets_a_token_work_twice(
     nodes: Nodes, api_token: str, restarted: bool, issued_ahead: bool
 ) -> None:
     clocks = (*nodes.clocks, nodes.database_clock)
     now = clocks[0]()
-    for ahead in product([False, True], repeat=3):  # the first node, the second, the database
+    for ahead in product([False, True], repeat=3):  # the first node, the second node, the database
         for clock in clocks:
             clock.now = now
         set_floor(nodes.database, bytes(16))
@@ -627,7 +621,7 @@ async def test_clocks_that_are_hours_ahead_while_the_purge_runs_and_then_back_le
 async def _uses(
     nodes: Nodes, api_token: str, moved: list[Clock], *, restarted: bool, issued_ahead: bool
 ) -> Collection[int]:
-    """How often each of some tokens worked while `moved` clocks went ahead, purgers ran, and the clocks went back."""
+    """Count the logins with each token while the `moved` clocks go ahead, purgers run, and the clocks go back."""
 
     def purgers() -> list[Purger]:
         return [Purger(nodes.database, clock=clock, monotonic=nodes.monotonic) for clock in nodes.clocks]
@@ -639,7 +633,7 @@ async def _uses(
     async def use_all() -> None:
         for token in uses:
             for node in (nodes.one, nodes.two):
-                uses[token] += await works(node, token)
+                uses[token] += await signs_in(node, token)
 
     uses: dict[str, int] = {}
     running = purgers()
@@ -666,12 +660,10 @@ async def _uses(
 
 
 @pytest.mark.anyio
-async def test_a_row_that_was_deleted_too_early_by_a_wrong_clock_still_gives_its_token_no_second_life(
-    nodes: Nodes, api_token: str
-) -> None:
-    """The worst case: all clocks ahead, the row is really gone, and then all clocks are right again."""
+async def test_a_token_whose_row_was_purged_too_early_stays_refused(nodes: Nodes, api_token: str) -> None:
+    """The worst case: all clocks are ahead, the row is deleted, and then all clocks are corrected."""
     token = await nodes.one.issue(api_token)
-    assert await works(nodes.one, token)
+    assert await signs_in(nodes.one, token)
     for clock in (*nodes.clocks, nodes.database_clock):
         clock.advance(AHEAD)
     purger = Purger(nodes.database, clock=nodes.clocks[0], monotonic=nodes.monotonic)
@@ -681,48 +673,46 @@ async def test_a_row_that_was_deleted_too_early_by_a_wrong_clock_still_gives_its
     for clock in (*nodes.clocks, nodes.database_clock):
         clock.advance(-AHEAD)
     assert rows(nodes.database) == []
-    assert not await works(nodes.one, token)
-    assert not await works(nodes.two, token)
+    assert not await signs_in(nodes.one, token)
+    assert not await signs_in(nodes.two, token)
 
 
-def test_a_node_that_slept_between_reading_the_token_and_redeeming_it_is_too_late(
-    world: World, jane: AccessQuery
-) -> None:
-    """Nothing that happens at redeeming asks a clock, so one that was paused cannot redeem what was purged."""
-    database, purger = world.database, world.purger()
+def test_a_node_that_pauses_before_redeeming_finds_the_token_expired(ledger: ClockedLedger, jane: AccessQuery) -> None:
+    """Redeeming reads no clock of the node, so a paused node cannot redeem claims that were purged."""
+    database, purger = ledger.database, ledger.purger()
     token = claims(NOW)
     assert redeem(database, jane, token) == [Verdict.REDEEMED]
-    world.wait(3 * HOUR)
+    ledger.wait(3 * HOUR)
     purger.run()
-    world.wait(61)
+    ledger.wait(61)
     assert purger.run() == PurgeRound(deleted=1)
     assert redeem(database, jane, token) == [Verdict.EXPIRED]
 
 
-def test_a_purge_waits_for_longer_than_any_statement_may_live(database: Database) -> None:
+def test_the_purge_delay_exceeds_the_longest_statement(database: Database) -> None:
     assert FLOOR_AGE >= 60
     with database.connect() as connection, database.writing(connection):
         if database.is_sqlite:
-            return  # one writer at a time: the purge cannot raise the floor while another writes
+            return  # SQLite has a single writer, so the purge cannot raise the floor during another write
         limit = connection.execute(select(func.current_setting("statement_timeout"))).scalar_one()
     assert limit == "2s"
 
 
-def test_the_state_of_the_ledger_is_told_by_the_databases_own_clock(database: Database) -> None:
+def test_the_ledger_uses_the_clock_of_the_database(database: Database) -> None:
     with database.connect() as connection:
         assert abs(connection.execute(select(database.now())).scalar_one() - time.time()) < 2
 
 
 @pytest.mark.slow
 @pytest.mark.anyio
-async def test_three_hours_of_logins_leave_the_rows_of_an_hour_and_five_minutes_and_two_purge_rounds(
+async def test_the_ledger_keeps_an_hour_of_logins_plus_two_purge_rounds(
     client: Client, settings: Settings, clock: Clock, api_token: str
 ) -> None:
     monotonic = Clock(1000)
     database = database_with_clock(settings, clock)
     purger = Purger(database, clock=clock, monotonic=monotonic)
     start, each_round = clock(), 8
-    at_most = each_round * math.ceil((HOUR + TTL + 2 * PURGE_INTERVAL) / PURGE_INTERVAL)
+    most_rows = each_round * math.ceil((HOUR + TTL + 2 * PURGE_INTERVAL) / PURGE_INTERVAL)
     left, logins = [], 0
 
     async def sign_in() -> int:
@@ -739,6 +729,6 @@ async def test_three_hours_of_logins_leave_the_rows_of_an_hour_and_five_minutes_
         for each in (clock, monotonic):
             each.advance(PURGE_INTERVAL)
     database.close()
-    assert max(left) <= at_most
-    assert left[-1] >= each_round * HOUR / PURGE_INTERVAL  # nothing that is younger than an hour is gone
-    assert logins > 2.5 * at_most
+    assert max(left) <= most_rows
+    assert left[-1] >= each_round * HOUR / PURGE_INTERVAL  # no row younger than an hour was deleted
+    assert logins > 2.5 * most_rows

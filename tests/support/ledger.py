@@ -1,4 +1,4 @@
-"""The ledger: its rows, and the clocks beside it."""
+"""The ledger: its rows, and the clocks that purging depends on."""
 
 from dataclasses import dataclass, field
 
@@ -15,8 +15,8 @@ NOW = 1_900_000_000
 
 
 @dataclass
-class World:
-    """A database, and the clocks of a node beside it."""
+class ClockedLedger:
+    """A database and the clocks of a node, all under the test's control."""
 
     database: Database
     database_clock: Clock
