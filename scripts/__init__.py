@@ -1,1 +1,1 @@
-"""The scripts of this repository, and the programs that they run."""
+"""The scripts of this repository and the programs behind them."""

@@ -237,16 +237,24 @@ def system_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Syst
 
 
 def test_changes_by_an_operator_go_to_the_system_log(tmp_path: Path, system_log: SystemLog) -> None:
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, warnings: int = 0) -> str:
         umask = os.umask(0)
         done = CliRunner().invoke(cli.main, arguments, env={"SSO_HOME": str(tmp_path)}, catch_exceptions=False)
         os.umask(umask)  # a command changes it
         assert done.exit_code == 0, done.output
-        assert done.stderr == ""
+        assert len(done.stderr.splitlines()) == warnings
         return done.stdout
 
     run("init", "--demo")
-    key = system_log.take()[0]["key_id"]
+    installed = system_log.take()
+    key = installed[0]["key_id"]
+    assert [event["event"] for event in installed] == [
+        "key_created",
+        "account_added",
+        "team_added",
+        "role_changed",
+        "api_token_created",
+    ]
     demo = installation.DEMO_ADMIN.email
     expected = {
         ("account", "add", "New"): {"event": "account_added", "account_id": 124},
@@ -278,3 +286,8 @@ def test_changes_by_an_operator_go_to_the_system_log(tmp_path: Path, system_log:
     assert [event["event"] for event in system_log.take()] == ["key_revoked", "key_created"]
     run("keys", "rotate", "--prune")
     assert [event["event"] for event in system_log.take()] == ["key_created", "key_deleted"]
+    run("init", "--demo")
+    assert {"event": "api_token_revoked", "account_id": 123, "api_token_id": 1} in system_log.take()
+    (tmp_path / "var" / "sso.db").unlink()  # a new database, beside keys that signed for the old one
+    run("init", warnings=1)
+    assert [event["event"] for event in system_log.take()] == ["key_revoked", "key_created"]

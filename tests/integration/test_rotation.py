@@ -1,4 +1,4 @@
-"""Keys change while people sign in: no login is lost by a rotation, and none is left by a revocation."""
+"""Keys change while users sign in: a rotation loses no login, and a revocation invalidates every one."""
 
 import threading
 import time
@@ -19,11 +19,8 @@ from tests.support.keys import TTL, forge, keys_in
 pytestmark = pytest.mark.anyio
 
 
-# --- with a clock of our own -----------------------------------------------------------------------------------------
-
-
-def test_rotations_by_several_nodes_at_once_each_leave_a_key_of_their_own(tmp_path: Path) -> None:
-    """One that took another's place would make forgeries of what that one has signed already."""
+def test_simultaneous_rotations_create_different_keys(tmp_path: Path) -> None:
+    """If one key replaced another, tokens that the other has signed would be refused as forged."""
     now = int(time.time())
     keyring.rotate(tmp_path, now=now, lead=0)
     barrier = threading.Barrier(8)
@@ -33,14 +30,14 @@ def test_rotations_by_several_nodes_at_once_each_leave_a_key_of_their_own(tmp_pa
         return keyring.rotate(tmp_path, now=now, lead=0)
 
     with ThreadPoolExecutor(8) as threads:
-        made = [key for _ in range(5) for key in threads.map(rotate, range(8))]
-    there = {key.id: key.secret for key in keys_in(tmp_path)}
-    assert len(there) == 41
-    assert all(there[key.id] == key.secret for key in made)
+        created = [key for _ in range(5) for key in threads.map(rotate, range(8))]
+    present = {key.id: key.secret for key in keys_in(tmp_path)}
+    assert len(present) == 41
+    assert all(present[key.id] == key.secret for key in created)
 
 
 @on_sqlite
-async def test_no_token_is_lost_by_a_rotation_however_late_in_its_life_it_is_used(
+async def test_a_rotation_does_not_shorten_the_life_of_login_tokens(
     client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     start = int(clock())
@@ -52,19 +49,19 @@ async def test_no_token_is_lost_by_a_rotation_however_late_in_its_life_it_is_use
     for moment in moments:
         clock.now = start + moment
         issued.append((start + moment, await client.issue(api_token)))
-    for made_at, token in issued:
-        clock.now = made_at + TTL - 1
+    for issued_at, token in issued:
+        clock.now = issued_at + TTL - 1
         assert (await client.another().get(f"{PAGE}?sso={token}")).status == 303
 
 
 @on_sqlite
-async def test_revoking_a_key_brings_no_older_key_back_to_life(
+async def test_revoking_a_key_does_not_reactivate_an_older_key(
     client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     async def signs_in(key: SigningKey) -> bool:
         return (await client.another().get(f"{PAGE}?sso={forge(key, clock())}")).status == 303
 
-    await client.issue(api_token)  # makes the user
+    await client.issue(api_token)  # creates the user
     [old] = keys_in(keys_dir)
     new = keyring.rotate(keys_dir, now=int(clock()), lead=0)
     service.keys.refresh()
@@ -89,7 +86,7 @@ async def test_revoking_a_key_brings_no_older_key_back_to_life(
 
 
 @on_sqlite
-async def test_a_key_revoked_while_its_predecessor_still_verifies_gives_that_one_no_more_time(
+async def test_revoking_a_key_does_not_extend_its_predecessor(
     client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     async def status(key: SigningKey) -> int:
@@ -110,7 +107,7 @@ async def test_a_key_revoked_while_its_predecessor_still_verifies_gives_that_one
 
 
 @on_sqlite
-async def test_after_everything_was_revoked_nothing_from_before_works_and_everything_new_does(
+async def test_revoking_all_keys_invalidates_only_what_they_signed(
     client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     keyring.rotate(keys_dir, now=int(clock()))
@@ -131,7 +128,7 @@ async def test_after_everything_was_revoked_nothing_from_before_works_and_everyt
 
 
 @on_sqlite
-async def test_a_session_outlives_the_key_that_signed_it_and_ends_with_its_revocation(
+async def test_a_session_survives_a_rotation_but_not_a_revocation(
     client: Client, service: Node, keys_dir: Path, api_token: str, clock: Clock
 ) -> None:
     assert (await client.get(f"{PAGE}?sso={await client.issue(api_token)}")).status == 303

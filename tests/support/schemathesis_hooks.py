@@ -1,4 +1,4 @@
-"""What schemathesis does not know by itself: which addresses the service has to accept. Loaded by its command line."""
+"""Addresses that the service must accept, for the command line of schemathesis, which loads this module."""
 
 import schemathesis
 

@@ -100,14 +100,8 @@ def test_the_secret_of_an_api_token_is_the_only_output(sqlite_env: dict[str, str
 
 def python(program: str, env: Mapping[str, str]) -> str:
     """Run a Python program in a new process, and return its output."""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **env},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    arguments, environ = [sys.executable, "-c", program], {**os.environ, **env}
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout
 
 

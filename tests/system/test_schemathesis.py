@@ -1,4 +1,4 @@
-"""Schemathesis: the OpenAPI document holds, also while the database goes away and comes back."""
+"""Schemathesis: the running service matches the OpenAPI document, also while the database goes away and returns."""
 
 import asyncio
 import json
@@ -6,11 +6,11 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from anyio import run_process
 
 from sso_service.database.transactions import Database
 from sso_service.permissions import Scope
@@ -25,7 +25,7 @@ from tests.support.repository import ROOT, SUPPORT
 
 pytestmark = pytest.mark.anyio
 
-CONFIG = """
+CONFIG_FOR_OUTAGES = """
 [auth.openapi]
 api_token.bearer = "${API_TOKEN}"
 studio_session.api_key = "${STUDIO_SESSION}"
@@ -37,106 +37,107 @@ database = "none"
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", 503]
 """
-CHECKS = [
+CHECKS_FOR_OUTAGES = (
     "not_a_server_error",
     "status_code_conformance",
     "content_type_conformance",
     "response_headers_conformance",
     "response_schema_conformance",
-]
-"""All that hold whatever the state of the database is. The others expect to be given what they ask for."""
+)
+"""The checks that hold in any state of the database. The others expect that every valid request succeeds."""
 
 
-@on_postgresql
-async def test_whatever_the_database_does_the_answer_is_one_that_is_documented(
-    client: Client, database: Database, database_url: str, tmp_path: Path
-) -> None:
-    _, secret = make_api_token(database, scopes=frozenset(Scope))
-    await client.get(f"{PAGE}?sso={await client.issue(secret)}")
-    (tmp_path / "openapi.json").write_bytes((await client.get("/openapi.json")).body)
-    (tmp_path / "schemathesis.toml").write_text(CONFIG)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "SCHEMATHESIS_HOOKS": str(SUPPORT / "schemathesis_hooks.py"),
-        "API_TOKEN": secret,
-        "STUDIO_SESSION": client.cookies["studio_session"],
-    }
-    arguments = f"run openapi.json --checks {','.join(CHECKS)} --phases examples,fuzzing --max-time 15 --workers 4"
-    report = "--continue-on-failure --no-color --report har --report-har-path seen.har --url"
-    with serving({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}, tmp_path / "log") as running:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "schemathesis.cli", *arguments.split(), *report.split(), running.url),
-            cwd=tmp_path,
-            env=environment,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        output = asyncio.create_task(process.communicate())
-        while not output.done():
-            await asyncio.wait([output], timeout=1)
-            with closed(database_url):
-                await asyncio.wait([output], timeout=1)
-        told, _ = await output
-        assert process.returncode == 0, told.decode()
+async def start_schemathesis(
+    directory: Path, client: Client, secret: str, *, config: Path, options: str, url: str
+) -> asyncio.subprocess.Process:
+    """Start schemathesis against `url`, with the session of `client`. It records responses in `directory`/seen.har."""
+    # A file, because schemathesis does not test the operation that it loads the document from.
+    (directory / "openapi.json").write_bytes((await client.get("/openapi.json")).body)
+    arguments = f"run openapi.json {options} --no-color --report har --report-har-path seen.har --url {url}"
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), *arguments.split()),
+        cwd=directory,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "SCHEMATHESIS_HOOKS": str(SUPPORT / "schemathesis_hooks.py"),
+            "API_TOKEN": secret,
+            "STUDIO_SESSION": client.cookies["studio_session"],
+        },
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
 
-        # When it is back, all is as it was.
-        async with httpx.AsyncClient(base_url=running.url) as browser, asyncio.timeout(10):
-            while (await browser.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - nobody announces it
-                await asyncio.sleep(0.05)
-            issued = await browser.post("/v1/sso_tokens", json=JANE, headers={"Authorization": f"Bearer {secret}"})
-            assert (await browser.get(f"{PAGE}?sso={issued.json()['token']}")).status_code == 303
-            assert (await browser.get("/session")).status_code == 200
-    assert "Traceback" not in (tmp_path / "log").read_text()
 
-    entries = json.loads((tmp_path / "seen.har").read_text())["log"]["entries"]
-    statuses = Counter(entry["response"]["status"] for entry in entries)
-    assert min(statuses[200], statuses[503]) > 20  # it was there, and it was away
+def seen(directory: Path) -> list[dict[str, Any]]:
+    """Return the recorded requests with their responses."""
+    entries: list[dict[str, Any]] = json.loads((directory / "seen.har").read_text())["log"]["entries"]
+    return entries
 
 
 @on_sqlite
-async def test_schemathesis_finds_nothing_that_is_not_as_documented(
+async def test_every_response_of_the_service_is_documented(
     client: Client, database: Database, database_url: str, tmp_path: Path
 ) -> None:
     _, secret = make_api_token(database, scopes=frozenset(Scope))
     await client.get(f"{PAGE}?sso={await client.issue(secret)}")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "SCHEMATHESIS_HOOKS": str(SUPPORT / "schemathesis_hooks.py"),
-        "API_TOKEN": secret,
-        "STUDIO_SESSION": client.cookies["studio_session"],
-    }
-    # From a file: the operation that it loads the document from would not be tested.
-    (tmp_path / "openapi.json").write_bytes((await client.get("/openapi.json")).body)
-    command = [
-        sys.executable,
-        "-m",
-        "schemathesis.cli",
-        "--config-file",
-        str(SUPPORT / "schemathesis.toml"),
-    ]
-    arguments = "run openapi.json --checks all --no-color --report har --report-har-path seen.har --url"
     with serving({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}, tmp_path / "log") as running:
-        done = await run_process(
-            [*command, *arguments.split(), running.url], cwd=tmp_path, env=environment, check=False
+        process = await start_schemathesis(
+            tmp_path,
+            client,
+            secret,
+            config=SUPPORT / "schemathesis.toml",
+            options="--checks all",
+            url=running.url,
         )
-    told = done.stdout.decode()
-    assert done.returncode == 0, told + done.stderr.decode()
-    assert f"Tested: {len(OPERATIONS)}" in told
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    assert f"Tested: {len(OPERATIONS)}" in output.decode()
 
-    # It was not for lack of trying: every success that is documented has occurred.
-    seen = set()
-    for entry in json.loads((tmp_path / "seen.har").read_text())["log"]["entries"]:
+    # Every documented success occurred, so the tests above did reach the endpoints.
+    responses = set()
+    for entry in seen(tmp_path):
         method, path = entry["request"]["method"], urlsplit(entry["request"]["url"]).path
-        path = path if path in DOCUMENT["paths"] else LOGIN
-        seen.add((method, path, str(entry["response"]["status"])))
+        responses.add((method, path if path in DOCUMENT["paths"] else LOGIN, str(entry["response"]["status"])))
     successes = {
         (method, path, status)
         for (method, path), operation in OPERATIONS.items()
         for status in operation["responses"]
         if status < "400" and path != "/sso/confirm"
     }
-    # These are pages, which are asked for by `Accept`, and OpenAPI knows no parameter of that name.
+    # Pages are requested with `Accept`, which OpenAPI does not permit as a parameter.
     successes -= {("POST", path, "200") for path in SIGN_OUTS}
-    assert successes <= seen
+    assert successes <= responses
+
+
+@on_postgresql
+async def test_every_response_during_outages_is_documented(
+    client: Client, database: Database, database_url: str, tmp_path: Path
+) -> None:
+    _, secret = make_api_token(database, scopes=frozenset(Scope))
+    await client.get(f"{PAGE}?sso={await client.issue(secret)}")
+    (config := tmp_path / "outages.toml").write_text(CONFIG_FOR_OUTAGES)
+    options = f"--checks {','.join(CHECKS_FOR_OUTAGES)} --phases examples,fuzzing --max-time 15 --workers 4"
+    with serving({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}, tmp_path / "log") as running:
+        process = await start_schemathesis(
+            tmp_path, client, secret, config=config, options=f"{options} --continue-on-failure", url=running.url
+        )
+        communicating = asyncio.create_task(process.communicate())
+        while not communicating.done():
+            await asyncio.wait([communicating], timeout=1)
+            with closed(database_url):
+                await asyncio.wait([communicating], timeout=1)
+        output, _ = await communicating
+        assert process.returncode == 0, output.decode()
+
+        # After the last outage the service works as before.
+        async with httpx.AsyncClient(base_url=running.url) as browser, asyncio.timeout(10):
+            while (await browser.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - no event announces it
+                await asyncio.sleep(0.05)
+            issued = await browser.post("/v1/sso_tokens", json=JANE, headers={"Authorization": f"Bearer {secret}"})
+            assert (await browser.get(f"{PAGE}?sso={issued.json()['token']}")).status_code == 303
+            assert (await browser.get("/session")).status_code == 200
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+    statuses = Counter(entry["response"]["status"] for entry in seen(tmp_path))
+    assert min(statuses[200], statuses[503]) > 20  # the database was reachable, and unreachable, for many requests

@@ -1,5 +1,5 @@
-"""The benchmark: this service beside what the framework alone can do, and beside how it is usually built.
+"""The benchmark: this service, the framework alone (the ceiling), and a conventional service, side by side.
 
-`scripts/bench` sets up what it needs and runs it. Everything happens in one run on one machine, and every ratio is of
-two measurements that were taken shortly after one another, since only those are worth comparing.
+`scripts/bench` sets up and runs it. Everything is measured in one run on one machine. The two measurements behind a
+ratio are taken shortly after one another, because only such measurements are comparable.
 """

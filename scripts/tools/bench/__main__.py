@@ -1,4 +1,4 @@
-"""Runs the benchmark: `scripts/bench`, or `python -m scripts.tools.bench` where everything is installed."""
+"""Run the benchmark: `scripts/bench`, or `python -m scripts.tools.bench` if everything is installed."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ PARTS = (*(case.name for case in CASES), LATENCY, LIBRARIES, STORAGE, GROWTH)
 
 
 class Benchmark:
-    """One run of the benchmark on a plan, in a temporary directory."""
+    """One run of the benchmark by a plan, in a temporary directory."""
 
     def __init__(self, plan: Plan, parts: Sequence[str], cores: Cores, directory: Path, server: PostgreSQL) -> None:
         self._plan = plan
@@ -44,7 +44,7 @@ class Benchmark:
         self.results = Results(plan, {**machine.describe(), "postgresql": server.version})
 
     def run(self) -> None:
-        """Measures all parts."""
+        """Measure all parts."""
         if LIBRARIES in self._parts:
             self._say(LIBRARIES)
             self.results.costs = measure_libraries(rounds=5, calls=self._plan.library_calls)
@@ -66,7 +66,7 @@ class Benchmark:
                 )
 
     def _measure_beside(self, ceiling: System) -> None:
-        """What needs the three systems side by side."""
+        """Measure the parts that need the three systems side by side."""
         with ExitStack() as stack:
             all_systems: list[System] = [ceiling]
             for kind in KINDS:
@@ -122,8 +122,8 @@ class Benchmark:
 
 
 def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measures the service beside its alternatives.")
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure the service and its alternatives.")
     parser.add_argument("--quick", action="store_true", help="about three minutes, for development")
     parser.add_argument("--only", metavar="PART,...", help=f"only these parts: {', '.join(PARTS)}")
     parser.add_argument("--output", type=Path, default=ROOT / "var" / "bench.json", help="default: var/bench.json")

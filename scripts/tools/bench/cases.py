@@ -1,4 +1,4 @@
-"""What is asked of the systems: six kinds of requests, as the bytes that go over the wire."""
+"""The six kinds of requests that are sent to the systems, as bytes on the wire."""
 
 import json
 import random
@@ -13,28 +13,28 @@ from scripts.tools.bench.systems import Ceiling, System
 PAGE = f"/client/{ACCOUNT}/t/{TEAM}/posts"
 
 _SOME = 50_000
-"""Requests that are enough where the same may be sent again."""
+"""Number of different requests where a request may be sent again."""
 
 _newcomers = count(1)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of request. `make` makes as many as are asked for; `status` is the only right answer to each."""
+    """A kind of request. `make` creates the given number of requests. `status` is the only correct answer to each."""
 
     name: str
     title: str
     status: int
     make: Callable[[System, int], list[bytes]]
     once: bool = False
-    """True if each request is different in effect: none may be sent twice."""
+    """Whether each request may be sent only once, because it changes something."""
 
     def requests(self, system: System, most: int) -> list[bytes]:
-        """Requests for a run that will send `most` at most, and that repeats them where that makes no difference."""
+        """Return requests for a run that sends `most` at most. They are repeated where that makes no difference."""
         return self.make(system, most if self.once and system.remembers else min(most, _SOME))
 
     def expected(self, system: System) -> int:
-        """The status with which `system` has to answer."""
+        """Return the status that `system` must answer with."""
         if isinstance(system, Ceiling):
             return self.status if self.status in {201, 204} else 303
         return self.status
@@ -70,7 +70,7 @@ def _login(system: System, number: int) -> list[bytes]:
 
 
 def _forged(system: System, number: int) -> list[bytes]:
-    # The last character of 43 has two spare bits, which have to be zero for the token to be well-formed.
+    # The last of 43 characters has two spare bits, which must be zero in a well-formed token.
     return _logins([secrets.token_urlsafe(32)[:-1] + "A" for _ in range(number)])
 
 

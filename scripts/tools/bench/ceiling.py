@@ -1,4 +1,4 @@
-"""What the framework can do at most: read the body and answer something constant."""
+"""The most that the framework can do: read the body and send a constant answer."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -9,23 +9,23 @@ _TOKEN = {"token": "cT-zAAAAAAEAAAB73q2-77ZWSycVSMWcdGWPaRxidQA", "user_created"
 
 
 async def issue(request: Request) -> Response:
-    """201, whatever comes."""
+    """Answer 201 to any JSON body."""
     await request.json()
     return JSONResponse(_TOKEN, 201)
 
 
 async def login(_: Request) -> Response:
-    """303, whatever comes."""
+    """Answer 303 to any request."""
     return Response(status_code=303, headers={"Location": "/client/123/t/42/posts"})
 
 
 async def auth(_: Request) -> Response:
-    """204, whatever comes."""
+    """Answer 204 to any request."""
     return Response(status_code=204)
 
 
 def create_app() -> Starlette:
-    """The application."""
+    """Return the application."""
     return Starlette(
         routes=[
             Route("/v1/sso_tokens", issue, methods=["POST"]),

@@ -1,4 +1,4 @@
-"""The chart: requests per second of the three systems, as an SVG that is readable on light and on dark pages."""
+"""The chart: requests per second of the three systems, as an SVG that is readable on light and dark pages."""
 
 from collections.abc import Iterator
 from html import escape
@@ -11,7 +11,7 @@ _CONNECTIONS = 64
 _WIDTH, _LEFT, _RIGHT = 760, 112, 86
 _TOP, _BAR, _GAP, _HEADING = 46, 18, 4, 26
 
-# A background of its own, since a page's scheme need not be the one that the browser asks for.
+# The chart has its own background, because the colour scheme of the page can differ from that of the browser.
 _STYLE = """
     .page { fill: #ffffff }
     text { font: 13px system-ui, sans-serif; fill: #24292f }
@@ -24,7 +24,7 @@ _STYLE = """
 
 
 def chart(results: Results) -> str | None:
-    """The SVG, or None if not all of what it shows was measured."""
+    """Return the SVG, or None unless everything in it was measured."""
     groups = []
     for case in (ISSUE, LOGIN):
         for kind in KINDS:

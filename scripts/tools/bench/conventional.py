@@ -1,8 +1,8 @@
-"""The service as a good team builds it without this design: FastAPI, async ORM sessions, a row per token.
+"""A conventional service for comparison, as a good team would build it: FastAPI, async ORM sessions, a row per token.
 
-It has the product's tables (its models map those that it needs) and its durability, and one more table, of the tokens.
-Issuing inserts a row, logging in updates it, each in a transaction of its own; the primary key is the token's SHA-256,
-so that neither needs more than one index.
+It has the tables and the durability of the product, and an additional table of tokens. Its models map only the tables
+that it needs. Issuing inserts a row and a login updates it, each in its own transaction. The primary key is the SHA-256
+of the token, so both need only one index.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _Id = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
-    """What all models share."""
+    """Base class of all models."""
 
 
 class Account(Base):
@@ -82,7 +82,7 @@ class LoginToken(Base):
 
 
 class PersonIn(BaseModel):
-    """The body of a request for a token."""
+    """The body of a request that issues a token."""
 
     email: EmailStr
     first_name: str = Field(min_length=1, max_length=100)
@@ -90,14 +90,14 @@ class PersonIn(BaseModel):
 
 
 class TokenOut(BaseModel):
-    """The answer to it."""
+    """The response to it."""
 
     token: str
     user_created: bool
 
 
 class UserOut(BaseModel):
-    """A person who is signed in."""
+    """The signed-in user."""
 
     id: int
     email: str
@@ -106,7 +106,7 @@ class UserOut(BaseModel):
 
 
 class SessionOut(BaseModel):
-    """Who is signed in, where, as what."""
+    """The session: user, account and role."""
 
     user: UserOut
     account_id: int
@@ -114,17 +114,17 @@ class SessionOut(BaseModel):
 
 
 def token_hash(token: str) -> bytes:
-    """What is stored of a token."""
+    """Return the stored form of a token."""
     return hashlib.sha256(token.encode()).digest()
 
 
 def serializer(secret: str) -> URLSafeTimedSerializer:
-    """What signs session cookies."""
+    """Return the signer of session cookies."""
     return URLSafeTimedSerializer(secret, salt="session", signer_kwargs={"digest_method": hashlib.sha256})
 
 
 def make_engine(url: str) -> AsyncEngine:
-    """The engine for `sqlite+aiosqlite:` or `postgresql+asyncpg:`. The pool sizes are those that were fastest here."""
+    """Return the engine for `sqlite+aiosqlite:` or `postgresql+asyncpg:`. These pool sizes were the fastest here."""
     if not url.startswith("sqlite"):
         return create_async_engine(url, pool_size=8, max_overflow=0)
     engine = create_async_engine(url, pool_size=4, max_overflow=0, connect_args={"timeout": 30})
@@ -140,7 +140,7 @@ def make_engine(url: str) -> AsyncEngine:
 
 
 def create_app() -> FastAPI:
-    """The application, for the database in `BENCH_DATABASE_URL`, with cookies signed by `BENCH_SECRET`."""
+    """Return the application, for the database in `BENCH_DATABASE_URL`, with cookies signed by `BENCH_SECRET`."""
     engine = make_engine(os.environ["BENCH_DATABASE_URL"])
     new_session = async_sessionmaker(engine, expire_on_commit=False)
     cookies = serializer(os.environ["BENCH_SECRET"])
@@ -220,7 +220,7 @@ def create_app() -> FastAPI:
 
         try:
             created = await write()
-        except IntegrityError:  # somebody else has just made this user or membership
+        except IntegrityError:  # a concurrent request has created this user or membership
             await session.rollback()
             created = await write()
         return TokenOut(token=token, user_created=created)
@@ -229,7 +229,7 @@ def create_app() -> FastAPI:
         try:
             user_id, account_id = cookies.loads(request.cookies.get(COOKIE, ""), max_age=SESSION_LIFETIME)
         except BadData:
-            raise HTTPException(401, "Nobody is signed in.") from None
+            raise HTTPException(401, "Not signed in.") from None
         found = await session.execute(
             select(User, Membership.role)
             .join(Membership, Membership.user_id == User.id)
@@ -237,7 +237,7 @@ def create_app() -> FastAPI:
         )
         row = found.one_or_none()
         if row is None:
-            raise HTTPException(401, "Nobody is signed in.")
+            raise HTTPException(401, "Not signed in.")
         user, role = row
         return SessionOut(
             user=UserOut(id=user.id, email=user.email, first_name=user.first_name, last_name=user.last_name),

@@ -1,4 +1,4 @@
-"""The goals that were set, and whether they are met."""
+"""The performance goals, and whether they are met."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _CONNECTIONS = 64
 
 @dataclass(frozen=True)
 class Goal:
-    """A goal. `measured` is None where it was not measured, or where what was measured is not valid."""
+    """A goal. `measured` is None if it was not measured or the measurement is not valid."""
 
     title: str
     at_least: bool
@@ -26,14 +26,14 @@ class Goal:
 
     @property
     def met(self) -> bool | None:
-        """Whether it is met, if that is known."""
+        """Whether the goal is met, or None if that is unknown."""
         if self.measured is None:
             return None
         return self.measured >= self.target if self.at_least else self.measured <= self.target
 
 
 def goals(results: Results) -> list[Goal]:
-    """Every goal."""
+    """Return every goal."""
     return [*_throughput(results), *_libraries(results), *_latency(results), *_storage(results), *_growth(results)]
 
 

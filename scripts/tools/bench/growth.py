@@ -1,4 +1,4 @@
-"""Whether it gets slower as it grows: with many users, and with many consumed tokens that have not expired yet."""
+"""Does the service slow down as it grows? Measured with many users, and with many rows in the ledger."""
 
 import shutil
 import tempfile
@@ -14,12 +14,12 @@ from scripts.tools.bench.systems import ours
 
 SMALL, MANY_USERS, MANY_CONSUMED = "small", "many users", "many consumed"
 _BYTES_PER_USER = 1000
-"""Disk that a user takes in PostgreSQL with indexes and what is written to the log meanwhile, generously."""
+"""Upper estimate of the disk space of a user in PostgreSQL: rows, indexes, and write-ahead log while filling."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large the databases are: users of the small and of the large one, consumed tokens of the third."""
+    """Sizes of the databases: users of the small and of the large one, consumed tokens of the third."""
 
     few_users: int
     many_users: int
@@ -28,7 +28,7 @@ class Sizes:
 
 @dataclass
 class Growth:
-    """Issue or login with each of the three databases."""
+    """The results of issuing or login with each of the three databases."""
 
     kind: str
     case: str
@@ -38,11 +38,11 @@ class Growth:
 def measure_growth(
     kind: str, postgresql: PostgreSQL, sizes: Sizes, *, cores: Cores, rounds: int, seconds: int, fastest: float
 ) -> list[Growth]:
-    """Issue and login at 64 connections with small and large databases of this kind, in turns."""
+    """Measure issuing and login at 64 connections, in turns with small and large databases of this kind."""
     needed = sizes.many_users * _BYTES_PER_USER
     if shutil.disk_usage(tempfile.gettempdir()).free < needed:
         raise NotPossible(
-            f"growth takes {needed / 1e9:.0f} GB in {tempfile.gettempdir()}; set TMPDIR to where they are"
+            f"growth needs {needed / 1e9:.0f} GB in {tempfile.gettempdir()}; set TMPDIR to a larger file system"
         )
     cases = (ISSUE, LOGIN)
     results = [Growth(kind, case.name, {}) for case in cases]

@@ -1,6 +1,6 @@
-"""Signing and verifying in process: our token beside three libraries that people use for such tokens.
+"""Signing and verifying in process: the product's tokens, and three libraries that are used for such tokens.
 
-What is signed is made beforehand, for all of them: a user, an account, an expiry or a time, and a nonce.
+All of them sign values that are prepared in advance: a user, an account, an expiry or a time, and a nonce.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _LIFETIME = 300
 
 @dataclass(frozen=True)
 class Library:
-    """A library, with a function that signs and one that verifies a given token."""
+    """A library, with a function that signs a token and one that verifies it."""
 
     name: str
     sign: Callable[[], str]
@@ -35,7 +35,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Cost:
-    """Microseconds per call, for each round, and the length of the token."""
+    """Microseconds per call in each round, and the length of the token."""
 
     library: str
     sign_us: list[float]
@@ -43,7 +43,10 @@ class Cost:
     length: int
 
     def times(self, other: "Cost") -> float:
-        """How many times as long as `other` it takes: the lesser of signing and verifying, medians over the rounds."""
+        """Return how many times as long as `other` this takes.
+
+        The result is the lower one of signing and verifying, each as the median over the rounds.
+        """
         return min(
             median(mine / theirs for mine, theirs in zip(self.sign_us, other.sign_us, strict=True)),
             median(mine / theirs for mine, theirs in zip(self.verify_us, other.verify_us, strict=True)),
@@ -54,7 +57,7 @@ OURS, ITSDANGEROUS, PYJWT, SESAME = "ours", "itsdangerous", "PyJWT", "django-ses
 
 
 def measure_libraries(*, rounds: int, calls: int) -> list[Cost]:
-    """The cost of each library, measured in turns."""
+    """Measure the cost of each library, in turns."""
     libraries = [_ours(), _itsdangerous(), _pyjwt(), _sesame()]
     costs = []
     for library in libraries:
@@ -70,7 +73,7 @@ def measure_libraries(*, rounds: int, calls: int) -> list[Cost]:
 
 
 def _time(call: Callable[[], object], calls: int) -> float:
-    """Microseconds of CPU per call, so that other processes on this core do not count."""
+    """Return microseconds of CPU time per call. Other processes on this core do not count."""
     begin = time.process_time()
     for _ in range(calls):
         call()
@@ -114,7 +117,10 @@ def _pyjwt() -> Library:
 
 
 def _sesame() -> Library:
-    """Without what it needs a database for. It has no nonce, no account, and a tag of 80 bits."""
+    """Return django-sesame without the parts that need a database.
+
+    Its tokens have no nonce, no account, and a tag of 80 bits.
+    """
     import django
     from django.conf import settings
 

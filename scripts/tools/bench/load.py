@@ -1,4 +1,4 @@
-"""The closed loop: wrk keeps a number of connections busy and counts what comes back."""
+"""The closed loop: wrk keeps a number of connections busy and counts the answers."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ _SCRIPT = Path(__file__).with_name("wrk.lua")
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk saw. Times in seconds, except for the percentiles of the latency, in milliseconds."""
+    """The measurements of wrk. Times are in seconds, percentiles of the latency in milliseconds."""
 
     sent: int
     answered: int
@@ -28,15 +28,15 @@ class Load:
 
 
 def check_wrk() -> None:
-    """Raises `NotPossible` if wrk is not there."""
+    """Raise `NotPossible` if wrk is not installed."""
     if shutil.which("wrk") is None:
         raise NotPossible("wrk, the load generator, is missing. On Debian and Ubuntu: apt-get install wrk")
 
 
 def closed_loop(
-    port: int, requests: Sequence[bytes], *, connections: int, seconds: int, meanwhile: Callable[[], None]
+    port: int, requests: Sequence[bytes], *, connections: int, seconds: int, shortly_before_end: Callable[[], None]
 ) -> Load:
-    """Sends `requests`, over and over, on that many connections. `meanwhile` is called shortly before the end."""
+    """Send `requests` repeatedly on `connections` connections. Call `shortly_before_end` at 80 % of the time."""
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"\0".join(requests))
         file.flush()
@@ -44,7 +44,7 @@ def closed_loop(
         command = ["wrk", *(f"--{name}={value}" for name, value in options.items()), "--script", str(_SCRIPT)]
         with subprocess.Popen([*command, f"http://127.0.0.1:{port}", "--", file.name], stdout=subprocess.PIPE) as wrk:
             time.sleep(seconds * 0.8)
-            meanwhile()
+            shortly_before_end()
             output, _ = wrk.communicate()
     if wrk.returncode != 0:
         raise RuntimeError(f"wrk failed: {output.decode()}")

@@ -1,4 +1,4 @@
-"""The machine: which core does what, and what it is."""
+"""The machine: its description, and the assignment of its cores."""
 
 import os
 import platform
@@ -11,44 +11,44 @@ import psutil
 
 
 class NotPossible(Exception):
-    """The benchmark cannot run here; the message says why, and what to do."""
+    """The benchmark cannot run here. The message states why, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Cores:
-    """The core of the server under test, and the one of the load generator, PostgreSQL and this process."""
+    """The core of the server under test, and the core of the load generator, PostgreSQL and this process."""
 
     server: int
     load: int
 
 
 def divide_cores() -> Cores:
-    """Two cores of those that we may use; this process, and all that it starts from now on, goes to `load`."""
+    """Choose two of the allowed cores. This process, and everything that it starts from now on, runs on `load`."""
     if not hasattr(os, "sched_getaffinity"):
         raise NotPossible("only Linux can pin a process to a core")
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:
-        raise NotPossible("it takes two cores: one for the server, one for the load")
+        raise NotPossible("two cores are required: one for the server, one for the load")
     cores = Cores(server=allowed[-1], load=allowed[-2])
     os.sched_setaffinity(0, {cores.load})
     return cores
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """CPU seconds of a process and of its children, by their own accounting, since they were started."""
+    """Return the CPU seconds of a process and its children since they were started, from their own accounting."""
     own = process.cpu_times()
     seconds: float = own.user + own.system + own.children_user + own.children_system
     for child in process.children(recursive=True):
         try:
             times = child.cpu_times()
         except psutil.NoSuchProcess:
-            continue  # its parent has just taken its times over
+            continue  # it has ended, and its parent has added its times to its own
         seconds += times.user + times.system
     return seconds
 
 
 def describe() -> dict[str, str]:
-    """What a reader has to know to judge the figures."""
+    """Return the facts that a reader needs to judge the figures."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return {
         "cpu": f"{os.cpu_count()} x {models[0].partition(':')[2].strip() if models else platform.machine()}",

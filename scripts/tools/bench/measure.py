@@ -1,4 +1,4 @@
-"""One measurement of a running system, and what several of them say together."""
+"""One measurement of a running system, and the summary of several."""
 
 import time
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from scripts.tools.bench.systems import System
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one case. CPU in microseconds per request, of the server and of PostgreSQL (None without it)."""
+    """One run of one case. CPU in microseconds per request, of the server and, if it is used, of PostgreSQL."""
 
     rate: float
     p50_ms: float
@@ -22,11 +22,11 @@ class Run:
     postgresql_cpu_us: float | None
     memory: Memory
     problems: list[str]
-    """What was not as it has to be. A run with problems proves nothing."""
+    """Deviations from the expected result. A run with problems is not valid."""
 
 
 def run(system: System, case: Case, *, connections: int, seconds: int, fastest: float) -> Run:
-    """Measures. `fastest` is the rate that the ceiling has about here; it says how many requests have to be ready."""
+    """Measure one case. The number of prepared requests follows from `fastest`, the approximate rate of the ceiling."""
     most = int(fastest * system.share * seconds) + 2 * connections
     requests = case.requests(system, most)
     postgresql = system.store.server if system.store else None
@@ -38,9 +38,9 @@ def run(system: System, case: Case, *, connections: int, seconds: int, fastest: 
         requests,
         connections=connections,
         seconds=seconds,
-        meanwhile=lambda: memory.append(system.server.memory()),
+        shortly_before_end=lambda: memory.append(system.server.memory()),
     )
-    time.sleep(0.05)  # what was on its way when wrk stopped
+    time.sleep(0.05)  # for the requests in flight when wrk stopped
     cpu = system.server.cpu_seconds() - cpu
     postgresql_cpu = postgresql.cpu_seconds() - postgresql_cpu if postgresql else 0.0
 
@@ -66,7 +66,7 @@ def run(system: System, case: Case, *, connections: int, seconds: int, fastest: 
 
 @dataclass
 class Series:
-    """The runs of one system in one setting, one for each round."""
+    """The runs of one system in one setting, one per round."""
 
     runs: list[Run] = field(default_factory=list)
 
@@ -98,20 +98,20 @@ class Series:
 
     @property
     def memory(self) -> Memory:
-        """The most memory that the worker had."""
+        """The highest memory use of the worker."""
         return Memory(max(run.memory.pss_mb for run in self.runs), max(run.memory.rss_mb for run in self.runs))
 
     @property
     def problems(self) -> list[str]:
-        """What was wrong in any of them."""
+        """The problems of all runs."""
         return [problem for run in self.runs for problem in run.problems]
 
 
 def ratio(these: Series, those: Series) -> float:
-    """How much faster `these` are than `those`: the median of the ratios within the rounds."""
+    """Return how many times as fast as `those` `these` are: the median of the ratios within the rounds."""
     return median(ratios(these, those))
 
 
 def ratios(these: Series, those: Series) -> Sequence[float]:
-    """The ratio in each round."""
+    """Return the ratio of each round."""
     return [this.rate / that.rate for this, that in zip(these.runs, those.runs, strict=True) if that.rate]

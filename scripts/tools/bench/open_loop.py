@@ -1,7 +1,7 @@
-"""The open loop: requests are sent when they are due, whether or not the ones before were answered.
+"""The open loop: each request is sent when it is due, even if earlier ones are still unanswered.
 
-A closed loop waits with the next request while the server is slow, and so leaves out just the requests that would have
-had to wait (coordinated omission). Here each latency counts from when the request was due.
+A closed loop sends the next request only after an answer. While the server is slow, it omits the very requests that
+would have to wait (coordinated omission). Here each latency is measured from the time when the request was due.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ _DRAIN = 5.0
 
 @dataclass
 class OpenLoop:
-    """The latencies of the answers, in seconds, and the statuses that came."""
+    """The latencies of the answers in seconds, and the number of answers by status."""
 
     sent: int
     latencies: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
 
     def percentile(self, percent: float) -> float | None:
-        """A percentile of the latency, in milliseconds, of all that was sent; None if that was never answered."""
+        """Return a percentile of the latency of all sent requests in milliseconds, or None if it was never answered."""
         ordered = sorted(self.latencies)
         position = int(self.sent * percent / 100)
         return ordered[position] * 1000 if position < len(ordered) else None
 
 
 class _Connection(asyncio.Protocol):
-    """One request at a time; a response ends where its `Content-Length` says."""
+    """A connection with one request at a time. A response ends as its `Content-Length` states."""
 
     def __init__(self, client: "_Client") -> None:
         self._client = client
@@ -89,9 +89,9 @@ class _Client:
             if (wait := due - self._loop.time()) > 0:
                 await asyncio.sleep(wait)
             elif number % 100 == 0:
-                await asyncio.sleep(0)  # behind schedule: still let answers in
+                await asyncio.sleep(0)  # behind schedule: let the event loop read answers
             self._send(request, due)
-        with suppress(TimeoutError):  # `sent` tells how many answers are missing
+        with suppress(TimeoutError):  # `sent` shows how many answers are missing
             await asyncio.wait_for(self._done.wait(), _DRAIN)
         for connection in connections:
             connection.close()
@@ -119,12 +119,12 @@ class _Client:
 
 
 def open_loop(port: int, requests: Sequence[bytes], *, rate: float) -> OpenLoop:
-    """Sends each of `requests` once, `rate` of them in each second."""
+    """Send each of `requests` once, `rate` of them per second."""
 
     async def measure() -> OpenLoop:
         return await _Client(requests, rate).run(port)
 
-    # Timers of `epoll` go by milliseconds, those of `select` by microseconds.
+    # Timers of `epoll` have a resolution of milliseconds, those of `select` of microseconds.
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""How much is measured: everything, or enough to see during development whether something has changed."""
+"""The amount to measure: everything, or enough to notice a change during development."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from scripts.tools.bench.growth import Sizes
 
 @dataclass(frozen=True)
 class Plan:
-    """Connections with the seconds of a run, and so on. The order of `connections` is that of the measurements."""
+    """The sizes and durations. `connections` maps numbers of connections to seconds, in the order of measurement."""
 
     name: str
     people: int

@@ -14,7 +14,7 @@ _INVALID = "invalid"
 
 
 def report(results: Results) -> str:
-    """All of it."""
+    """Return the whole report."""
     sections = [
         ("Requests per second, one core", _throughput(results)),
         ("At 64 connections", _details(results)),
@@ -22,7 +22,7 @@ def report(results: Results) -> str:
         (f"Open loop, {results.plan.open_loop_rate} requests/s", _latencies(results)),
         ("Growth: requests per second at 64 connections", _growth(results)),
         ("Goals", _goals(results)),
-        ("What was wrong", _problems(results)),
+        ("Problems", _problems(results)),
     ]
     machine = ", ".join(f"{name} {value}" for name, value in results.machine.items())
     rounds = f"{results.plan.name} run, medians of {results.plan.rounds} rounds"
@@ -31,7 +31,7 @@ def report(results: Results) -> str:
 
 
 def _throughput(results: Results) -> Iterator[str]:
-    """The table of it all. `x ceiling` and `x conventional` are medians of the ratios within the rounds."""
+    """Yield the main table. `x ceiling` and `x conventional` are medians of the ratios within the rounds."""
     if not results.throughput:
         return
     header = ["", "connections", CEILING]
@@ -56,7 +56,7 @@ def _throughput(results: Results) -> Iterator[str]:
 
 
 def _details(results: Results) -> Iterator[str]:
-    """CPU from the processes' own accounting; memory as PSS / RSS, the most that was seen."""
+    """Yield CPU use by the processes' own accounting, and the highest memory use as PSS / RSS."""
     rows = []
     for case in CASES:
         ceiling = results.throughput.get((case.name, 64, CEILING))
@@ -75,7 +75,7 @@ def _details(results: Results) -> Iterator[str]:
                         f"{series.memory.pss_mb:.0f} / {series.memory.rss_mb:.0f}",
                     ]
                 )
-    header = ["", "", "CPU µs/request", "x ceiling", "PostgreSQL's µs", "p50 ms", "p99 ms", "memory MB"]
+    header = ["", "", "CPU µs/request", "x ceiling", "PostgreSQL µs", "p50 ms", "p99 ms", "memory MB"]
     yield from _table(header, rows)
 
 
@@ -156,14 +156,14 @@ def _rate(series: Series | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three significant digits, and all of those before the point."""
+    """Return the value with three significant digits, and with all digits before the decimal point."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """A table in Markdown that is one in a terminal, too. Nothing if there are no rows."""
+    """Yield a Markdown table that is also readable in a terminal. Nothing if there are no rows."""
     lines = [header, *rows]
     if len(lines) == 1:
         return

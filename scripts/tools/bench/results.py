@@ -1,4 +1,4 @@
-"""All that a run of the benchmark found out."""
+"""All results of a run of the benchmark."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,12 +15,12 @@ CEILING = "ceiling"
 
 
 def ours(kind: str) -> str:
-    """The label of the product on this kind of database."""
+    """Return the label of the product on this kind of database."""
     return f"ours, {kind}"
 
 
 def conventional(kind: str) -> str:
-    """The label of the conventional service on this kind of database."""
+    """Return the label of the conventional service on this kind of database."""
     return f"conventional, {kind}"
 
 
@@ -41,12 +41,12 @@ class Latency:
 
 @dataclass
 class Results:
-    """What was measured; what was left out is empty or None."""
+    """The measurements. Parts that were left out are empty or None."""
 
     plan: Plan
     machine: dict[str, str]
     throughput: dict[tuple[str, int, str], Series] = field(default_factory=dict)
-    """By case, connections and label."""
+    """Keys: case, connections and label."""
     costs: list[Cost] = field(default_factory=list)
     latencies: list[Latency] = field(default_factory=list)
     bytes_when_issuing: int | None = None
@@ -54,22 +54,25 @@ class Results:
     growth: list[Growth] = field(default_factory=list)
 
     def add(self, case: str, connections: int, label: str, run: Run) -> None:
-        """Keeps a run."""
+        """Store a run."""
         self.throughput.setdefault((case, connections, label), Series()).runs.append(run)
 
     def ratio(self, case: str, connections: int, label: str, other: str) -> float | None:
-        """How many times as fast as `other` the system is, or None if one was not measured, or had problems."""
+        """Return how many times as fast as `other` the system is.
+
+        None if one of them was not measured or had problems.
+        """
         these, those = (self.throughput.get((case, connections, name)) for name in (label, other))
         if these is None or those is None or these.problems or those.problems:
             return None
         return ratio(these, those)
 
     def cost(self, library: str) -> Cost | None:
-        """What a library costs."""
+        """Return the cost of a library, or None if it was not measured."""
         return next((cost for cost in self.costs if cost.library == library), None)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, with medians, for whoever wants to draw other conclusions."""
+        """Return all results with their medians, so that other conclusions can be checked."""
         return {
             "machine": self.machine,
             "plan": asdict(self.plan),

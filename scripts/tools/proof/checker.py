@@ -1,11 +1,13 @@
-"""Whether a history could have happened in a service that keeps its promises.
+"""Check whether a history is possible in a service that keeps its promises.
 
     python -m scripts.tools.proof.checker FILE
 
-A rule says what a correct service never does, and finds it in a history. The checker knows the token's layout, the
-answers and the promises, and nothing of how they are kept. When a history leaves two readings, the kind one is taken:
-what a rule finds has no innocent explanation. Two things are agreed with whoever writes the history: a `Fault` of a
-clock has `clock` in its kind and one of the key directory `key`; a fault without a node is one of every node.
+Each rule describes what a correct service never does, and finds it in a history. The checker uses the layout of tokens,
+the responses and the promises, but nothing of how the promises are kept. If a history has two explanations, the
+harmless one is assumed, so a finding has no harmless explanation.
+
+The writer of a history follows two conventions. The kind of a `Fault` contains `clock` if it concerns a clock, and
+`key` if it concerns the key directory. A fault without a node concerns every node.
 """
 
 import re
@@ -35,20 +37,20 @@ from scripts.tools.proof.history import (
 )
 
 REVOCATION_TIME = 5.0
-"""Seconds of running in which a node learns that a key was revoked."""
+"""Seconds of running time within which a node notices that a key was revoked."""
 
 REQUEST_TIME = 5.0
-"""Seconds of running after which no request that was answered is still on its way."""
+"""Seconds of running time after which no answered request is still being processed."""
 
 CLOCK_ALLOWANCE = 60
-"""Seconds by which a token may claim to live longer than tokens do: the clocks of two nodes differ."""
+"""Seconds by which a token may exceed the lifetime of tokens, because the clocks of two nodes differ."""
 
 SHOWN = 10
-"""How many violations of one rule are printed with their records."""
+"""Number of violations of a rule that are printed with their records."""
 
 
 class Claims(NamedTuple):
-    """What a token says. `raw` is the key of the consumed table."""
+    """The content of a token. `raw` is its key in the ledger."""
 
     raw: bytes
     expires_at: int
@@ -56,12 +58,12 @@ class Claims(NamedTuple):
     account_id: int
 
 
-# 43 characters carry 258 bits, a token has 256: the two spare ones are zero, which leaves 16 last characters.
+# 43 characters carry 258 bits, a token has 256. The two spare bits are zero, which leaves 16 possible last characters.
 _form = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")
 
 
 def read_claims(token: str) -> Claims | None:
-    """What the token says, if it has the form of one. Nothing is said of who made it."""
+    """Return the claims of a well-formed token, or None. The signature is not checked."""
     if not _form.fullmatch(token):
         return None
     raw = urlsafe_b64decode(token + "=")[:16]
@@ -70,7 +72,7 @@ def read_claims(token: str) -> Claims | None:
 
 @dataclass(slots=True)
 class Life:
-    """What happened to one token. `issue` is None for one that nobody was handed."""
+    """All records about one token. `issue` is None if no response contained it."""
 
     issue: Issue | None = None
     attempts: list[Redeem] = field(default_factory=list)
@@ -78,18 +80,18 @@ class Life:
 
     @property
     def successes(self) -> list[Redeem]:
-        """The attempts that signed someone in, handed over the person, or took the token back."""
+        """The attempts that signed in, returned the user, or revoked the token."""
         return [attempt for attempt in self.attempts if attempt.success]
 
     @property
     def unknown(self) -> list[Redeem]:
-        """The attempts that may have consumed the token without our knowing. All other refusals consume nothing."""
+        """The attempts that may have consumed the token without a confirmation. All other refusals consume nothing."""
         return [a for a in self.attempts if a.status is None or a.code == "outcome_unknown"]
 
 
 @dataclass(slots=True)
 class Counts:
-    """What a history is made of."""
+    """The number of records by kind."""
 
     requests: int = 0
     issued: int = 0
@@ -103,7 +105,7 @@ class Counts:
 
 
 class History:
-    """The records, by what the rules ask for."""
+    """The records, indexed for the rules."""
 
     def __init__(self, records: Iterable[AnyRecord]) -> None:
         self.counts = Counts()
@@ -111,7 +113,7 @@ class History:
         self.run_is_first = False
         self.databases: list[Database] = []
         self.lives: defaultdict[str, Life] = defaultdict(Life)
-        self.handed_out_again: list[Issue] = []
+        self.issued_again: list[Issue] = []
         self.unissued: list[Issue] = []
         self.faults: list[Fault] = []
         self.pauses: list[Pause] = []
@@ -142,7 +144,7 @@ class History:
                 elif (life := self.lives[record.token]).issue is None:
                     life.issue = record
                 else:
-                    self.handed_out_again.append(record)
+                    self.issued_again.append(record)
             case Redeem():
                 self._count_answer(record, success=record.success)
                 self.counts.redemptions += 1
@@ -174,13 +176,13 @@ class History:
             self.counts.refusals[record.code or f"{record.status} without a code"] += 1
 
     def issued(self) -> Iterator[tuple[Issue, Claims, Life]]:
-        """Every token that was handed out and can be read."""
+        """Yield every well-formed token that was issued."""
         for token, life in self.lives.items():
             if life.issue and (claims := read_claims(token)):
                 yield life.issue, claims, life
 
     def ran(self, node: str, pid: int, since: float, until: float) -> float:
-        """For how many seconds of that span a process was not paused; negative if it has not begun."""
+        """Return for how many seconds of the span a process was not paused; negative if the span has not begun."""
         paused, seen = 0.0, since
         for pause in self._pauses_of.get((node, pid), ()):
             paused += max(0.0, min(pause.end, until) - max(pause.start, seen))
@@ -188,7 +190,7 @@ class History:
         return until - since - paused
 
     def disturbed(self, kinds: tuple[str, ...], nodes: tuple[str, ...], start: float, end: float) -> bool:
-        """Whether a fault of these kinds overlaps this span at one of the nodes."""
+        """Return whether a fault of these kinds overlaps the span at one of the nodes."""
         return any(
             fault.start <= end
             and fault.end >= start
@@ -203,72 +205,73 @@ Rule = Callable[[History], Iterator[Finding]]
 
 
 def well_formed(history: History) -> Iterator[Finding]:
-    """One `Run`, first, and one `Database`; nothing ends before it starts; a success is an answer that came.
+    """The history is consistent: one `Run` first, one `Database`, no end before its start, no success without response.
 
-    Of a history that breaks this the other rules cannot be believed.
+    The results of the other rules are not valid for a history that violates this one.
     """
     if len(history.runs) != 1 or not history.run_is_first:
-        yield "a history begins with its one run", tuple(history.runs)
+        yield "a history must begin with its only run", tuple(history.runs)
     if len(history.databases) != 1:
-        yield "a history has one state of the database", tuple(history.databases)
+        yield "a history must have one state of the database", tuple(history.databases)
     spans: list[Fault | Pause | Separation] = [*history.faults, *history.pauses, *history.separations]
     for span in spans:
         if span.end < span.start:
-            yield "it ends before it starts", (span,)
+            yield "the end is before the start", (span,)
     for request in _requests(history):
         if request.end is not None and request.end < request.start:
-            yield "the answer came before the request", (request,)
+            yield "the response is before the request", (request,)
         succeeded = request.success if isinstance(request, Redeem) else bool(request.token)
         if succeeded and (request.end is None or request.status is None):
-            yield "a success without an answer", (request,)
+            yield "a success without a response", (request,)
 
 
 def known_answers(history: History) -> Iterator[Finding]:
-    """When the service cannot say yes it says 503 and why. Any other failure leaves it open what happened."""
+    """A server error is always a 503 with a code. Any other 5xx leaves the outcome open."""
     for request in _requests(history):
         if request.status is not None and request.status >= 500 and request.status != 503:
             yield f"answered {request.status}", (request,)
 
 
 def distinct(history: History) -> Iterator[Finding]:
-    """No two answers hand out one token: its second owner would find it used.
+    """No two responses contain the same token: the second one would be refused as used.
 
-    The nonce has 32 bits, so for two of one user, account and second this is possible, and not to be expected.
+    With a nonce of 32 bits, two tokens of the same user, account and second could be equal, but this is not to be
+    expected.
     """
-    for issue in history.handed_out_again:
+    for issue in history.issued_again:
         first = history.lives[issue.token].issue
-        yield "a token was handed out twice", (first, issue) if first else (issue,)
+        yield "a token was issued twice", (first, issue) if first else (issue,)
 
 
 def issued(history: History) -> Iterator[Finding]:
-    """Nothing succeeds but what was handed out in this history, nor is anything else found to be good.
+    """Only tokens that were issued in this history are found genuine or redeemed.
 
-    A token whose answer was lost is known to nobody, so it is presented by nobody.
+    A token whose response was lost is unknown to every client, so no client presents it.
     """
     for life in history.lives.values():
         good: tuple[AnyRecord, ...] = (*life.decisions, *life.successes)
         if life.issue is None and good:
-            yield "a token that nobody was handed is taken for good", good
+            yield "a token that was not issued is accepted", good
 
 
 def single_use(history: History) -> Iterator[Finding]:
-    """A token is redeemed once: by a browser, by a frontend that consumes it, or by whoever takes it back."""
+    """A token is redeemed once: by a browser, by a frontend that consumes it, or by revoking it."""
     for life in history.lives.values():
         if len(successes := life.successes) > 1:
             yield f"a token was redeemed {len(successes)} times", tuple(successes)
 
 
 def right_person(history: History) -> Iterator[Finding]:
-    """A token names the account that issued it, and signs in whom it names, there.
+    """A token contains the account that issued it, and signs in its user to that account.
 
-    Otherwise a login made by one account would open another, or one person would be let in as someone else.
+    Otherwise a token of one account would open another, or sign in as another user.
     """
     for token, life in history.lives.items():
         if life.issue is None:
             continue
         claims = read_claims(token)
         if claims is None:
-            yield "what was handed out has not the form of a token", (life.issue,)
+            yield "the issued token is not well-formed", (life.issue,)
             continue
         if claims.account_id != life.issue.account_id:
             yield f"the token names account {claims.account_id}", (life.issue,)
@@ -278,48 +281,51 @@ def right_person(history: History) -> Iterator[Finding]:
 
 
 def kept(history: History) -> Iterator[Finding]:
-    """What an answer says is used is in the database at the end, or below the floor, under which nothing is taken.
+    """Every token that a response reports as used is finally in the ledger, or below the floor, where all are refused.
 
-    An answer is given once the row is durable, and also "used before" is only said of a row that is.
+    A login is answered only after its row is durable. The same holds for a refusal as used.
     """
     if history.database is None:
         return
     for _, claims, life in history.issued():
         if claims.raw in history.consumed or claims.raw < history.floor:
             continue
-        if told := tuple(attempt for attempt in life.attempts if attempt.success or _says_used(attempt)):
-            yield "a used token is not in the database", told
+        if reports := tuple(attempt for attempt in life.attempts if attempt.success or _reports_used(attempt)):
+            yield "a used token is not in the database", reports
 
 
-def used_by_somebody(history: History) -> Iterator[Finding]:
-    """Who is told that a token was used before can blame somebody: else a login was lost.
+def use_explained(history: History) -> Iterator[Finding]:
+    """If a response reports a token as used, another request can have consumed it. Otherwise a login was lost.
 
-    That is the success if there is one: a token that it found to be good had been used by nobody. If there is none, it
-    is an attempt whose answer was lost, or that was told that the outcome is unknown; it may have consumed the token
-    however late, but not before it began. Refusals, 503 `unavailable` and `overloaded` among them, consume nothing.
-    The same holds for the rows of the database, which has none for a token that nobody was handed.
+    That request is the success, if there is one: the token was unused when it succeeded. Otherwise it is an attempt
+    without a response or with an unknown outcome. It may have consumed the token at any later time, but not before it
+    began. Refusals, including 503 `unavailable` and `overloaded`, consume nothing.
+
+    In the same way, every row of the ledger needs a request that can have inserted it. A token that was not issued has
+    no row.
     """
     explained = set()
     for _, claims, life in history.issued():
-        takers = life.successes or life.unknown
-        if takers:
+        consumers = life.successes or life.unknown
+        if consumers:
             explained.add(claims.raw)
-        began = min((taker.start for taker in takers), default=inf)
+        began = min((consumer.start for consumer in consumers), default=inf)
         for attempt in life.attempts:
-            if _says_used(attempt) and began > _end(attempt):
-                yield "told that it was used, before anybody could have", (attempt, *takers)
+            if _reports_used(attempt) and began > _end(attempt):
+                yield "reported as used before any request can have consumed it", (attempt, *consumers)
     if unexplained := history.consumed - explained:
         refused: dict[bytes, tuple[AnyRecord, ...]] = {
             claims.raw: (issue, *life.attempts) for issue, claims, life in history.issued()
         }
         for row in unexplained:
-            yield f"nobody can have consumed {row.hex()}", refused.get(row, ())
+            yield f"no request can have consumed {row.hex()}", refused.get(row, ())
 
 
 def decided(history: History) -> Iterator[Finding]:
-    """Nothing is consumed unless the node that was asked checked the token, during that very request.
+    """A token is consumed only if the node that got the request checked the token during that request.
 
-    If all that is known is the row, one of those whose answer was lost was the request, and it may have taken any time.
+    If only the row proves that a token was consumed, one of the attempts with an unknown outcome consumed it, after any
+    time.
     """
     for _, claims, life in history.issued():
         for success in life.successes:
@@ -331,25 +337,26 @@ def decided(history: History) -> Iterator[Finding]:
 
 
 def within_its_life(history: History) -> Iterator[Finding]:
-    """No node finds a token good a second after it expired, nor one that claims to live longer than tokens do.
+    """A node accepts no token a second or more after its expiry, and none that exceeds the lifetime of tokens.
 
-    That is judged at the moment and on the clock of the node that checked it, whether that clock was right or not; but
-    not where it is moved, since a request may look at it more than once. A success may come later: the row is what
-    counts then.
+    The time is that of the check, on the clock of the node that made it, correct or not. Checks near a change of that
+    clock are left out, because a request may read the clock more than once. The success may come later, because then
+    the row counts.
     """
     longest = history.run.token_ttl + CLOCK_ALLOWANCE if history.run else inf
     for _, claims, life in history.issued():
         for decision in life.decisions:
             left = claims.expires_at - decision.now
             if not -1 < left <= longest and not _clock_is_moved(history, decision):
-                yield f"found good {left} s before it expires", (decision,)
+                yield f"accepted {left} s before its expiry", (decision,)
 
 
 def revoked(history: History) -> Iterator[Finding]:
-    """No node finds a token good with a key that was revoked more than 5 s before.
+    """No node accepts a token more than 5 s after its key was revoked.
 
-    The time counts in which the process ran: one that is stopped learns nothing, and says nothing either. A node
-    that was separated learns of it within 5 s of coming back. One that never read this directory is not concerned.
+    Only the time in which the process runs counts: a paused process reads no keys and sends no responses. A node that
+    was separated notices the revocation within 5 s after its return. Nodes that never read this directory are not
+    concerned.
     """
     for _, _, life in history.issued():
         for decision in life.decisions:
@@ -357,14 +364,14 @@ def revoked(history: History) -> Iterator[Finding]:
                 reached = _reached(history, revocation, decision)
                 lag = history.ran(decision.node, decision.pid, reached, decision.at)
                 if lag > REVOCATION_TIME:
-                    yield f"found good {lag:.3f} s after its key was revoked", (revocation, decision)
+                    yield f"accepted {lag:.3f} s after its key was revoked", (revocation, decision)
 
 
 def not_expired_early(history: History) -> Iterator[Finding]:
-    """A token is not refused as expired while it lives, on two nodes whose clocks nobody moved.
+    """A valid token is not refused as expired, if the clocks of both nodes were correct.
 
-    Expiry is in whole seconds, rounded down, and one more is for the machine's own clock. The floor only rises: what is
-    above the last one was never below it.
+    Two seconds are allowed: the expiry is rounded down to a second, and the machine's own clock may drift by one. The
+    floor only rises, so a token above the final floor was never below it.
     """
     if history.run is None or history.database is None:
         return
@@ -377,15 +384,15 @@ def not_expired_early(history: History) -> Iterator[Finding]:
                 and not history.disturbed(("clock",), (issue.node,), issue.start - 1, _end(issue) + 1)
                 and not history.disturbed(("clock",), (attempt.node,), attempt.start - 1, _end(attempt) + 1)
             ):
-                yield "refused as expired while it lives", (issue, attempt)
+                yield "refused as expired before its expiry", (issue, attempt)
 
 
 def not_taken_for_forged(history: History) -> Iterator[Finding]:
-    """A genuine token is not refused as forged: rotation under load loses no login.
+    """A genuine token is not refused as forged: rotating keys under load loses no login.
 
-    A key that was revoked, a separate or broken key directory and a moved clock are reasons to, so nothing is said near
-    them; and a node that was stopped before it issued may have missed a rotation. Only browsers are judged: to an
-    API token, one of another account's is answered like a forged one.
+    Revoked keys, separated or broken key directories and changed clocks may cause such a refusal, so attempts near
+    these are left out. So are tokens from a node that was paused before issuing, because it may have missed a rotation.
+    Only browsers are checked: to an API token, the tokens of other accounts look forged.
     """
     settle = 2 * REVOCATION_TIME
     for issue, _, life in history.issued():
@@ -400,13 +407,13 @@ def not_taken_for_forged(history: History) -> Iterator[Finding]:
                 or any(p.node == issue.node and p.start <= _end(issue) and p.end >= start for p in history.pauses)
                 or history.disturbed(("clock", "key"), nodes, start, end)
             ):
-                yield "refused as forged though genuine", (issue, attempt)
+                yield "a genuine token was refused as forged", (issue, attempt)
 
 
 def created_once(history: History) -> Iterator[Finding]:
-    """Of all first requests for an address one is told that it made the user, and none once another was answered."""
+    """At most one first request for an address reports a new user, and none does after another one was answered."""
     requests: defaultdict[str, list[Issue]] = defaultdict(list)
-    for issue in _handed_out(history):
+    for issue in _issued(history):
         requests[issue.email].append(issue)
     for email, issues in requests.items():
         created = tuple(issue for issue in issues if issue.user_created)
@@ -415,14 +422,14 @@ def created_once(history: History) -> Iterator[Finding]:
         elif created:
             earlier = min(issues, key=_end)
             if _end(earlier) < created[0].start:
-                yield f"{email} was created when it was known", (earlier, created[0])
+                yield f"{email} was created although it existed", (earlier, created[0])
 
 
 def one_person(history: History) -> Iterator[Finding]:
-    """All tokens of an address name one user, no other address has this user, and the database says the same."""
+    """All tokens of an address name one user, no other address has this user, and the database agrees."""
     by_email: dict[str, tuple[int, Issue]] = {}
     by_id: dict[int, tuple[str, Issue]] = {}
-    for issue in _handed_out(history):
+    for issue in _issued(history):
         if (claims := read_claims(issue.token)) is None:
             continue
         user_id, earlier = by_email.setdefault(issue.email, (claims.user_id, issue))
@@ -444,9 +451,10 @@ def one_person(history: History) -> Iterator[Finding]:
 
 
 def low_floor(history: History) -> Iterator[Finding]:
-    """The floor stays as far behind the database's clock as it should, so it refuses and forgets nothing that lives.
+    """The floor stays as far behind the database's clock as intended, so no valid token is refused or purged.
 
-    If a clock was moved, the floor may have been raised by it, and stays up: logins are lost, none is doubled.
+    If a clock was changed, it may have raised the floor, which then stays up. Logins are lost, but no token is used
+    twice.
     """
     moved = any("clock" in fault.kind for fault in history.faults)
     if history.run is None or history.database is None or moved:
@@ -464,7 +472,7 @@ RULES: tuple[Rule, ...] = (
     single_use,
     right_person,
     kept,
-    used_by_somebody,
+    use_explained,
     decided,
     within_its_life,
     revoked,
@@ -474,28 +482,28 @@ RULES: tuple[Rule, ...] = (
     one_person,
     low_floor,
 )
-"""All there is to find. A violation bears the name of its rule."""
+"""All rules. A violation has the name of its rule."""
 
 
 def _requests(history: History) -> Iterator[Issue | Redeem]:
     yield from history.unissued
-    yield from _handed_out(history)
+    yield from _issued(history)
     for life in history.lives.values():
         yield from life.attempts
 
 
-def _handed_out(history: History) -> Iterator[Issue]:
+def _issued(history: History) -> Iterator[Issue]:
     yield from (life.issue for life in history.lives.values() if life.issue)
-    yield from history.handed_out_again
+    yield from history.issued_again
 
 
 def _end(request: Issue | Redeem) -> float:
     return inf if request.end is None else request.end
 
 
-def _says_used(attempt: Redeem) -> bool:
-    taken_back_before = attempt.way == "revoke" and attempt.status == 200 and not attempt.success
-    return attempt.code == "token_consumed" or taken_back_before
+def _reports_used(attempt: Redeem) -> bool:
+    revoked_before = attempt.way == "revoke" and attempt.status == 200 and not attempt.success
+    return attempt.code == "token_consumed" or revoked_before
 
 
 def _decided(life: Life, attempt: Redeem, end: float) -> bool:
@@ -503,7 +511,7 @@ def _decided(life: Life, attempt: Redeem, end: float) -> bool:
 
 
 def _clock_is_moved(history: History, decision: Decision) -> bool:
-    """Whether the node's clock was moved from a second before until `REQUEST_TIME` after, in which its process ran."""
+    """Return whether the node's clock was changed between 1 s before and `REQUEST_TIME` after, in running time."""
     return any(
         -1 <= history.ran(decision.node, decision.pid, decision.at, moved) <= REQUEST_TIME
         for fault in history.faults
@@ -513,10 +521,10 @@ def _clock_is_moved(history: History, decision: Decision) -> bool:
 
 
 def _reached(history: History, revocation: Revocation, decision: Decision) -> float:
-    """When the revocation could first be seen by the node that decided; never, for a node of other keys.
+    """Return when the deciding node could first see the revocation: infinity if it reads other keys.
 
-    It is in the common directory, or in the own one of a node that was separated then; and who is separated afterwards
-    reads something else for that time.
+    A revocation is in the common directory, or in the own directory of a node that was separated then. A node that is
+    separated afterwards does not see it until it returns.
     """
     here = [s for s in history.separations if s.node == decision.node and s.start <= decision.at]
     if decision.node in revocation.nodes:
@@ -528,7 +536,7 @@ def _reached(history: History, revocation: Revocation, decision: Decision) -> fl
 
 
 class Violation(NamedTuple):
-    """What no correct service does, and the records that show it."""
+    """Something that no correct service does, with the records that show it."""
 
     rule: str
     words: str
@@ -537,7 +545,7 @@ class Violation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. Its text is for people."""
+    """The violations and counts. `str` makes it readable."""
 
     violations: list[Violation]
     counts: Counts
@@ -568,14 +576,14 @@ def _listed(counter: Counter[str]) -> str:
 
 
 def check(records: Iterable[AnyRecord], rules: tuple[Rule, ...] = RULES) -> Report:
-    """What the rules find in a history, which is read once and may be long."""
+    """Return what the rules find in a history. The records are read once, because there may be many."""
     history = History(records)
     violations = [Violation(rule.__name__, words, involved) for rule in rules for words, involved in rule(history)]
     return Report(violations, history.counts)
 
 
 def main() -> int:
-    """Checks the file that is named on the command line: 0 if it shows no violation, else 1."""
+    """Check the file that is named on the command line. Return 0 if it shows no violation, otherwise 1."""
     report = check(read_history(Path(sys.argv[1])))
     print(report)
     return 1 if report.violations else 0

@@ -1,4 +1,4 @@
-"""A client that keeps its connections, as lean as can be: the load has to leave the machine to the service."""
+"""A minimal HTTP client with persistent connections. It is cheap, so that the service gets most of the CPU."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import cast
 
 _IDLE = 3.0
-"""Seconds after which a connection is not used any more; the service closes it after five."""
+"""Seconds after which an idle connection is no longer used. The service closes it after five."""
 
 
 class NotSent(Exception):
-    """Nobody listens there, so nothing was asked."""
+    """The connection failed, so the request was not sent."""
 
 
 class Lost(Exception):
-    """It was sent, and no answer came."""
+    """The request was sent, but no response arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Answer:
     body: bytes
 
 
-class _Line(asyncio.Protocol):
-    """A connection, with one request at a time."""
+class _Connection(asyncio.Protocol):
+    """A connection with one request at a time."""
 
     def __init__(self) -> None:
         self.free_since = 0.0
@@ -37,7 +37,7 @@ class _Line(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport has the interface but not the type
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -60,13 +60,13 @@ class _Line(asyncio.Protocol):
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(Lost())
 
-    async def ask(self, request: bytes, patience: float) -> Answer:
-        """The answer to a request, within `patience` seconds. Raises `Lost`."""
+    async def send(self, request: bytes, seconds: float) -> Answer:
+        """Send a request and return the response within `seconds`. Raises `Lost`."""
         assert self._transport is not None
         loop = asyncio.get_running_loop()
         self._answer = loop.create_future()
         self._transport.write(request)
-        alarm = loop.call_later(patience, self.close)
+        alarm = loop.call_later(seconds, self.close)
         try:
             return await self._answer
         finally:
@@ -75,47 +75,47 @@ class _Line(asyncio.Protocol):
             self.free_since = loop.time()
 
     def close(self) -> None:
-        """Resets it."""
+        """Reset the connection."""
         self.usable = False
         assert self._transport is not None
         self._transport.abort()
 
 
 @dataclass
-class Door:
-    """A way to a node: its port, or that of a proxy before it. `in_flight` requests are on their way."""
+class Endpoint:
+    """A port of a node, or of a proxy in front of it, with its connections and the number of requests in flight."""
 
     node: str
     port: int
     in_flight: int = 0
-    _idle: list[_Line] = field(default_factory=list)
+    _idle: list[_Connection] = field(default_factory=list)
 
-    async def ask(self, request: bytes, *, patience: float, sending: Callable[[], None]) -> Answer:
-        """The answer to a request, within `patience` seconds; `sending` is called just before it is sent.
+    async def send(self, request: bytes, *, seconds: float, before_sending: Callable[[], None]) -> Answer:
+        """Send a request and return the response within `seconds`.
 
-        Raises `NotSent` or `Lost`.
+        `before_sending` is called just before the request is sent. Raises `NotSent` or `Lost`.
         """
         self.in_flight += 1
         try:
-            line = await self._line()
-            sending()
-            answer = await line.ask(request, patience)
-            if line.usable:
-                self._idle.append(line)
+            connection = await self._connect()
+            before_sending()
+            answer = await connection.send(request, seconds)
+            if connection.usable:
+                self._idle.append(connection)
             return answer
         finally:
             self.in_flight -= 1
 
-    async def _line(self) -> _Line:
+    async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         while self._idle:
-            line = self._idle.pop()
-            if line.usable and loop.time() - line.free_since < _IDLE:
-                return line
-            line.close()
+            connection = self._idle.pop()
+            if connection.usable and loop.time() - connection.free_since < _IDLE:
+                return connection
+            connection.close()
         try:
             async with asyncio.timeout(2):
-                _, made = await loop.create_connection(_Line, "127.0.0.1", self.port)
+                _, made = await loop.create_connection(_Connection, "127.0.0.1", self.port)
         except (OSError, TimeoutError):
             raise NotSent from None
         return made

@@ -1,4 +1,4 @@
-"""What goes wrong during a trial, all of it drawn from the seed: what, when, where, and for how long."""
+"""The faults during a trial. Their kinds, times, places and durations all depend on the seed."""
 
 import asyncio
 import random
@@ -19,28 +19,31 @@ from sso_service.keyring import SigningKey
 
 KINDS = {
     "kill-worker": "kill -9 of a worker",
-    "kill-node": "kill -9 of a node's processes, all at once",
+    "kill-node": "kill -9 of all processes of a node at once",
     "kill-database": "kill -9 of PostgreSQL, or of one of its processes",
-    "pause-worker": "a worker is stopped for a while",
-    "pause-node": "a node is stopped, as in a move to another machine, for up to longer than tokens live",
+    "pause-worker": "a worker is paused for a while",
+    "pause-node": "a node is paused, as in a live migration, for up to longer than the lifetime of tokens",
     "disk-full": "the database's file system is full",
-    "read-only": "nothing can be written to the database",
+    "read-only": "the database cannot be written",
     "clock": "a node's clock is set forward or back",
     "connection": "connections of clients are cut between request and answer",
     "network": "the network to PostgreSQL is slow, silent or cut",
     "keys": "keys are rotated and revoked",
     "separation": "a node reads another key directory for a while",
 }
-"""What there is."""
+"""Every kind of fault."""
 
 _KILLS = ("kill-worker", "kill-node", "kill-database")
 _BACKGROUND = ("connection", "keys", "separation")
-_BY_THE_WAY = 0.004
-"""The share of requests through a proxy whose connection is cut."""
+_CUT_SHARE = 0.004
+"""The share of requests through a proxy after which the connection is cut."""
 
 
 class Faults:
-    """Breaks and mends. `write` takes the records of it; `retention` is how long the ledger remembers (seconds)."""
+    """Injects faults and repairs them.
+
+    `write` stores their records. `retention` is the number of seconds for which the ledger keeps a consumed token.
+    """
 
     def __init__(
         self,
@@ -49,8 +52,8 @@ class Faults:
         seed: int,
         store: Store,
         nodes: Sequence[Node],
-        doors: Sequence[tuple[Node, Proxy]],
-        networks: Sequence[tuple[Node, Proxy]],
+        client_proxies: Sequence[tuple[Node, Proxy]],
+        database_proxies: Sequence[tuple[Node, Proxy]],
         keys: Path,
         ttl: int,
         retention: int,
@@ -60,8 +63,8 @@ class Faults:
         self._seed = seed
         self._store = store
         self._nodes = nodes
-        self._doors = doors
-        self._networks = networks
+        self._client_proxies = client_proxies
+        self._database_proxies = database_proxies
         self._common = keys
         self._ttl = ttl
         self._retention = retention
@@ -69,15 +72,15 @@ class Faults:
         self._write = write
         self._begin = time.monotonic()
         self._separate: dict[str, Path] = {}
-        # Two of a kind at once would mend each other.
+        # Two faults of the same kind at once would end each other.
         self._disk = asyncio.Lock()
-        self._standstill = {node.name: asyncio.Lock() for node in nodes}
+        self._pausing = {node.name: asyncio.Lock() for node in nodes}
         self.kills = 0
-        self.left_out = {kind: why for kind in kinds if (why := self._impossible(kind))}
+        self.left_out = {kind: why for kind in kinds if (why := self._reason_against(kind))}
         self._kinds = [kind for kind in kinds if kind not in self.left_out]
 
-    def _impossible(self, kind: str) -> str:
-        """Why a fault cannot be, or the empty string."""
+    def _reason_against(self, kind: str) -> str:
+        """Return the reason why this kind of fault is not possible, or the empty string."""
         on_sqlite = self._store.server is None
         if on_sqlite and kind in {"kill-database", "network"}:
             return "SQLite has no server"
@@ -88,9 +91,9 @@ class Faults:
     # --- when ---
 
     async def run(self) -> None:
-        """Breaks things until it is cancelled; what is broken then is mended."""
+        """Inject faults until cancelled, and repair whatever is broken then."""
         if "connection" in self._kinds:
-            for node, proxy in self._doors:
+            for node, proxy in self._client_proxies:
                 proxy.cut_after_request = self._cutter(node, random.Random(f"{self._seed} connection {node.name}"))
         kills = {kind: weight for kind, weight in zip(_KILLS, (8, 1, 1), strict=True) if kind in self._kinds}
         others = {kind: 1 for kind in self._kinds if kind not in _KILLS + _BACKGROUND}
@@ -110,18 +113,18 @@ class Faults:
         while True:
             await asyncio.sleep(draw.uniform(*pause) * self._pace)
             [kind] = draw.choices(list(weights), list(weights.values()))
-            # A generator of its own for each, so that what one draws, which depends on the processes that there are,
-            # changes nothing about what comes after.
+            # Each fault has its own generator. The number of values that one fault draws depends on the running
+            # processes, and must not affect later faults.
             fault: Callable[[random.Random], Awaitable[None]] = getattr(self, "_" + kind.replace("-", "_"))
             await fault(random.Random(draw.random()))
 
     async def _watch(self) -> None:
-        """Starts again what ended: nodes and database are services that their machine looks after."""
+        """Restart nodes and database when they exit, as a service manager would."""
         while True:
             await asyncio.sleep(0.2)
             for node in self._nodes:
                 if not node.runs:
-                    self._say("fault", "exit", node.name)
+                    self._print("fault", "exit", node.name)
                     self._write(Fault(start=time.monotonic(), end=time.monotonic(), kind="exit", node=node.name))
                     node.start()
             server = self._store.server
@@ -132,13 +135,13 @@ class Faults:
     @asynccontextmanager
     async def _fault(self, kind: str, node: str = "", pid: int = 0, what: str = "") -> AsyncIterator[None]:
         start = time.monotonic()
-        self._say(kind, node or "all", what)
+        self._print(kind, node or "all", what)
         try:
             yield
         finally:
             self._write(Fault(start=start, end=time.monotonic(), kind=kind, node=node, pid=pid))
 
-    def _say(self, *words: str) -> None:
+    def _print(self, *words: str) -> None:
         print(f"[{time.monotonic() - self._begin:6.1f} s]", *words, flush=True)
 
     # --- kill -9 ---
@@ -174,24 +177,24 @@ class Faults:
             with suppress(TimeoutError):
                 await asyncio.to_thread(server.start)
 
-    # --- a process stands still ---
+    # --- pauses ---
 
     async def _pause_worker(self, draw: random.Random) -> None:
-        # After five seconds its supervisor takes it for dead, and kills it.
+        # After five seconds the supervisor considers the worker dead and kills it.
         node, seconds = draw.choice(self._nodes), draw.choice((draw.uniform(0.1, 4.5), draw.uniform(5, 12)))
         if workers := node.workers():
             await self._pause("pause-worker", node, [draw.choice(workers)], seconds)
 
     async def _pause_node(self, draw: random.Random) -> None:
-        longest = self._ttl + 8  # as long as it takes for what it has read to expire, and for its key to be revoked
+        longest = self._ttl + 8  # long enough for tokens that it has read to expire, and for their key to be revoked
         node, seconds = draw.choice(self._nodes), draw.choice((draw.uniform(1, 8), draw.uniform(self._ttl, longest)))
         if supervisor := node.supervisor:
-            # The supervisor is the first to stand still and the last to go on, or it would miss its workers.
+            # The supervisor is paused first and resumed last. Otherwise it would replace its workers.
             await self._pause("pause-node", node, [supervisor, *node.workers()], seconds)
 
     async def _pause(self, kind: str, node: Node, processes: list[psutil.Process], seconds: float) -> None:
-        stands_still = self._fault(kind, node.name, processes[-1].pid, f"{seconds:.1f} s")
-        async with self._standstill[node.name], stands_still:
+        fault = self._fault(kind, node.name, processes[-1].pid, f"{seconds:.1f} s")
+        async with self._pausing[node.name], fault:
             starts: dict[psutil.Process, float] = {}
             try:
                 for process in processes:
@@ -223,10 +226,10 @@ class Faults:
                     await asyncio.to_thread(self._store.server.start)
 
     async def _read_only(self, draw: random.Random) -> None:
-        seconds, thorough = draw.uniform(1, 4), draw.random() < 0.3
+        seconds, from_the_start = draw.uniform(1, 4), draw.random() < 0.3
         if self._store.server is not None:
             await self._read_only_postgresql(seconds)
-        elif thorough:
+        elif from_the_start:
             await self._read_only_from_the_start(seconds)
         else:
             volume, files = self._store.volume, self._store.files
@@ -239,7 +242,7 @@ class Faults:
                     volume.protect(files, protected=False)
 
     async def _read_only_from_the_start(self, seconds: float) -> None:
-        """All nodes are started on a file system that becomes writable only later."""
+        """Start all nodes on a read-only file system, which becomes writable later."""
         volume = self._store.volume
         assert volume is not None
         async with self._disk, self._fault("read-only", what="from the start"):
@@ -256,13 +259,13 @@ class Faults:
     async def _read_only_postgresql(self, seconds: float) -> None:
         async with self._fault("read-only"):
             try:
-                await self._tell_server("ALTER SYSTEM SET default_transaction_read_only = on")
+                await self._set_on_server("ALTER SYSTEM SET default_transaction_read_only = on")
                 await asyncio.sleep(seconds)
             finally:
-                await self._tell_server("ALTER SYSTEM RESET default_transaction_read_only")
+                await self._set_on_server("ALTER SYSTEM RESET default_transaction_read_only")
 
-    async def _tell_server(self, statement: str) -> None:
-        """Changes a setting; also if the server has to be started for it first."""
+    async def _set_on_server(self, statement: str) -> None:
+        """Change a setting, if necessary after the server has been started for it."""
         server = self._store.server
         assert server is not None
         while True:
@@ -276,8 +279,8 @@ class Faults:
 
     async def _clock(self, draw: random.Random) -> None:
         node = draw.choice(self._nodes)
-        # Back further than the ledger remembers: what was used, and is forgotten, looks good again. Never that far
-        # forward, since the floor would be raised over all that is issued until that time comes.
+        # Back by more than the ledger keeps tokens: a consumed token that was purged looks valid again. Never as far
+        # forward: the floor would rise above all tokens that are issued until that time.
         far = self._retention + self._ttl
         offset = draw.choice(
             (draw.randint(3, self._ttl * 3), -draw.randint(3, self._ttl * 3), -draw.randint(far, far + 60))
@@ -293,7 +296,7 @@ class Faults:
 
     def _cutter(self, node: Node, draw: random.Random) -> Callable[[], float | None]:
         def cut() -> float | None:
-            if draw.random() >= _BY_THE_WAY:
+            if draw.random() >= _CUT_SHARE:
                 return None
             now = time.monotonic()
             self._write(Fault(start=now, end=now, kind="connection", node=node.name))
@@ -303,7 +306,7 @@ class Faults:
 
     async def _network(self, draw: random.Random) -> None:
         how, seconds = draw.choice(("slow", "silent", "cut")), draw.uniform(1, 8)
-        some = self._networks if draw.random() < 0.3 else [draw.choice(self._networks)]
+        some = self._database_proxies if draw.random() < 0.3 else [draw.choice(self._database_proxies)]
         node = some[0][0].name if len(some) == 1 else ""
         async with self._fault(f"network-{how}", node, what=f"{seconds:.1f} s"):
             try:
@@ -324,13 +327,13 @@ class Faults:
     # --- keys ---
 
     async def _keys(self, draw: random.Random) -> None:
-        """A key is rotated or revoked, in the directory of all or in that of a node that is separated."""
+        """Rotate or revoke a key, in the common directory or in that of a separated node."""
         directory = draw.choice([self._common, *self._separate.values()])
         now = int(time.time())
         if draw.random() < 0.8:
             lead = draw.choice((0, 0, 1, 3))
             keyring.rotate(directory, now=now, lead=lead)
-            self._say("keys", _names(self._readers(directory)), f"rotated, to sign in {lead} s")
+            self._print("keys", _names(self._readers(directory)), f"rotated, to sign in {lead} s")
             return
         entries, _ = keyring.load(directory)
         living = keyring.KeyRing(entries.values()).verifying_keys(now, self._ttl)
@@ -339,7 +342,7 @@ class Faults:
         self._revoked(key.id, self._readers(directory))
 
     def _revoked(self, key_id: str, nodes: Sequence[Node]) -> None:
-        self._say("keys", _names(nodes), f"revoked {key_id}")
+        self._print("keys", _names(nodes), f"revoked {key_id}")
         self._write(Revocation(at=time.monotonic(), key_id=key_id, nodes=tuple(node.name for node in nodes)))
 
     def _readers(self, directory: Path) -> list[Node]:
@@ -351,19 +354,19 @@ class Faults:
         shutil.rmtree(own, ignore_errors=True)
         shutil.copytree(self._common, own)
         start = time.monotonic()
-        self._say("separation", node.name)
+        self._print("separation", node.name)
         node.read_keys_of(own)
         self._separate[node.name] = own
         try:
             await asyncio.sleep(draw.uniform(6, 16))
         finally:
-            # In one turn of the loop, so that no key changes meanwhile.
+            # Within one turn of the event loop, so that no other task changes a key in between.
             del self._separate[node.name]
-            buried = _bring_together(own, self._common)
+            revoked_ids = _synchronise(own, self._common)
             node.read_keys_of(self._common)
             self._write(Separation(start=start, end=time.monotonic(), node=node.name))
-            self._say("separation", node.name, "is over")
-            for key_id in buried:
+            self._print("separation", node.name, "is over")
+            for key_id in revoked_ids:
                 self._revoked(key_id, [other for other in self._nodes if other is not node])
 
 
@@ -371,16 +374,16 @@ def _names(nodes: Sequence[Node]) -> str:
     return ",".join(node.name for node in nodes)
 
 
-def _bring_together(own: Path, common: Path) -> list[str]:
-    """What a synchronisation does that is back: keys and tombstones of `own` come to `common`; who was buried there."""
-    theirs, ours = keyring.load(common)[0], keyring.load(own)[0]
-    buried = []
-    for key_id, entry in ours.items():
+def _synchronise(own: Path, common: Path) -> list[str]:
+    """Copy the keys and tombstones of `own` to `common`, as a synchronisation would. Return the revoked ids."""
+    common_entries, own_entries = keyring.load(common)[0], keyring.load(own)[0]
+    revoked_ids = []
+    for key_id, entry in own_entries.items():
         revoked = not isinstance(entry, SigningKey)
-        if key_id not in theirs or (revoked and isinstance(theirs[key_id], SigningKey)):
+        if key_id not in common_entries or (revoked and isinstance(common_entries[key_id], SigningKey)):
             copy = common / f".{key_id}.copy"
             shutil.copy(own / f"{key_id}.json", copy)
             copy.replace(common / f"{key_id}.json")
             if revoked:
-                buried.append(key_id)
-    return buried
+                revoked_ids.append(key_id)
+    return revoked_ids

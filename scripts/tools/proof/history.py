@@ -1,7 +1,7 @@
-"""What is written down while the service is tried: one record a line, in JSON.
+"""The records of a trial: one JSON object per line.
 
-Times called `start`, `end` and `at` are seconds on this machine's monotonic clock, which no fault moves. A request
-whose answer was lost has no `status`. Whoever judges a history needs this file, and nothing of the service.
+`start`, `end` and `at` are seconds on this machine's monotonic clock, which no fault changes. A request without a
+response has no `status`. A checker of a history needs this module but nothing of the service.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag=
 
 
 class Run(Record, frozen=True):
-    """What was tried: the first line of every history. The order of the others means nothing.
+    """The parameters of the trial: the first line of every history. The order of the other lines has no meaning.
 
     `retention` is the number of seconds by which the purge floor stays behind the database's clock.
     """
@@ -31,7 +31,7 @@ class Run(Record, frozen=True):
 
 
 class Issue(Record, frozen=True):
-    """A token was asked for. `code` is that of an error, `email` is in the spelling that the database keeps."""
+    """A request for a token. `code` is the error code, `email` is spelled as in the database."""
 
     start: float
     end: float | None
@@ -45,9 +45,10 @@ class Issue(Record, frozen=True):
 
 
 class Redeem(Record, frozen=True):
-    """A token, genuine or not, was presented. `success` if the answer signs in, hands over the person, or takes back.
+    """An attempt to redeem a token, genuine or not.
 
-    `user_id` and `account_id` are whom the answer signs in, as the answer says it; 0 in the way of `revoke`.
+    `success`: the response signs in, returns the user, or revokes the token. `user_id` and `account_id` are those in
+    the response; they are 0 for `revoke`.
     """
 
     start: float
@@ -63,10 +64,10 @@ class Redeem(Record, frozen=True):
 
 
 class Decision(Record, frozen=True):
-    """A node found a token to be good, and went to the database with it. Written by the node, before it went.
+    """A node found a token genuine and passed it to the database. The node writes the record before it does so.
 
-    `at` is when the signature was checked, `now` what the node's own clock said before it went (Unix seconds), `key_id`
-    the key that explained the signature.
+    `at` is the time of the signature check, `now` the time on the node's own clock afterwards (Unix seconds), `key_id`
+    the key that made the signature.
     """
 
     at: float
@@ -78,7 +79,7 @@ class Decision(Record, frozen=True):
 
 
 class Fault(Record, frozen=True):
-    """Something was broken, and mended at `end`. `pid` where it was one process."""
+    """A fault that was repaired at `end`. `pid` is set if it concerned one process."""
 
     start: float
     end: float
@@ -88,7 +89,7 @@ class Fault(Record, frozen=True):
 
 
 class Pause(Record, frozen=True):
-    """A process did not run at all."""
+    """A process was paused: it did not run at all."""
 
     start: float
     end: float
@@ -105,7 +106,7 @@ class Revocation(Record, frozen=True):
 
 
 class Separation(Record, frozen=True):
-    """`node` read a directory of its own, which revocations in the common one did not reach."""
+    """`node` read its own key directory, without the revocations in the common one."""
 
     start: float
     end: float
@@ -113,14 +114,14 @@ class Separation(Record, frozen=True):
 
 
 class Person(msgspec.Struct, frozen=True):
-    """A row of the users."""
+    """A row of the table of users."""
 
     id: int
     email: str
 
 
 class Database(Record, frozen=True):
-    """What the database held at the end: claims (16 bytes, in hex) that were consumed, the purge floor, the people."""
+    """The final content of the database: consumed claims (16 bytes, in hex), purge floor, users, and its time."""
 
     consumed: tuple[str, ...]
     floor: str
@@ -135,12 +136,12 @@ _decoder = msgspec.json.Decoder(AnyRecord)
 
 
 def write_line(record: AnyRecord) -> bytes:
-    """The record as a line."""
+    """Return the record as a line."""
     return _encoder.encode(record) + b"\n"
 
 
 def read_history(path: Path) -> Iterator[AnyRecord]:
-    """The records in a file, in its order. A last line without its end, as a killed writer leaves it, is left out."""
+    """Yield the records in a file, in order. An incomplete last line, as a killed writer leaves it, is skipped."""
     with path.open("rb") as lines:
         for line in lines:
             if line.endswith(b"\n"):

@@ -1,10 +1,10 @@
-"""Many people and their intranets at once: a process that asks for tokens, presents them, and writes down all of it.
+"""The load: a process that acts for many users and intranets, issues and redeems tokens, and records every request.
 
     python -m scripts.tools.proof.load PLAN
 
-PLAN is a `Plan` in JSON. It says on stdout what it did so far, a line of JSON each second, and ends by itself: with a
-line that is empty. Then it waits for a line on stdin, presents once more those tokens whose outcome it does not know,
-and goes.
+PLAN is a `Plan` in JSON. Each second, the process prints its progress as a line of JSON. When the plan is done, it
+prints an empty line and waits for a line on stdin. Then it redeems once more all tokens with an unknown outcome, and
+exits.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from base64 import urlsafe_b64decode
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from heapq import heappop, heappush
@@ -22,20 +23,20 @@ from typing import Any
 import msgspec
 import uvloop
 
-from scripts.tools.proof.client import Answer, Door, Lost, NotSent
+from scripts.tools.proof.client import Answer, Endpoint, Lost, NotSent
 from scripts.tools.proof.history import Issue, Redeem, Way, write_line
 
-TIMEOUT, PATIENT_TIMEOUT = 6.0, 30.0
-"""Seconds after which a client goes away; a few of them wait until a node that was paused goes on."""
+TIMEOUT, LONG_TIMEOUT = 6.0, 30.0
+"""Time-outs of clients in seconds. The long one lets a few requests wait until a paused node resumes."""
 
 _TURN = 0.2
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do. `doors` are nodes' names and ports, `api_tokens` go by account."""
+    """The task of the process. `endpoints` are names and ports of nodes, `api_tokens` are by account."""
 
     seed: str
-    doors: list[tuple[str, int]]
+    endpoints: list[tuple[str, int]]
     api_tokens: dict[int, str]
     platform: str
     ttl: int
@@ -48,7 +49,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct):
-    """What was done so far."""
+    """Counts of the work done so far."""
 
     issued: int = 0
     redemptions: int = 0
@@ -58,7 +59,7 @@ class Progress(msgspec.Struct):
 
 
 class Presentation(msgspec.Struct, frozen=True):
-    """`token` is to be presented, in all of these ways at the same moment."""
+    """A token that is due, and the ways in which to redeem it, all at the same moment."""
 
     token: str
     account_id: int
@@ -70,7 +71,7 @@ class _Error(msgspec.Struct):
 
 
 class _Reply(msgspec.Struct):
-    """What there can be in an answer."""
+    """All fields that a response can have."""
 
     token: str = ""
     user_created: bool = False
@@ -89,10 +90,12 @@ class Load:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._random = random.Random(plan.seed)
-        self._doors = [Door(node, port) for node, port in plan.doors]
-        self._nodes = {door.node: [other for other in self._doors if other.node == door.node] for door in self._doors}
-        # So that one node that does not answer cannot keep all clients.
-        self._most = max(2, plan.clients * 2 // 5)
+        self._endpoints = [Endpoint(node, port) for node, port in plan.endpoints]
+        self._by_node: defaultdict[str, list[Endpoint]] = defaultdict(list)
+        for endpoint in self._endpoints:
+            self._by_node[endpoint.node].append(endpoint)
+        # Limits the requests per node, so that a node that does not respond cannot occupy all clients.
+        self._most_per_node = max(2, plan.clients * 2 // 5)
         self._due: list[tuple[float, int, Presentation]] = []
         self._number = count()
         self._people = count()
@@ -103,12 +106,12 @@ class Load:
         self._file = os.open(plan.history, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._end = time.monotonic() + plan.seconds
         self._each = max(1, round(plan.redemptions / plan.tokens))
-        # Tokens that may be asked for, a second and now; and how many a second were presented to the end lately.
+        # Tokens that may be issued per second, and now; redemptions of all attempts for a token per second, recently.
         self._rate, self._allowed, self._capacity, self._done = 120.0, 0.0, 120.0, 0
         self.progress = Progress()
 
     async def run(self) -> None:
-        """Does what is planned."""
+        """Carry out the plan."""
         clients = [asyncio.create_task(self._client()) for _ in range(self._plan.clients)]
         ended = asyncio.gather(*clients)
         for turn in count():
@@ -132,7 +135,7 @@ class Load:
         print(msgspec.json.encode(self.progress).decode(), flush=True)
 
     def _adapt(self) -> None:
-        """Seeks the rate at which tokens can be issued so that they are presented when they are due."""
+        """Adjust the rate of issuing, so that tokens are redeemed when they are due."""
         late = time.monotonic() - self._due[0][0] if self._due else 0.0
         done, self._done = self._done, self.progress.redemptions
         self._capacity += ((self._done - done) / self._each / _TURN - self._capacity) * _TURN / 5
@@ -142,7 +145,7 @@ class Load:
             self._rate = max(20.0, min(self._rate, self._capacity))
         self._allowed = min(self._rate, self._allowed + self._rate * _TURN)
 
-    # --- what is done when ---
+    # --- schedule ---
 
     @property
     def _over(self) -> bool:
@@ -161,9 +164,9 @@ class Load:
                 await asyncio.sleep(0.02)
 
     def _schedule(self, token: str, account_id: int) -> None:
-        """Plans what becomes of a token."""
+        """Schedule the redemptions of a token."""
         draw, plan, now = self._random, self._plan, time.monotonic()
-        # Most are used at once, some at the last moment: by several at the same time.
+        # Most tokens are used soon, some at the last moment, each by several concurrent requests.
         first = draw.uniform(0, 2) if draw.random() < 0.8 else plan.ttl + draw.uniform(-1.5, 0.5)
         together = draw.randint(1, max(1, self._each * 2 // 3))
         self._put(now + first, Presentation(token, account_id, tuple(self._way() for _ in range(together))))
@@ -175,7 +178,7 @@ class Load:
                     wait = plan.ttl + draw.uniform(-1.5, 1.5)
                 case r if r < 0.85:
                     wait = draw.uniform(1, 2) * plan.ttl
-                case _:  # when it may be forgotten that it was used
+                case _:  # after the ledger may have purged it
                     wait = plan.ttl + plan.retention + draw.uniform(0, 60)
             self._put(now + wait, Presentation(token, account_id, (self._way(),)))
 
@@ -185,8 +188,8 @@ class Load:
     def _way(self) -> Way:
         return self._random.choices(("browser", "consume", "revoke"), (60, 28, 12))[0]
 
-    def _door(self) -> Door | None:
-        free = [doors for doors in self._nodes.values() if sum(door.in_flight for door in doors) < self._most]
+    def _choose_endpoint(self) -> Endpoint | None:
+        free = [some for some in self._by_node.values() if sum(each.in_flight for each in some) < self._most_per_node]
         return self._random.choice(self._random.choice(free)) if free else None
 
     # --- issuing ---
@@ -198,7 +201,7 @@ class Load:
             email = f"person.{draw.randrange(self._known)}@intranet.example"
             await self._issue_one(email, account_id)
             return
-        # Somebody new: several intranets, and in each several pages, find that out at the same moment.
+        # A new user: several intranets, with several pages each, send the first request at the same moment.
         number = next(self._people)
         email = f"person.{number}@intranet.example"
         accounts = draw.choices(list(self._plan.api_tokens), (3, 1), k=draw.randint(1, 4))
@@ -208,10 +211,10 @@ class Load:
     async def _issue_one(self, email: str, account_id: int) -> None:
         spelt = "".join(draw.upper() if self._random.random() < 0.3 else draw for draw in email)
         body = msgspec.json.encode({"email": spelt, "first_name": "Jane", "last_name": "Doe"})
-        asked = await self._ask(_post("/v1/sso_tokens", self._plan.api_tokens[account_id], body))
-        if asked is None:
+        sent = await self._send(_post("/v1/sso_tokens", self._plan.api_tokens[account_id], body))
+        if sent is None:
             return
-        node, start, end, answer = asked
+        node, start, end, answer = sent
         reply = _reply(answer)
         self._write(
             Issue(
@@ -244,9 +247,9 @@ class Load:
         api_token = self._plan.api_tokens[account_id]
         if not again:
             match draw.random():
-                case r if r < 0.01:  # what somebody made up of it
+                case r if r < 0.01:  # a forgery
                     token = self._forge(token)
-                case r if r < 0.02 and way != "browser":  # somebody else's
+                case r if r < 0.02 and way != "browser":  # the API token of another account
                     api_token = draw.choice(
                         [other for key, other in self._plan.api_tokens.items() if key != account_id]
                     )
@@ -257,12 +260,12 @@ class Load:
             request = f"GET {page}?sso={token} HTTP/1.1\r\nHost: studio\r\nAccept: application/json\r\n\r\n".encode()
         else:
             request = _post(f"/v1/sso_tokens/{way}", api_token, msgspec.json.encode({"token": token}))
-        asked = await self._ask(request)
-        if asked is None:
+        sent = await self._send(request)
+        if sent is None:
             if not again:
                 self._put(time.monotonic() + draw.uniform(0.1, 1), Presentation(token, account_id, (way,)))
             return
-        node, start, end, answer = asked
+        node, start, end, answer = sent
         reply = _reply(answer)
         user_id, signed_in_to = _signed_in(way, answer, reply)
         success = bool(user_id) or reply.revoked
@@ -292,7 +295,7 @@ class Load:
             and token not in self._succeeded
             and token not in self._unsure
         ):
-            # What became of it is asked soon, while it lives, and once more at the end.
+            # The outcome is checked soon, while the token is valid, and once more at the end.
             self._put(time.monotonic() + draw.uniform(0, 3), Presentation(token, account_id, (self._way(),)))
             self._unsure[token] = account_id
 
@@ -300,10 +303,10 @@ class Load:
         position = self._random.randrange(42)
         other = self._random.choice("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
         forged = f"{token[:position]}{other}{token[position + 1 :]}"
-        return forged if forged != token else f"{token[:-1]}B"  # which has a spare bit set
+        return forged if forged != token else f"{token[:-1]}B"  # has a spare bit set
 
     async def _settle(self) -> None:
-        """Presents once more, one after the other in a few lines, what nobody knows the outcome of."""
+        """Redeem once more every token with an unknown outcome, with limited concurrency."""
         unsure = iter(list(self._unsure.items()))
 
         async def settle(some: Iterator[tuple[str, int]]) -> None:
@@ -312,28 +315,31 @@ class Load:
 
         await asyncio.gather(*(settle(unsure) for _ in range(16)))
 
-    # --- asking ---
+    # --- requests ---
 
-    async def _ask(self, request: bytes) -> tuple[str, float, float | None, Answer | None] | None:
-        """The node that was asked, when, when it answered, and what. None if nobody was asked."""
-        while (door := self._door()) is None:  # noqa: ASYNC110 - a hundred wait for this, and one of them may go
+    async def _send(self, request: bytes) -> tuple[str, float, float | None, Answer | None] | None:
+        """Send a request. Return the node, the times of request and response, and the response.
+
+        The last two are None if no response arrived. The result is None if the request was not sent.
+        """
+        while (endpoint := self._choose_endpoint()) is None:  # noqa: ASYNC110 - many clients wait, one may proceed
             await asyncio.sleep(0.02)
         start = time.monotonic()
 
-        def sending() -> None:
+        def before_sending() -> None:
             nonlocal start
             start = time.monotonic()
 
-        patience = PATIENT_TIMEOUT if self._random.random() < 0.03 else TIMEOUT
+        timeout = LONG_TIMEOUT if self._random.random() < 0.03 else TIMEOUT
         try:
-            answer = await door.ask(request, patience=patience, sending=sending)
+            answer = await endpoint.send(request, seconds=timeout, before_sending=before_sending)
         except Lost:
             self.progress.lost += 1
-            return door.node, start, None, None
+            return endpoint.node, start, None, None
         except NotSent:
             await asyncio.sleep(0.05)
             return None
-        return door.node, start, time.monotonic(), answer
+        return endpoint.node, start, time.monotonic(), answer
 
     def _write(self, record: Issue | Redeem) -> None:
         self._lines.append(write_line(record))
@@ -362,7 +368,7 @@ def _code(reply: _Reply) -> str:
 
 
 def _signed_in(way: Way, answer: Answer | None, reply: _Reply) -> tuple[int, int]:
-    """The user and the account that an answer signs in; zeros if it does not."""
+    """Return the user and the account that a response signs in, or zeros."""
     if answer is None:
         return 0, 0
     if way == "consume" and answer.status == 200:

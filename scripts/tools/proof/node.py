@@ -1,4 +1,4 @@
-"""How a node of the service is started, found, and ended."""
+"""A node of the service: start it, find its processes, and end them."""
 
 import os
 import signal
@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[3]
 
 
 class Node:
-    """A node: a supervisor and its workers, in a process group of their own, with a key directory and a clock."""
+    """A node: a supervisor and its workers, in their own process group, with their own key directory and clock."""
 
     def __init__(self, name: str, directory: Path, env: Mapping[str, str], *, workers: int) -> None:
         self.name = name
         self.port = free_port()
         self.log = directory / f"node-{name}.log"
-        self.keys = directory / f"keys-{name}"  # a link, to be led elsewhere
+        self.keys = directory / f"keys-{name}"  # a symbolic link, whose target can change
         self._clock = directory / f"clock-{name}"
         self.set_clock(0.0)
         self._env = {
@@ -40,7 +40,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it; it will listen a second or two later."""
+        """Start the node. It listens one or two seconds later."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "scripts.tools.proof.proven"],
@@ -54,7 +54,7 @@ class Node:
 
     @property
     def runs(self) -> bool:
-        """Whether there is a supervisor."""
+        """Whether the supervisor is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -65,17 +65,17 @@ class Node:
         return None
 
     def workers(self) -> list[psutil.Process]:
-        """The processes that serve, or will in a moment."""
+        """Return the worker processes, including those that are still starting."""
         found = []
         with suppress(psutil.NoSuchProcess):
             for process in self.supervisor.children() if self.supervisor else ():
-                with suppress(psutil.NoSuchProcess):  # beside them there is one that keeps Python's semaphores
+                with suppress(psutil.NoSuchProcess):  # skips Python's resource tracker
                     if any("spawn_main" in argument for argument in process.cmdline()):
                         found.append(process)
         return found
 
     def kill(self) -> None:
-        """`kill -9` to all of it at once."""
+        """Send SIGKILL to all processes at once."""
         if self._process is None:
             return
         workers = self.workers()
@@ -85,7 +85,7 @@ class Node:
         psutil.wait_procs(workers, timeout=5)
 
     def stop(self) -> None:
-        """Ends it as an operator does, or else as `kill` does."""
+        """Stop the node as an operator does. Kill it if that takes too long."""
         if self._process is None:
             return
         self._process.terminate()
@@ -94,19 +94,19 @@ class Node:
         self.kill()
 
     def read_keys_of(self, directory: Path) -> None:
-        """Makes it read another key directory from now on."""
+        """Make the node read another key directory from now on."""
         link = self.keys.with_suffix(".new")
         link.symlink_to(directory)
         link.replace(self.keys)
 
     def set_clock(self, offset: float) -> None:
-        """Sets its clock `offset` seconds ahead of ours, at once and in all its processes."""
+        """Set its clock `offset` seconds ahead of this machine's, immediately and in all its processes."""
         file = os.open(self._clock, os.O_WRONLY | os.O_CREAT, 0o600)
         os.write(file, OFFSET.pack(offset))
         os.close(file)
 
     def wait_until_it_answers(self, seconds: float = 30) -> None:
-        """Returns when one of its workers serves. Raises `AssertionError` with what it said if that does not come."""
+        """Wait until a worker responds. Raises `AssertionError` with the log if that does not happen in time."""
         deadline = time.monotonic() + seconds
         while True:
             connection = HTTPConnection("127.0.0.1", self.port, timeout=5)

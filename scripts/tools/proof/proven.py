@@ -1,10 +1,10 @@
-"""What runs in the processes of a node that is tried: the service itself, which writes down what it decides.
+"""The processes of a node under test: the service itself, which also records its decisions.
 
     python -m scripts.tools.proof.proven
 
-Beside the settings of the service it reads PROOF_NODE (its name), PROOF_DECISIONS (the directory for what it writes),
-PROOF_CLOCK (a file that says how wrong its clock is), PROOF_WORKERS, PROOF_RETENTION (seconds), and PROOF_BROKEN, which
-names a promise that is to be broken: the proof of the proof.
+In addition to the service's settings it reads these variables: PROOF_NODE (its name), PROOF_DECISIONS (directory for
+the records), PROOF_CLOCK (file with the error of its clock), PROOF_WORKERS, PROOF_RETENTION (seconds), and
+PROOF_BROKEN. The last one names a promise to break, which shows that the proof notices it.
 """
 
 import mmap
@@ -36,24 +36,25 @@ from sso_service.tokens import Claims
 from sso_service.web import app
 
 FLOOR_AGE = 8.0
-"""Instead of a minute. A statement that was begun under a lower floor has to be over by then, and those live 2 s on
-PostgreSQL (`statement_timeout`), while SQLite has no statement that writes beside another."""
+"""Seconds, instead of a minute. Statements that began under a lower floor must have ended by then. On PostgreSQL they
+take at most 2 s (`statement_timeout`). On SQLite, no two writing statements run at the same time.
+"""
 
 PURGE_INTERVAL = 1.0
-"""Instead of a minute: purging all the time, so that a purge is near whatever else happens."""
+"""Seconds, instead of a minute: purges run all the time, so that one coincides with every other event."""
 
 BROKEN = ("single-use", "floor", "durability", "revocation")
-"""The promises that can be broken. That of durability only on PostgreSQL."""
+"""The promises that can be broken; durability only on PostgreSQL."""
 
 OFFSET = struct.Struct("d")
-"""What is in the file of PROOF_CLOCK: seconds by which the clock is ahead."""
+"""The content of the file PROOF_CLOCK: seconds by which the clock is ahead."""
 
 
 class _Clock:
     """The node's clock, which can be set while it runs.
 
-    Only the one that can be set outside as well: what counts seconds, and with it all waiting, goes on as it did. (A
-    library between us and the system, as libfaketime is, also changes waiting, and makes `time.sleep` fail.)
+    Only the wall clock is affected, as on a real machine. The monotonic clock, and with it every time-out, is not. (A
+    library such as libfaketime also affects time-outs, and makes `time.sleep` fail.)
     """
 
     def __init__(self, path: str) -> None:
@@ -64,11 +65,11 @@ class _Clock:
     def __call__(self) -> float:
         return self._machine() + float(OFFSET.unpack_from(self._offset)[0])
 
-    def rule(self, database: Database) -> None:
-        """Makes it the clock of this process; also of SQLite, which runs in it."""
+    def install(self, database: Database) -> None:
+        """Make this the clock of the process, and of SQLite, which runs in it."""
         time.time = self
         if database.is_sqlite:
-            # "%s" and "now", which is how the service asks for it.
+            # The arguments are "%s" and "now", as the service uses it.
             event.listen(
                 database.engine,
                 "connect",
@@ -78,23 +79,23 @@ class _Clock:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A token that was found to be good."""
+    """A token that was found genuine."""
 
     token: str
     key_id: str
     at: float
 
 
-# Of this request: each is a task, with a context of its own.
+# Per request: each request is a task with its own context.
 _found: ContextVar[_Found] = ContextVar("_found")
 
 
-class ProvenNode(Node):
-    """The service, which writes a line to a file before it passes a token to the database."""
+class ObservedNode(Node):
+    """The service, which records each token in a file before it passes it to the database."""
 
     def __init__(self, settings: Settings, database: Database, keys: KeyDirectory) -> None:
         clock = _Clock(os.environ["PROOF_CLOCK"])
-        clock.rule(database)
+        clock.install(database)
         super().__init__(settings, database, keys, clock=clock)
         self._name = os.environ["PROOF_NODE"]
         path = Path(os.environ["PROOF_DECISIONS"], f"{self._name}-{os.getpid()}.jsonl")
@@ -105,7 +106,7 @@ class ProvenNode(Node):
 
     def _read_and_remember(self, token: str) -> Claims:
         claims = self._read(token)
-        # The code under test is not asked for the key: it is found by signing the same claims with each key.
+        # The key is not taken from the code under test. It is found by signing the same claims with each key.
         made_by = (key.id for key in self.keys.ring.known_keys() if tokens.sign(claims, key.token_key) == token)
         _found.set(_Found(token, next(made_by, ""), time.monotonic()))
         return claims
@@ -122,20 +123,20 @@ class ProvenNode(Node):
 
 def create_app() -> ASGIApp:
     """Return the application of a worker."""
-    # Shorter than an hour in proportion to the lifetime of tokens and the errors of clocks here, so that used tokens
-    # are forgotten within the trial, and a clock that is set back further than this meets that.
+    # Shorter than an hour, in proportion to the lifetime of tokens and the clock errors of a trial. So consumed tokens
+    # are purged within the trial, and a clock is set back further than this.
     purging.RETENTION = int(os.environ["PROOF_RETENTION"])
     purging.FLOOR_AGE = FLOOR_AGE
     node.PURGE_INTERVAL = PURGE_INTERVAL
     if broken := os.environ.get("PROOF_BROKEN"):
         _break(broken)
-    return app.create_app(app.node_from(os.environ, ProvenNode))
+    return app.create_app(app.node_from(os.environ, ObservedNode))
 
 
 def _break(promise: str) -> None:
-    """Makes the service break a promise."""
+    """Make the service break a promise."""
     match promise:
-        case "single-use":  # whoever may have it gets it, used or not
+        case "single-use":  # a consumed token is redeemed again
             redeem = ledger.redeem
 
             def redeem_again(*arguments: Any) -> list[Redeemed]:
@@ -143,12 +144,12 @@ def _break(promise: str) -> None:
                     Redeemed(Verdict.REDEEMED) if one.verdict is Verdict.CONSUMED else one for one in redeem(*arguments)
                 ]
 
-            ledger.redeem = redeem_again  # type: ignore[assignment] # that is the point
-        case "floor":  # what is old by the clock is deleted, and nothing keeps it from being used again
-            Purger.run = _purge_by_the_clock  # type: ignore[assignment, method-assign] # likewise
-        case "durability":  # the server answers before anything is on disk
+            ledger.redeem = redeem_again  # type: ignore[assignment] # breaks it deliberately
+        case "floor":  # purges by the clock, without the floor that keeps purged tokens from being redeemed again
+            Purger.run = _purge_by_the_clock  # type: ignore[assignment, method-assign] # breaks it deliberately
+        case "durability":  # the server confirms before the data is on disk
             postgresql._DURABLE = "SELECT set_config('synchronous_commit', 'off', true)"
-        case "revocation":  # a key that is known stays
+        case "revocation":  # known keys are never removed
             refresh = KeyDirectory.refresh
 
             def refresh_and_keep(keys: KeyDirectory) -> bool:
@@ -157,7 +158,7 @@ def _break(promise: str) -> None:
                 keys.ring = KeyRing(({entry.id: entry for entry in keys.ring.entries} | known).values())
                 return done
 
-            KeyDirectory.refresh = refresh_and_keep  # type: ignore[assignment, method-assign] # likewise
+            KeyDirectory.refresh = refresh_and_keep  # type: ignore[assignment, method-assign] # breaks it deliberately
 
 
 def _purge_by_the_clock(purger: Purger) -> PurgeRound:

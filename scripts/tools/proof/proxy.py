@@ -1,4 +1,4 @@
-"""A network between two ends, which can be slow, silent or cut."""
+"""A TCP proxy that simulates a slow, silent or broken network."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,10 +9,10 @@ Address = tuple[str, int] | str
 
 
 class Proxy:
-    """Passes connections to one port on to `target`.
+    """Forwards the connections of one port to `target`.
 
-    `delay` (seconds) is added to whatever passes. While it is `silent`, connections are accepted and kept, and what was
-    sent arrives when it is over. `cut` ends all connections.
+    `delay` (seconds) is added to all data. While `silent`, connections are accepted and kept, and their data is held
+    back until the silence ends. `cut` resets all connections.
     """
 
     def __init__(self, target: Address) -> None:
@@ -24,16 +24,17 @@ class Proxy:
         self.refuses = False
         self.delay = 0.0
         self.cut_after_request: Callable[[], float | None] = lambda: None
-        """Asked for each piece that a client sent: seconds after which its connection is cut, or None."""
+        """Called for each piece of data from a client. Returns the seconds after which to cut its connection, or None.
+        """
 
     async def start(self) -> int:
-        """Begins to listen, and returns the port."""
+        """Begin to listen. Return the port."""
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def close(self) -> None:
-        """Ends it, and all connections."""
+        """Stop listening, and reset all connections."""
         if self._server:
             self._server.close()
             self.silent = False
@@ -42,7 +43,7 @@ class Proxy:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing gets through."""
+        """Whether all data is held back."""
         return not self._speaks.is_set()
 
     @silent.setter
@@ -50,7 +51,7 @@ class Proxy:
         (self._speaks.clear if silent else self._speaks.set)()
 
     def cut(self) -> None:
-        """Resets all connections. What had not arrived will not."""
+        """Reset all connections. Data in transit is lost."""
         for writer in list(self._writers):
             writer.transport.abort()
 

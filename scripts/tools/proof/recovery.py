@@ -1,4 +1,4 @@
-"""How soon a node answers again after what was done to it."""
+"""Recovery times: how soon a node responds again after a fault."""
 
 from array import array
 from bisect import bisect_left
@@ -12,9 +12,11 @@ _WITHOUT_END = ("connection",)
 
 
 def recoveries(records: Iterable[AnyRecord]) -> dict[str, list[float]]:
-    """By kind of fault: seconds from its end until the node, or any, gave a request that began after it a good answer.
+    """Return the recovery times in seconds, by kind of fault.
 
-    A good answer is any but 5xx. A fault that nothing was asked after is not counted.
+    The time is measured from the end of a fault to the first good response of the node (of any node, for a fault of
+    all) to a request that began after it. A response is good unless its status is 5xx. Faults without a later request
+    are not counted.
     """
     faults: list[Fault] = []
     starts: defaultdict[str, array[float]] = defaultdict(lambda: array("d"))
@@ -34,14 +36,14 @@ def recoveries(records: Iterable[AnyRecord]) -> dict[str, list[float]]:
         sorted_ends = array("d", (ends[node][i] for i in order))
         for fault in faults:
             first = bisect_left(sorted_starts, fault.end)
-            # The first that began is not always the first that was answered, but of the first hundred one is.
+            # The first request is not always the first to be answered, but among the first hundred one is.
             if fault.node == node and first < len(sorted_ends):
                 found[fault.kind].append(min(sorted_ends[first : first + 100]) - fault.end)
     return dict(found)
 
 
 def describe(found: dict[str, list[float]]) -> str:
-    """The same for people."""
+    """Return a readable table of the recovery times."""
     lines = [f"{'recovery':14}{'':16}{'times':>6}{'median':>9}{'longest':>9}"]
     for kind, seconds in sorted(found.items()):
         lines.append(f"{'':14}{kind:16}{len(seconds):6}{median(seconds):7.2f} s{max(seconds):7.2f} s")

