@@ -3,28 +3,14 @@
 import asyncio
 import hashlib
 import hmac
-import json
-import logging
-import re
-import struct
-import time
-import traceback
 from base64 import urlsafe_b64decode
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-import psycopg
 import pytest
-from sqlalchemy import delete, make_url, select, update
+from sqlalchemy import select, update
 
-from sso_service import keyring
-from sso_service.database.group_commit import MAX_WAITING
-from sso_service.database.schema import api_tokens, memberships, users
+from sso_service.database.schema import api_tokens
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Role
 from tests.support import administration
 from tests.support.api import (
@@ -33,7 +19,6 @@ from tests.support.api import (
     MISSING_TOKEN,
     NEEDS_WRITE_SCOPE,
     TOO_LARGE,
-    UNAVAILABLE,
     VERIFY,
     WRITE,
     Refusal,
@@ -49,68 +34,21 @@ from tests.support.api import (
 )
 from tests.support.client import Answer, Client
 from tests.support.clock import Clock
-from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE
-from tests.support.databases import changing, on_postgresql, on_sqlite, watching
-from tests.support.outages import a_database_that, renamed, unreachable
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT
+from tests.support.databases import changing, on_sqlite, watching
+from tests.support.issuing import (
+    ROLE_NOT_ALLOWED,
+    URL,
+    USER_DISABLED,
+    claims,
+    issued,
+    key_secret,
+    number_of_users,
+    post,
+    stored_user,
+)
 
 pytestmark = pytest.mark.anyio
-
-
-URL = "/v1/sso_tokens"
-DEADLINE = 2.5
-
-
-USER_DISABLED = Refusal(403, "user_disabled")
-ROLE_NOT_ALLOWED = Refusal(403, "role_not_allowed")
-
-
-def issued(answer: Answer) -> tuple[str, bool]:
-    """The login token, and whether issuing it created the user."""
-    assert answer.status == 201, answer
-    content = answer.json()
-    assert content.keys() == {"token", "user_created"}
-    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", content["token"])
-    assert content["user_created"] is True or content["user_created"] is False
-    return content["token"], content["user_created"]
-
-
-def claims(token: str) -> tuple[int, int, int, int]:
-    """expires_at, user_id, account_id, nonce."""
-    expires_at, user_id, account_id, nonce = struct.unpack(">IIII", urlsafe_b64decode(token + "=")[:16])
-    return expires_at, user_id, account_id, nonce
-
-
-async def post(client: Client, body: bytes, secret: str, *headers: tuple[str, str]) -> Answer:
-    return await client.request("POST", URL, headers=[*bearer(secret), *headers], body=body)
-
-
-class StoredUser(NamedTuple):
-    """A user as the database has it."""
-
-    id: int
-    first_name: str
-    last_name: str
-    roles: dict[int, Role]
-
-
-def stored_user(database: Database, email: str = JANE["email"]) -> StoredUser:
-    """The user with this address, and their role in each account."""
-    with database.connect() as connection:
-        row = administration.find_user(connection, email)
-        roles = {m.account_id: m.role for m in administration.list_memberships(connection, row.id)}
-        return StoredUser(row.id, row.first_name, row.last_name, roles)
-
-
-def number_of_users(database: Database) -> int:
-    with database.connect() as connection:
-        return len(connection.execute(select(users.c.id)).all())
-
-
-def key_secret(keys_dir: Path) -> str:
-    """The secret of the only key, as stored in its file."""
-    (path,) = keys_dir.glob("*.json")
-    secret: str = json.loads(path.read_text())["secret"]
-    return secret
 
 
 # --- The login token -------------------------------------------------------------------------------------------------
@@ -288,7 +226,7 @@ async def test_the_last_use_of_an_api_token_is_recorded_once_an_hour(
         assert last_uses()[token_id] == hour + 3600
         before = fingerprint()
         await settled(other_node.issue(secret))
-        clock.now = hour + 3599  # a node whose clock is proxied does not lower it
+        clock.now = hour + 3599  # a node whose clock is behind does not lower it
         await settled(client.issue(secret))
         assert fingerprint() == before
     assert [used for used in last_uses().values() if used is not None] == [hour + 3600]
@@ -496,398 +434,3 @@ async def test_path_and_method_are_checked_before_the_api_token(client: Client) 
         answer = await client.request(method, URL, body=b"x" * (LIMIT + 1))
         assert refusal(answer) == Refusal(405, "method_not_allowed")
         assert answer.header("allow") == "POST"
-
-
-# --- Provisioning ----------------------------------------------------------------------------------------------------
-
-
-async def test_an_unknown_person_becomes_an_editor(client: Client, api_token: str, database: Database) -> None:
-    assert issued(await post(client, encoded(), api_token))[1] is True
-    assert stored_user(database)[1:] == ("Jane", "Doe", {ACCOUNT: Role.EDITOR})
-
-
-async def test_a_user_of_another_account_is_added_as_editor(client: Client, api_token: str, database: Database) -> None:
-    elsewhere = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
-    await client.issue(elsewhere)
-    with changing(database) as connection:
-        administration.set_role(connection, JANE["email"], OTHER_ACCOUNT, Role.ADMIN)
-    answer = await post(client, encoded(first_name="Janet", last_name="Roe"), api_token)
-    assert issued(answer)[1] is False
-    assert stored_user(database)[1:] == ("Jane", "Doe", {ACCOUNT: Role.EDITOR, OTHER_ACCOUNT: Role.ADMIN})
-
-
-async def test_a_member_keeps_role_and_name(client: Client, api_token: str, database: Database) -> None:
-    await client.issue(api_token)
-    for role in Role:
-        with changing(database) as connection:
-            administration.set_role(connection, JANE["email"], ACCOUNT, role)
-        assert issued(await post(client, encoded(first_name="Janet"), api_token))[1] is False
-        assert stored_user(database)[1:] == ("Jane", "Doe", {ACCOUNT: role})
-
-
-async def test_a_removed_member_is_added_again_as_editor(client: Client, api_token: str, database: Database) -> None:
-    before = claims(await client.issue(api_token))[1]
-    with changing(database) as connection:
-        administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
-        administration.remove_member(connection, JANE["email"], ACCOUNT)
-    token, created = issued(await post(client, encoded(), api_token))
-    assert (claims(token)[1], created) == (before, False)
-    assert stored_user(database).roles == {ACCOUNT: Role.EDITOR}
-
-
-async def test_a_disabled_user_gets_no_token_and_no_membership(
-    client: Client, api_token: str, database: Database, clock: Clock
-) -> None:
-    elsewhere = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
-    await client.issue(api_token)
-    with changing(database) as connection:
-        administration.disable_user(connection, JANE["email"], now=int(clock()))
-    assert refusal(await post(client, encoded(), api_token)) == USER_DISABLED
-    assert refusal(await post(client, encoded(email=JANE["email"].upper()), elsewhere)) == USER_DISABLED
-    assert stored_user(database).roles == {ACCOUNT: Role.EDITOR}
-    issued(await post(client, encoded(JOHN), api_token))
-    with changing(database) as connection:
-        administration.enable_user(connection, JANE["email"])
-    assert issued(await post(client, encoded(), api_token))[1] is False
-
-
-async def test_max_role_limits_the_users_that_an_api_token_can_sign_in(
-    client: Client, api_token: str, database: Database
-) -> None:
-    await client.issue(api_token)
-    caps: list[Role | None] = [None, *Role]
-    secrets = {cap: make_api_token(database, max_role=cap)[1] for cap in caps}
-    answers: dict[tuple[Role, Role | None], str] = {}
-    for role in Role:
-        with changing(database) as connection:
-            administration.set_role(connection, JANE["email"], ACCOUNT, role)
-        for cap, secret in secrets.items():
-            answer = await post(client, encoded(), secret)
-            answers[role, cap] = "issued" if answer.status == 201 else refusal(answer).code
-            assert answer.status == 201 or refusal(answer) == ROLE_NOT_ALLOWED
-    above = {
-        (Role.PUBLISHER, Role.EDITOR),
-        (Role.ADMIN, Role.EDITOR),
-        (Role.ADMIN, Role.PUBLISHER),
-    }
-    assert {case for case, answer in answers.items() if answer == "role_not_allowed"} == above
-
-    # The limit applies to the current role in this account.
-    assert issued(await post(client, encoded(JOHN), secrets[Role.EDITOR]))[1] is True
-    in_other_account = make_api_token(database, account_id=OTHER_ACCOUNT, max_role=Role.EDITOR)[1]
-    issued(await post(client, encoded(), in_other_account))
-    with changing(database) as connection:
-        administration.set_role(connection, JANE["email"], ACCOUNT, Role.EDITOR)
-        administration.set_role(connection, JANE["email"], OTHER_ACCOUNT, Role.ADMIN)
-    issued(await post(client, encoded(), secrets[Role.EDITOR]))
-    assert refusal(await post(client, encoded(), in_other_account)) == ROLE_NOT_ALLOWED
-
-
-async def test_all_spellings_of_an_address_refer_to_one_user(
-    client: Client, api_token: str, database: Database
-) -> None:
-    groups = [
-        ["jane.doe@example.com", "Jane.Doe@Example.COM", "JANE.DOE@ＥＸＡＭＰＬＥ.com"],  # noqa: RUF001 - full width
-        ["jane@bücher.example", "JANE@BÜCHER.EXAMPLE", "jane@xn--bcher-kva.example", "jane@bu\u0308cher.example"],
-        ["jane@intranet.local", "Jane@Intranet.LOCAL"],
-        ["jane@intranet.internal"],
-        ["jane@intranet.corp"],
-        ["jane@intranet.test"],
-    ]
-    for group in groups:
-        answers = [issued(await post(client, encoded(email=email), api_token)) for email in group]
-        assert [created for _, created in answers] == [True] + [False] * (len(group) - 1)
-        assert len({claims(token)[1] for token, _ in answers}) == 1
-    with database.connect() as connection:
-        emails = set(connection.execute(select(users.c.email)).scalars())
-    assert emails == {
-        "jane.doe@example.com",
-        "jane@xn--bcher-kva.example",
-        "jane@intranet.local",
-        "jane@intranet.internal",
-        "jane@intranet.corp",
-        "jane@intranet.test",
-    }
-
-
-async def test_the_id_of_a_deleted_user_is_not_reused(
-    client: Client, api_token: str, database: Database, database_url: str, keys_dir: Path, clock: Clock
-) -> None:
-    used: set[int] = set()
-    for attempt in range(3):
-        ids = {claims(await client.issue(api_token, {**JANE, "email": f"{n}@example.com"}))[1] for n in range(3)}
-        assert not ids & used, attempt
-        used |= ids
-        with changing(database) as connection:
-            connection.execute(delete(memberships))
-            connection.execute(delete(users))
-    with node(database_url, keys_dir, clock) as after_restart:
-        assert claims(await after_restart.issue(api_token))[1] > max(used)
-
-
-async def test_concurrent_first_requests_on_two_nodes_create_one_user(
-    client: Client, api_token: str, database: Database, database_url: str, keys_dir: Path, clock: Clock
-) -> None:
-    with node(database_url, keys_dir, clock) as other_node:
-        answers = await asyncio.gather(
-            *(post(origin.another(), encoded(), api_token) for _ in range(50) for origin in (client, other_node))
-        )
-    results = [issued(answer) for answer in answers]
-    assert Counter(created for _, created in results) == {True: 1, False: 99}
-    assert {claims(token)[1] for token, _ in results} == {stored_user(database).id}
-    assert len({token for token, _ in results}) == 100
-    assert number_of_users(database) == 1
-    assert stored_user(database).roles == {ACCOUNT: Role.EDITOR}
-
-
-async def test_concurrent_requests_of_two_accounts_share_one_user(
-    client: Client, api_token: str, database: Database, database_url: str, keys_dir: Path, clock: Clock
-) -> None:
-    other_token = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
-    with node(database_url, keys_dir, clock) as other_node:
-        answers = await asyncio.gather(
-            *(
-                post(origin.another(), encoded(), secret)
-                for _ in range(10)
-                for origin in (client, other_node)
-                for secret in (api_token, other_token)
-            )
-        )
-    results = [issued(answer) for answer in answers]
-    assert sum(created for _, created in results) == 1
-    assert Counter(claims(token)[1:3] for token, _ in results) == {
-        (stored_user(database).id, ACCOUNT): 20,
-        (stored_user(database).id, OTHER_ACCOUNT): 20,
-    }
-    assert stored_user(database).roles == {ACCOUNT: Role.EDITOR, OTHER_ACCOUNT: Role.EDITOR}
-
-
-async def test_concurrent_requests_for_many_new_people_create_each_user_once(
-    client: Client, api_token: str, database: Database, database_url: str, keys_dir: Path, clock: Clock
-) -> None:
-    people = [{**JANE, "email": f"{n}@example.com", "first_name": f"N{n}"} for n in range(40)]
-    with node(database_url, keys_dir, clock) as other_node:
-        # In opposite orders, which would make two batches wait for each other.
-        answers = await asyncio.gather(
-            *(post(client.another(), encoded(person), api_token) for person in people),
-            *(post(other_node.another(), encoded(person), api_token) for person in reversed(people)),
-        )
-    results = [issued(answer) for answer in answers]
-    assert sum(created for _, created in results) == number_of_users(database) == 40
-    for n, (token, _) in enumerate(results[:40]):
-        assert stored_user(database, f"{n}@example.com")[:2] == (claims(token)[1], f"N{n}")
-        assert claims(results[-1 - n][0])[1] == claims(token)[1]
-
-
-# --- Failures --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "state", ["is a directory", "is not a database", "is empty", "refuses to connect", "never answers"]
-)
-async def test_an_unusable_database_is_reported_as_503_before_the_deadline(
-    state: str, tmp_path: Path, keys_dir: Path, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    secret = "wf_live_" + "A" * 43
-    with a_database_that(state, tmp_path) as url, node(url, keys_dir, clock) as client:
-        started = time.monotonic()
-        good, bad = await asyncio.gather(post(client, encoded(), secret), post(client.another(), b"[]", secret))
-        assert time.monotonic() - started < DEADLINE + 0.5
-    # Without authentication, the response must not depend on the body either.
-    assert refusal(good) == refusal(bad) == UNAVAILABLE
-    for leak in (secret, "hunter2", str(tmp_path)):
-        assert leak not in good.text + bad.text
-    assert secret not in caplog.text
-    assert "hunter2" not in caplog.text
-
-
-async def test_issuing_resumes_when_the_database_returns(client: Client, api_token: str, database: Database) -> None:
-    await settled(client.issue(api_token))
-    with unreachable(database):
-        assert refusal(await post(client, encoded(), api_token)) == UNAVAILABLE
-        assert refusal(await post(client, encoded(JOHN), api_token)) == UNAVAILABLE
-        assert refusal(await client.request("POST", URL, body=encoded())) == MISSING_TOKEN
-    back = time.monotonic()
-    while (answer := await post(client, encoded(), api_token)).status == 503:
-        assert time.monotonic() - back < 2  # the service pauses between attempts to connect
-        await asyncio.sleep(0.01)
-    assert issued(answer)[1] is False
-    assert issued(await post(client, encoded(JOHN), api_token))[1] is True
-
-
-@pytest.mark.slow
-async def test_members_get_tokens_while_the_database_is_locked_for_writing(
-    client: Client, api_token: str, database: Database
-) -> None:
-    await settled(client.issue(api_token))
-    with database.connect() as connection:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if database.is_sqlite else "BEGIN")
-        if not database.is_sqlite:
-            connection.exec_driver_sql("LOCK TABLE users, memberships IN SHARE ROW EXCLUSIVE MODE")
-        started = time.monotonic()
-        member, new_person = await asyncio.gather(
-            post(client, encoded(), api_token), post(client.another(), encoded(JOHN), api_token)
-        )
-        assert time.monotonic() - started < DEADLINE + 0.5
-        connection.exec_driver_sql("ROLLBACK")
-    issued(member)
-    assert refusal(new_person) == UNAVAILABLE
-    assert issued(await post(client, encoded(JOHN), api_token))[1] is True
-
-
-@asynccontextmanager
-async def proxy_that_drops_commits(url: str) -> AsyncIterator[str]:
-    """Proxy for the PostgreSQL database `url`. Drops the connection after forwarding the `COMMIT` for a new user."""
-    with psycopg.connect(url) as connection:
-        server = f"{connection.info.host}/.s.PGSQL.{connection.info.port}"
-    broken = asyncio.Event()
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        inserted = False
-        try:
-            while data := await source.read(65_536):
-                if broken.is_set():
-                    break
-                inserted = inserted or b"INSERT INTO users" in data
-                if inserted and b"COMMIT" in data:
-                    broken.set()
-                target.write(data)
-                await target.drain()
-        finally:
-            target.close()
-
-    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_unix_connection(server)
-        pair = [asyncio.create_task(forward(reader, to_server)), asyncio.create_task(forward(from_server, writer))]
-        tasks.update(pair)
-
-    async with await asyncio.start_server(connect, "127.0.0.1", 0) as listener:
-        port = listener.sockets[0].getsockname()[1]
-        proxy_url = make_url(url).set(host="127.0.0.1", port=port, query={})
-        yield proxy_url.render_as_string(hide_password=False)
-        assert broken.is_set()
-        await asyncio.gather(*tasks)
-
-
-@on_postgresql
-async def test_a_connection_lost_at_commit_is_reported_as_outcome_unknown(
-    database_url: str, database: Database, keys_dir: Path, clock: Clock, client: Client, api_token: str
-) -> None:
-    async with proxy_that_drops_commits(database_url) as proxy_url:
-        with node(proxy_url, keys_dir, clock) as proxied:
-            answer = await post(proxied, encoded(), api_token)
-    assert refusal(answer) == Refusal(503, "outcome_unknown")
-    # The transaction did commit, and a repeated request is harmless.
-    assert issued(await post(client, encoded(), api_token))[1] is False
-    assert number_of_users(database) == 1
-
-
-@pytest.mark.slow
-@on_sqlite
-async def test_requests_above_the_queue_limit_are_rejected(client: Client) -> None:
-    answers = await asyncio.gather(
-        *(post(client.another(), encoded(), "wf_live_unknown") for _ in range(MAX_WAITING + 50))
-    )
-    counted = Counter(refusal(answer)[:2] for answer in answers)
-    assert 0 < counted[503, "overloaded"] <= 50
-    assert counted.keys() <= {MISSING_TOKEN[:2], UNAVAILABLE[:2], (503, "overloaded")}
-    assert refusal(await post(client, encoded(), "wf_live_unknown")) == MISSING_TOKEN
-
-
-@on_sqlite
-async def test_without_a_signing_key_no_token_is_issued(
-    database_url: str, api_token: str, tmp_path: Path, clock: Clock
-) -> None:
-    keys_dir = tmp_path / "no-keys"
-    keys_dir.mkdir()
-    keyring.rotate(keys_dir, now=int(clock()), lead=60)  # signs only after the lead time
-    with node(database_url, keys_dir, clock) as client:
-        assert refusal(await post(client, encoded(), api_token)) == UNAVAILABLE
-        assert refusal(await post(client, encoded(), "wf_live_unknown")) == MISSING_TOKEN
-        assert refusal(await post(client, b"{}", api_token)) == missing("email")
-        clock.advance(60)
-        await client.issue(api_token)
-
-
-@on_sqlite
-async def test_no_token_is_issued_when_keys_have_been_unreadable_for_a_minute(
-    database_url: str, keys_dir: Path, clock: Clock, api_token: str
-) -> None:
-    monotonic = Clock(0.0)
-    keys = KeyDirectory(keys_dir, monotonic=monotonic)
-    with node(database_url, keys, clock) as client:
-        with renamed(keys_dir):
-            for elapsed, good in ((0.0, True), (59.9, True), (60.0, False), (3600.0, False)):
-                monotonic.now = elapsed
-                keys.refresh()
-                answer = await post(client, encoded(), api_token)
-                assert (answer.status == 201) == good, elapsed
-                assert good or refusal(answer) == UNAVAILABLE
-        keys.refresh()
-        await client.issue(api_token)
-
-
-# --- Secrets ---------------------------------------------------------------------------------------------------------
-
-
-async def test_errors_and_logs_contain_no_secrets(
-    database_url: str, database: Database, keys_dir: Path, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    caplog.set_level(logging.DEBUG, logger="sqlalchemy")
-    _, secret = make_api_token(database, max_role=Role.EDITOR)
-    _, verifier = make_api_token(database, scopes=VERIFY)
-    _, expired = make_api_token(database, expires_at=int(clock()))
-    with node(database_url, keys_dir, clock) as client:
-        used, unused = await client.issue(secret), await client.issue(secret)
-        await client.get(f"{PAGE}?sso={used}")
-        cookie = client.cookies["studio_session"]
-        secrets_in_body = {**JANE, "token": unused, "api_token": secret, "cookie": cookie}
-        answers = [
-            await client.request("POST", f"{URL}?sso={unused}", headers=bearer(shown), body=body)
-            for shown in (secret, verifier, expired, f"{secret}x")
-            for body in (
-                encoded(secrets_in_body, email=unused),
-                encoded(secrets_in_body, first_name=secret * 3),
-                b"[",
-                b"{}",
-            )
-        ]
-        answers += [
-            await post(client, encoded(secrets_in_body).ljust(LIMIT + 1), secret),
-            await client.request("PUT", f"{URL}?sso={unused}", headers=bearer(secret)),
-            await client.request("POST", f"/v1/{secret}/{unused}", headers=bearer(secret)),
-            await client.request("POST", URL, headers=bearer(secret) + bearer(unused), body=encoded(secrets_in_body)),
-        ]
-        with changing(database) as connection:
-            administration.set_role(connection, JANE["email"], ACCOUNT, Role.ADMIN)
-        answers.append(await post(client, encoded(secrets_in_body), secret))
-        with changing(database) as connection:
-            administration.disable_user(connection, JANE["email"], now=int(clock()))
-        answers.append(await post(client, encoded(secrets_in_body), secret))
-        with unreachable(database):
-            answers.append(await post(client, encoded(secrets_in_body), secret))
-        crashes: list[str] = []
-        for damaged in ("memberships", "api_tokens"):
-            with changing(database) as connection:
-                connection.exec_driver_sql(f"ALTER TABLE {damaged} RENAME TO lost_{damaged}")
-            try:
-                answers.append(await post(client, encoded(secrets_in_body, email="new@example.com"), secret))
-            except Exception as error:  # as the server would log it
-                crashes += traceback.format_exception(error)
-
-    assert {answer.status for answer in answers} >= {400, 401, 403, 404, 405, 413, 422, 503}
-    assert "SELECT" in caplog.text
-    seen = "".join([caplog.text, *crashes, *(answer.text + str(answer.headers) for answer in answers)])
-    secrets = {
-        "API token": secret,
-        "API token without the scope": verifier,
-        "expired API token": expired,
-        "used login token": used,
-        "login token": unused,
-        "cookie": cookie,
-        "key": key_secret(keys_dir),
-    }
-    assert [name for name, value in secrets.items() if value in seen] == []

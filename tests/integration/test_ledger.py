@@ -508,8 +508,8 @@ def test_every_round_estimates_the_number_of_rows(ledger: ClockedLedger) -> None
 async def test_a_worker_counts_rows_while_another_worker_purges(
     service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sso_service.service.PURGE_INTERVAL", 0.01)
-    monkeypatch.setattr("sso_service.service.secrets.randbelow", lambda _: 0)
+    monkeypatch.setattr("sso_service.services.node.PURGE_INTERVAL", 0.01)
+    monkeypatch.setattr("sso_service.services.node.secrets.randbelow", lambda _: 0)
     put(database, *(claims(NOW, nonce) for nonce in range(3)))
     if not database.is_sqlite:
         with database.connect() as connection:
