@@ -135,7 +135,7 @@ def test_a_vulnerability_that_is_known_is_reported(lock: Path) -> None:
         ],
     }
     with somebody_who_knows({"bad": {"vulns": [known]}}) as options:
-        assert vulnerabilities([lock], *options) == ["bad 2.0: CVE-2026-1, mended in 2.1"]
+        assert vulnerabilities([lock], *options) == ["bad 2.0: CVE-2026-1, fixed in 2.1"]
     with somebody_who_knows({}) as options:
         assert vulnerabilities([lock], *options) == []
 

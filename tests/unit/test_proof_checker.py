@@ -65,7 +65,7 @@ def test_the_records_that_show_a_violation_are_named() -> None:
     (violation,) = check(edited(HISTORY, [change(CALM_DECISION, key_id="old")])).violations
     assert violation.records == (REVOCATION, replace(CALM_DECISION, key_id="old"))
     (violation,) = check(edited(HISTORY, [row_added(FORGED), row_added(UNUSED)])).violations[:1]
-    assert violation.words.startswith("nobody can have consumed")
+    assert violation.words.startswith("no request can have consumed")
 
 
 def test_the_report_says_what_the_history_is_made_of() -> None:

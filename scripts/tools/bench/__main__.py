@@ -46,7 +46,7 @@ class Benchmark:
     def run(self) -> None:
         """Measure all parts."""
         if LIBRARIES in self._parts:
-            self._say(LIBRARIES)
+            self._log(LIBRARIES)
             self.results.costs = measure_libraries(rounds=5, calls=self._plan.library_calls)
         with systems.ceiling(self._directory, self._cores.server) as ceiling:
             self._fastest = run(ceiling, ISSUE, connections=64, seconds=1, fastest=10_000).rate
@@ -54,7 +54,7 @@ class Benchmark:
                 self._measure_beside(ceiling)
         if GROWTH in self._parts:
             for kind in KINDS:
-                self._say(f"{GROWTH}, {kind}")
+                self._log(f"{GROWTH}, {kind}")
                 self.results.growth += growth.measure_growth(
                     kind,
                     self._postgresql,
@@ -71,13 +71,13 @@ class Benchmark:
             all_systems: list[System] = [ceiling]
             for kind in KINDS:
                 for serve in (systems.ours, systems.conventional):
-                    self._say(f"filling {kind}")
+                    self._log(f"filling {kind}")
                     made = stack.enter_context(store(kind, self._directory, self._postgresql, people=self._plan.people))
                     all_systems.append(stack.enter_context(serve(made, self._directory, self._cores.server)))
             for number in range(self._plan.rounds):
                 for case in CASES:
                     if case.name in self._parts:
-                        self._say(f"round {number + 1} of {self._plan.rounds}: {case.title}")
+                        self._log(f"round {number + 1} of {self._plan.rounds}: {case.title}")
                         self._measure_case(case, all_systems)
             if LATENCY in self._parts:
                 self._measure_latency(
@@ -98,7 +98,7 @@ class Benchmark:
         rate, seconds = self._plan.open_loop_rate, self._plan.open_loop_seconds
         for case in (ISSUE, LOGIN):
             for system in some_systems:
-                self._say(f"open loop: {case.title}, {system.label}")
+                self._log(f"open loop: {case.title}, {system.label}")
                 open_loop(system.server.port, case.make(system, rate), rate=rate)  # to warm up
                 answers = open_loop(system.server.port, case.make(system, rate * seconds), rate=rate)
                 expected = case.expected(system)
@@ -109,7 +109,7 @@ class Benchmark:
                 self.results.latencies.append(Latency(case.name, system.label, p50, p99, p999, problems))
 
     def _measure_storage(self, ours: Sequence[Ours]) -> None:
-        self._say(STORAGE)
+        self._log(STORAGE)
         for system in ours:
             if system.store and system.store.kind == SQLITE:
                 self.results.bytes_when_issuing = storage.bytes_written_when_issuing(system)
@@ -117,8 +117,8 @@ class Benchmark:
             with store(kind, self._directory, self._postgresql, people=self._plan.people) as made:
                 self.results.bytes_per_login.append(storage.bytes_per_login(made, self._plan.logins_stored))
 
-    def _say(self, what: str) -> None:
-        print(f"[{time.monotonic() - self._begin:5.0f} s] {what}", file=sys.stderr, flush=True)
+    def _log(self, step: str) -> None:
+        print(f"[{time.monotonic() - self._begin:5.0f} s] {step}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

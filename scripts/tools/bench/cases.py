@@ -12,10 +12,10 @@ from scripts.tools.bench.systems import Ceiling, System
 
 PAGE = f"/client/{ACCOUNT}/t/{TEAM}/posts"
 
-_SOME = 50_000
+_ENOUGH = 50_000
 """Number of different requests where a request may be sent again."""
 
-_newcomers = count(1)
+_new_users = count(1)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Case:
 
     def requests(self, system: System, most: int) -> list[bytes]:
         """Return requests for a run that sends `most` at most. They are repeated where that makes no difference."""
-        return self.make(system, most if self.once and system.remembers else min(most, _SOME))
+        return self.make(system, most if self.once and system.remembers else min(most, _ENOUGH))
 
     def expected(self, system: System) -> int:
         """Return the status that `system` must answer with."""
@@ -57,7 +57,7 @@ def _issue_known(system: System, number: int) -> list[bytes]:
 
 
 def _issue_new(system: System, number: int) -> list[bytes]:
-    return [_post(system, f"new.{next(_newcomers):010d}@intranet.example.com") for _ in range(number)]
+    return [_post(system, f"new.{next(_new_users):010d}@intranet.example.com") for _ in range(number)]
 
 
 def _logins(tokens: list[str]) -> list[bytes]:

@@ -11,7 +11,7 @@ NOW = 1_900_000_000
 GOOD = {"id": "good", "secret": "A" * 43, "created_at": 900, "signs_from": 1000}
 ODD = {"id": "odd", "secret": "B" * 42 + "A", "created_at": 1900, "signs_from": 2000}
 TOMB = {"id": "odd", "signs_from": 2000, "revoked_at": 2100}
-SAID = {
+MESSAGES = {
     "is not JSON",
     "does not contain an object whose id is the file name",
     "has no secret of 32 bytes in base64url without padding",
@@ -24,7 +24,7 @@ _directory = Path(_home.name)
 (_directory / "good.json").write_text(json.dumps(GOOD))
 
 
-def described(content: bytes) -> Entry | None:
+def specified(content: bytes) -> Entry | None:
     """Return the entry that the specification of a key file finds in `content`, or None."""
     try:
         value = json.loads(content)
@@ -51,10 +51,10 @@ def check(data: bytes) -> None:
     good = entries.pop("good")
     assert isinstance(good, SigningKey)
     assert good.secret == bytes(32)
-    expected = described(data)
+    expected = specified(data)
     assert entries == ({"odd": expected} if expected else {})
     assert broken.keys() == (set() if expected else {"odd"})
-    assert set(broken.values()) <= SAID
+    assert set(broken.values()) <= MESSAGES
     # A running service reads the same keys and orders them correctly.
     keys = KeyDirectory(_directory)
     assert keys.refresh()

@@ -106,7 +106,8 @@ class Load:
         self._file = os.open(plan.history, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._end = time.monotonic() + plan.seconds
         self._each = max(1, round(plan.redemptions / plan.tokens))
-        # Tokens that may be issued per second, and now; redemptions of all attempts for a token per second, recently.
+        # Tokens to issue per second, tokens that may be issued now, tokens per second that were recently presented for
+        # the last time, and redemptions at the last adjustment.
         self._rate, self._allowed, self._capacity, self._done = 120.0, 0.0, 120.0, 0
         self.progress = Progress()
 

@@ -1,4 +1,4 @@
-"""The members of an account are listed, so they are found by it; an account's admins can end its sessions."""
+"""Memberships: an index for the list of an account's members, and the time before which their sessions are ended."""
 
 import sqlalchemy as sa
 from alembic import op
