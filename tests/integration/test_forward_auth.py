@@ -17,7 +17,7 @@ from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
 from tests.support.databases import changing, on_sqlite
 from tests.support.hostile_links import NOT_CANONICAL
-from tests.support.outages import away, without
+from tests.support.outages import unreachable, without
 from tests.support.sessions import COOKIE, HALF_A_DAY, sign_in, sign_out_everywhere
 
 pytestmark = pytest.mark.anyio
@@ -493,7 +493,7 @@ async def test_while_the_database_is_away_nobody_is_let_through(
     await sign_in(client, api_token)
     stranger = client.another()
     stranger.cookies[COOKIE] = "garbage"
-    with away(database):
+    with unreachable(database):
         for uri in (PAGE, TEAM_PATH, "/welcome"):
             answer = await ask(client, (NAMES[0], uri))
             assert (answer.status, answer.error) == (503, "unavailable"), uri
