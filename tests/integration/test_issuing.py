@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import struct
-import time
 import traceback
 from base64 import urlsafe_b64decode
 from collections import Counter
@@ -52,6 +51,7 @@ from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, PAGE
 from tests.support.databases import changing, on_postgresql, on_sqlite, watching
 from tests.support.outages import a_database_that, away, renamed
+from tests.support.waiting import Stopwatch
 
 pytestmark = pytest.mark.anyio
 
@@ -685,9 +685,9 @@ async def test_a_database_that_cannot_be_used_is_503_in_time(
 ) -> None:
     secret = "wf_live_" + "A" * 43
     with a_database_that(state, tmp_path) as url, node(url, keys_dir, clock) as client:
-        begun = time.monotonic()
+        begun = Stopwatch()
         good, bad = await asyncio.gather(post(client, encoded(), secret), post(client.another(), b"[]", secret))
-        assert time.monotonic() - begun < DEADLINE + 0.5
+        assert begun.own_seconds < DEADLINE + 0.5
     # Who cannot be known may not be told what is wrong with the body either.
     assert refusal(good) == refusal(bad) == UNAVAILABLE
     for leak in (secret, "hunter2", str(tmp_path)):
@@ -704,9 +704,9 @@ async def test_the_service_goes_on_by_itself_when_the_database_is_back(
         assert refusal(await post(client, encoded(), api_token)) == UNAVAILABLE
         assert refusal(await post(client, encoded(JOHN), api_token)) == UNAVAILABLE
         assert refusal(await client.request("POST", URL, body=encoded())) == MISSING_TOKEN
-    back = time.monotonic()
+    back = Stopwatch()
     while (answer := await post(client, encoded(), api_token)).status == 503:
-        assert time.monotonic() - back < 2  # it pauses between two attempts to connect
+        assert back.own_seconds < 2  # it pauses between two attempts to connect
         await asyncio.sleep(0.01)
     assert issued(answer)[1] is False
     assert issued(await post(client, encoded(JOHN), api_token))[1] is True
@@ -721,11 +721,11 @@ async def test_while_somebody_locks_the_database_members_still_get_tokens(
         connection.exec_driver_sql("BEGIN IMMEDIATE" if database.is_sqlite else "BEGIN")
         if not database.is_sqlite:
             connection.exec_driver_sql("LOCK TABLE users, memberships IN SHARE ROW EXCLUSIVE MODE")
-        begun = time.monotonic()
+        begun = Stopwatch()
         member, newcomer = await asyncio.gather(
             post(client, encoded(), api_token), post(client.another(), encoded(JOHN), api_token)
         )
-        assert time.monotonic() - begun < DEADLINE + 0.5
+        assert begun.own_seconds < DEADLINE + 0.5
         connection.exec_driver_sql("ROLLBACK")
     issued(member)
     assert refusal(newcomer) == UNAVAILABLE

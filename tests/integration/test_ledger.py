@@ -41,6 +41,7 @@ from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
 from tests.support.databases import database_with_clock, on_postgresql
 from tests.support.keys import TTL
 from tests.support.ledger import HOUR, NOW, World, claims, put, rows
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -523,10 +524,7 @@ async def test_every_worker_learns_how_many_rows_there_are_also_while_another_on
     assert service.consumed_rows is None
     with database.connect() as connection, database.purging(connection):
         background = asyncio.create_task(service.run_in_background())
-        deadline = time.monotonic() + 10
-        while service.consumed_rows != 3:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: service.consumed_rows == 3)
     background.cancel()
     with suppress(asyncio.CancelledError):
         await background

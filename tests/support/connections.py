@@ -3,14 +3,14 @@
 import asyncio
 import json
 import re
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from tests.support.data import JANE, PAGE
 from tests.support.processes import Running
+from tests.support.waiting import PATIENCE
 
 CUT_OFF = (ConnectionError, asyncio.IncompleteReadError)
 """What a client sees of a request that the other side will not answer."""
@@ -52,8 +52,8 @@ class Line:
         self.port: int = writer.get_extra_info("sockname")[1]
 
     async def send(self, request: bytes) -> Reply:
-        """The answer to `request`. Raises one of `CUT_OFF`, or `TimeoutError` after ten seconds."""
-        async with asyncio.timeout(10):
+        """The answer to `request`. Raises one of `CUT_OFF`, or `TimeoutError` after `PATIENCE` seconds."""
+        async with asyncio.timeout(PATIENCE):
             self._writer.write(request)
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             size = re.search(r"^content-length: *(\d+)", head, re.IGNORECASE | re.MULTILINE)
@@ -94,14 +94,6 @@ def issue(api_token: str, email: str = JANE["email"]) -> bytes:
 
 def login(token: str) -> bytes:
     return get(f"{PAGE}?sso={token}")
-
-
-async def until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
-    """Returns as soon as something holds that nobody announces."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to that"
-        await asyncio.sleep(0.02)
 
 
 async def logged_in_again(running: Running, tokens: list[str]) -> list[int]:
