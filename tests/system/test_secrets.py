@@ -29,6 +29,7 @@ from tests.support.command_line import API_TOKEN, run
 from tests.support.data import JANE, JOHN, PAGE
 from tests.support.databases import emptied
 from tests.support.processes import Running, serving
+from tests.support.waiting import PATIENCE
 
 PIECE = 12
 """Characters of a secret that nobody comes across by chance."""
@@ -242,7 +243,7 @@ def travel(traveller: Traveller, url: str) -> None:
     # What is not HTTP at all.
     address = ("127.0.0.1", urlsplit(traveller.running.url).port or 0)
     for garbage in (f"GET /?sso={waiting}\x00 {demo}\r\n\r\n", f"{demo} {waiting}\r\nCookie {jane}\r\n\r\n"):
-        with socket.create_connection(address, timeout=10) as connection:
+        with socket.create_connection(address, timeout=PATIENCE) as connection:
             connection.sendall(garbage.encode())
             journey.answers.append(connection.recv(65536))
 

@@ -21,6 +21,7 @@ from scripts.tools.audit import BASELINE, LOCKS, ROOT, Unreachable, allow, vulne
 from scripts.tools.ports import free_port
 from sso_service import keyring
 from sso_service.sessions import Session, dump_session
+from tests.support.waiting import PATIENCE
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: Mapping[str, list[str]] = PROJECT["optional-dependencies"]
@@ -81,7 +82,7 @@ def test_a_package_with_another_content_than_was_locked_is_not_installed(tmp_pat
             "--target",
             str(tmp_path / "x"),
         ]
-        done = subprocess.run([*pip, "-r", str(lock)], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run([*pip, "-r", str(lock)], capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert done.returncode == 1
         assert re.search("MATCH THE HASHES|[Hh]ashes are required", done.stderr)
 

