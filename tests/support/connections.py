@@ -43,7 +43,7 @@ class Reply:
         return code
 
 
-class Line:
+class PersistentConnection:
     """A persistent connection with one request at a time. Kept lean, so that the load falls on the service."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -62,11 +62,11 @@ class Line:
 
 
 @asynccontextmanager
-async def line(running: Running) -> AsyncIterator[Line]:
+async def open_connection(running: Running) -> AsyncIterator[PersistentConnection]:
     """A new connection to a service, closed at the end of the block."""
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(running.url).port)
     try:
-        yield Line(reader, writer)
+        yield PersistentConnection(reader, writer)
     finally:
         writer.transport.abort()
         with suppress(ConnectionError):
@@ -98,5 +98,5 @@ def login(token: str) -> bytes:
 
 async def logged_in_again(running: Running, tokens: list[str]) -> list[int]:
     """Open the login link of each of `tokens` once more and return the statuses."""
-    async with line(running) as connection:
+    async with open_connection(running) as connection:
         return [(await connection.send(login(token))).status for token in tokens]
