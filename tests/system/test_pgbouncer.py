@@ -23,7 +23,7 @@ from sso_service.database.transactions import Database
 from sso_service.errors import OutcomeUnknown
 from sso_service.settings import Settings, read_settings
 from tests.support.clock import Clock
-from tests.support.connections import get, issue, line, login
+from tests.support.connections import get, issue, login, open_connection
 from tests.support.data import ACCOUNT
 from tests.support.databases import database_with_clock, on_postgresql
 from tests.support.ledger import NOW, ClockedLedger, claims, put, rows
@@ -132,7 +132,7 @@ async def test_a_token_that_is_presented_twice_at_once_signs_in_once(
     connections: set[int] = set()  # that PostgreSQL has with PgBouncer
 
     async def visit(number: int) -> None:
-        async with line(running) as one, line(running) as other:
+        async with open_connection(running) as one, open_connection(running) as other:
             for turn in range(20):
                 issued = await one.send(issue(api_token, f"{number}-{turn % 4}@example.com"))
                 answers = await asyncio.gather(one.send(login(issued.token)), other.send(login(issued.token)))
@@ -142,7 +142,7 @@ async def test_a_token_that_is_presented_twice_at_once_signs_in_once(
     env = {"SSO_DATABASE_URL": pgbouncer.url(database.url.database), "SSO_KEYS_DIR": str(keys_dir)}
     with serving(env, tmp_path / "log", workers=2) as running:
         await asyncio.gather(*(visit(number) for number in range(16)))
-        async with line(running) as connection:
+        async with open_connection(running) as connection:
             ready = await connection.send(get("/readyz"))
     assert statuses == {(303, 401): 320}
     assert ready.status == 200
