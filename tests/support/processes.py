@@ -1,4 +1,4 @@
-"""The service and its command line in processes of their own."""
+"""The service and its command line in separate processes."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from scripts.tools.ports import free_port
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A service in processes of its own."""
+    """A service that runs in separate processes."""
 
     url: str
     process: "subprocess.Popen[str]"
@@ -25,7 +25,7 @@ class Running:
 
 
 def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """What `sso-service <arguments>` does, with these variables."""
+    """Run `sso-service <arguments>` with additional environment variables, and return its result."""
     return subprocess.run(
         [sys.executable, "-m", "sso_service", *arguments],
         env={**os.environ, **env},
@@ -37,7 +37,7 @@ def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedPro
 
 
 def wait_for_port(port: int) -> None:
-    """Returns when somebody listens on `port`: uvicorn says that it has started a moment before."""
+    """Wait until a process listens on `port`. uvicorn logs its start slightly earlier."""
     _wait_for(socket.AF_INET, ("127.0.0.1", port))
 
 
@@ -54,7 +54,7 @@ def _wait_for(family: socket.AddressFamily, address: tuple[str, int] | str) -> N
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
-    """Ends the service and its workers, the hard way if it does not go by itself."""
+    """Stop the service and its workers; kill them if they do not stop within 20 s."""
     if process.poll() is not None:
         return
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -76,7 +76,7 @@ def serving(
     uds: Path | None = None,
     fd: int | None = None,
 ) -> Iterator[Running]:
-    """`sso-service serve` until the end of the block, on a free port if nothing else is said; output goes to `log`."""
+    """Run `sso-service serve` until the end of the block, on a free port by default, with its output in `log`."""
     port = port or free_port()
     arguments = ["--workers", str(workers)]
     arguments += [] if uds is None else ["--uds", str(uds)]
