@@ -17,7 +17,7 @@ from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
 from tests.support.databases import changing, on_sqlite
 from tests.support.hostile_links import NOT_CANONICAL
-from tests.support.outages import away, without
+from tests.support.outages import unreachable, without
 from tests.support.sessions import COOKIE, SESSION_LIFETIME, sign_in, sign_out_everywhere
 
 pytestmark = pytest.mark.anyio
@@ -493,7 +493,7 @@ async def test_requests_are_refused_while_the_database_is_unavailable(
     await sign_in(client, api_token)
     forger = client.another()
     forger.cookies[COOKIE] = "garbage"
-    with away(database):
+    with unreachable(database):
         for uri in (PAGE, TEAM_PATH, "/welcome"):
             answer = await authorize(client, (HEADER_NAMES[0], uri))
             assert (answer.status, answer.error) == (503, "unavailable"), uri

@@ -26,7 +26,7 @@ from tests.support.clock import Clock
 from tests.support.connections import get, issue, line, login
 from tests.support.data import ACCOUNT
 from tests.support.databases import database_with_clock, on_postgresql
-from tests.support.ledger import NOW, World, claims, put, rows
+from tests.support.ledger import NOW, ClockedLedger, claims, put, rows
 from tests.support.outages import stopped
 from tests.support.processes import command, serving, wait_for_port
 from tests.support.programs import program
@@ -189,18 +189,18 @@ def test_a_warning_during_the_commit_gets_through_and_leaves_the_outcome_unknown
 @on_postgresql
 def test_the_ledger_is_purged_by_one_at_a_time(pooled: Database, pooled_settings: Settings) -> None:
     clock = Clock(NOW)
-    world = World(database_with_clock(pooled_settings, clock), clock)
-    purger = world.purger()
+    ledger = ClockedLedger(database_with_clock(pooled_settings, clock), clock)
+    purger = ledger.purger()
     put(pooled, *(claims(NOW - 2 * 3600, nonce) for nonce in range(6000)), claims(NOW))
     purger.run()
-    world.wait(61)
+    ledger.wait(61)
     with pooled.connect() as connection, pooled.purging(connection) as alone:
         assert alone
         assert purger.run() == PurgeRound(elsewhere=True)
-    world.wait(61)
+    ledger.wait(61)
     assert purger.run() == PurgeRound(deleted=6000)
     assert rows(pooled) == [claims(NOW)]
-    world.database.close()
+    ledger.database.close()
 
 
 def test_an_operator_can_do_everything_through_it(pgbouncer: PgBouncer, postgresql: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.support.repository import ROOT, TESTS
 SHARED = ("tests.support", "scripts.tools")
 """The packages that tests share, apart from `sso_service` itself."""
 NOT_IN_UNIT_TESTS = {"asyncpg", "httpx", "psycopg", "socket", "sqlalchemy", "sqlite3", "subprocess", "uvicorn"}
-FIXTURES_WITH_IO = {"api_token", "client", "database", "database_url", "env", "postgresql", "service", "world"}
+FIXTURES_WITH_IO = {"api_token", "client", "database", "database_url", "env", "postgresql", "service", "ledger"}
 
 for_each_test_module = pytest.mark.parametrize(
     "path", [pytest.param(path, id=str(path.relative_to(TESTS))) for path in sorted(TESTS.rglob("test_*.py"))]

@@ -31,7 +31,10 @@ redemption of a login token ever succeeds.
 
 Errors are JSON: `code` is for programs and never changes, `message` is for people. The API token is checked before \
 the body, so an unauthorized client learns nothing about its body. `HEAD` is supported wherever `GET` is. Unknown \
-fields and parameters are ignored. Caches may keep this document and its page, and no other response."""
+fields and parameters are ignored. Caches may keep this document and its page, and no other response.
+
+Tutorials, guides for each language and proxy, and explanations are in `sso_service/docs/` of the source: start with \
+`index.md`. `scripts/docs` builds them as a site."""
 
 _TAGS = {
     "Integrations": "For intranets, and for Studio frontends with their own sessions. Every operation needs an API "
