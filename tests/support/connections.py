@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from tests.support.data import JANE, PAGE
 from tests.support.processes import Running
+from tests.support.waiting import PATIENCE
 
 CUT_OFF = (ConnectionError, asyncio.IncompleteReadError)
 """The errors that a client sees when the server closes the connection without a response."""
