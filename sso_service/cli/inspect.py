@@ -58,7 +58,7 @@ def _find_key(token: str, ring: KeyRing, settings: Settings, now: int) -> Signin
             tokens.read_genuine(token, [key.token_key], now=now, lifetime=settings.token_ttl)
         except ForgedToken:
             continue
-        except OverlongToken:  # but the signature, which is checked before, is good
+        except OverlongToken:  # raised only after the signature was found valid
             pass
         return key
     return None
@@ -86,7 +86,7 @@ def _refusal(
         return "its key no longer verifies"
     if state is Verdict.CONSUMED:
         return "already used"
-    if not access.has_access:
+    if access.member is None:
         return "the user is disabled or not in the account"
     return None
 

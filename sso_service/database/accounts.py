@@ -2,10 +2,10 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Update, func, insert, literal, select, update
+from sqlalchemy import Connection, Select, Table, func, insert, literal, select, update
 from sqlalchemy.exc import IntegrityError
 
 from sso_service.database.directory import digest
@@ -58,23 +58,17 @@ def add_account(
     connection: Connection, name: str, *, account_id: int | None = None, portal_url: str | None = None
 ) -> int:
     """Add an account and return its id: `account_id`, or the next free one. Raises `Conflict` if that is taken."""
-    if account_id is None:
-        account_id = connection.execute(select(func.coalesce(func.max(accounts.c.id), 0) + 1)).scalar_one()
-    _check_id(account_id)
-    _insert(connection, accounts, f"account {account_id}", id=account_id, name=name, portal_url=portal_url)
-    return account_id
+    return _insert(connection, accounts, "account", account_id, name=name, portal_url=portal_url)
 
 
 def list_accounts(connection: Connection) -> list[Account]:
     """Return all accounts, by id."""
-    rows = connection.execute(select(accounts.c.id, accounts.c.name, accounts.c.portal_url).order_by(accounts.c.id))
-    return [Account(*row) for row in rows]
+    return [Account(*row) for row in connection.execute(_columns(accounts, Account).order_by(accounts.c.id))]
 
 
 def find_account(connection: Connection, account_id: int) -> Account:
     """Return the account. Raises `NotFound`."""
-    statement = select(accounts.c.id, accounts.c.name, accounts.c.portal_url).where(accounts.c.id == account_id)
-    for row in connection.execute(statement):
+    for row in connection.execute(_columns(accounts, Account).where(accounts.c.id == account_id)):
         return Account(*row)
     raise NotFound(f"there is no account {account_id}")
 
@@ -85,16 +79,12 @@ def add_team(connection: Connection, account_id: int, name: str, *, team_id: int
     Raises `NotFound` for an unknown account, `Conflict` if the id is taken.
     """
     find_account(connection, account_id)
-    if team_id is None:
-        team_id = connection.execute(select(func.coalesce(func.max(teams.c.id), 0) + 1)).scalar_one()
-    _check_id(team_id)
-    _insert(connection, teams, f"team {team_id}", id=team_id, account_id=account_id, name=name)
-    return team_id
+    return _insert(connection, teams, "team", team_id, account_id=account_id, name=name)
 
 
 def list_teams(connection: Connection, account_id: int | None = None) -> list[Team]:
     """Return the teams of an account, or all teams, by id."""
-    statement = select(teams.c.id, teams.c.account_id, teams.c.name).order_by(teams.c.id)
+    statement = _columns(teams, Team).order_by(teams.c.id)
     if account_id is not None:
         statement = statement.where(teams.c.account_id == account_id)
     return [Team(*row) for row in connection.execute(statement)]
@@ -146,29 +136,16 @@ def create_api_token(
     return token_id, secret
 
 
-_COLUMNS = (
-    api_tokens.c.id,
-    api_tokens.c.account_id,
-    api_tokens.c.name,
-    api_tokens.c.hint,
-    api_tokens.c.scopes,
-    api_tokens.c.max_role,
-    api_tokens.c.created_at,
-    api_tokens.c.expires_at,
-    api_tokens.c.revoked_at,
-    api_tokens.c.last_used_at,
-)
-
-
 def list_api_tokens(connection: Connection) -> list[ApiTokenRecord]:
     """Return all API tokens, by id."""
-    return [_record(*row) for row in connection.execute(select(*_COLUMNS).order_by(api_tokens.c.id))]
+    statement = _columns(api_tokens, ApiTokenRecord).order_by(api_tokens.c.id)
+    return [_record(*row) for row in connection.execute(statement)]
 
 
 def list_api_tokens_of(connection: Connection, account_id: int, *, limit: int) -> Sequence[ApiTokenRecord]:
     """Return at most `limit` API tokens of an account, by id. Active ones and newer ones are preferred."""
     rows = connection.execute(
-        select(*_COLUMNS)
+        _columns(api_tokens, ApiTokenRecord)
         .where(api_tokens.c.account_id == account_id)
         .order_by(api_tokens.c.revoked_at.is_not(None), api_tokens.c.id.desc())
         .limit(limit)
@@ -178,7 +155,7 @@ def list_api_tokens_of(connection: Connection, account_id: int, *, limit: int) -
 
 def find_api_token(connection: Connection, token_id: int, account_id: int | None = None) -> ApiTokenRecord:
     """Return the API token, of this account if one is given. Raises `NotFound`."""
-    for row in connection.execute(select(*_COLUMNS).where(api_tokens.c.id == token_id)):
+    for row in connection.execute(_columns(api_tokens, ApiTokenRecord).where(api_tokens.c.id == token_id)):
         record = _record(*row)
         if account_id in {None, record.account_id}:
             return record
@@ -190,20 +167,12 @@ def revoke_api_token(
 ) -> ApiTokenRecord:
     """Revoke the API token, of this account if one is given, and return it. Raises `NotFound`."""
     find_api_token(connection, token_id, account_id)
-    connection.execute(_revoke(now).where(api_tokens.c.id == token_id))
-    return find_api_token(connection, token_id)
-
-
-def revoke_api_tokens_named(connection: Connection, account_id: int, name: str, *, now: int) -> None:
-    """Revoke the account's API tokens with this name."""
-    connection.execute(_revoke(now).where(api_tokens.c.account_id == account_id, api_tokens.c.name == name))
-
-
-def _revoke(now: int) -> Update:
-    # Its secret does not find the row any more. So refusing it takes the same steps, and the same time, as refusing an
-    # unknown one, and no mistake elsewhere can reactivate it. The rest of the digest still identifies the secret.
+    # The secret no longer finds the row. So refusing it takes the same steps, and the same time, as refusing an unknown
+    # one, and no mistake elsewhere can reactivate it. The rest of the digest still identifies the secret.
     unfindable = literal("-") + func.substr(api_tokens.c.digest, 2)
-    return update(api_tokens).where(api_tokens.c.revoked_at.is_(None)).values(revoked_at=now, digest=unfindable)
+    active = update(api_tokens).where(api_tokens.c.id == token_id, api_tokens.c.revoked_at.is_(None))
+    connection.execute(active.values(revoked_at=now, digest=unfindable))
+    return find_api_token(connection, token_id)
 
 
 def _record(  # one argument for each column
@@ -213,13 +182,19 @@ def _record(  # one argument for each column
     return ApiTokenRecord(id_, account_id, name, hint, held, Role(max_role) if max_role else None, *times)
 
 
-def _check_id(new_id: int) -> None:
+def _columns(table: Table, record: type) -> Select[Any]:
+    """Select the columns that the fields of the dataclass `record` name."""
+    return select(*(table.c[each.name] for each in fields(record)))
+
+
+def _insert(connection: Connection, table: Table, kind: str, new_id: int | None, **values: Any) -> int:
+    """Insert a row and return its id: `new_id`, or the next free one. Raises `Conflict`."""
+    if new_id is None:
+        new_id = connection.execute(select(func.coalesce(func.max(table.c.id), 0) + 1)).scalar_one()
     if new_id > 2**32 - 1:
         raise Conflict("there is no next free id; choose one")
-
-
-def _insert(connection: Connection, table: Any, what: str, **values: Any) -> None:
     try:
-        connection.execute(insert(table).values(**values))
+        connection.execute(insert(table).values(id=new_id, **values))
     except IntegrityError as error:
-        raise Conflict(f"{what} exists already") from error
+        raise Conflict(f"{kind} {new_id} exists already") from error
+    return new_id

@@ -101,11 +101,6 @@ class Access(msgspec.Struct, frozen=True):
             return None
         return self.user, self.role
 
-    @property
-    def has_access(self) -> bool:
-        """Whether the user is a member and not disabled."""
-        return self.member is not None
-
 
 class ProvisionRequest(msgspec.Struct, frozen=True):
     """A person to be made a member of an account at `now` (Unix seconds), and created if unknown."""
@@ -130,13 +125,7 @@ def _lookup_statement(database: Database) -> Select[Any]:
     batch = database.batch(digest=String(), email=String())
     return (
         select(
-            api_tokens.c.id,
-            api_tokens.c.account_id,
-            api_tokens.c.scopes,
-            api_tokens.c.max_role,
-            api_tokens.c.expires_at,
-            api_tokens.c.revoked_at,
-            api_tokens.c.last_used_at,
+            *(api_tokens.c[name] for name in ApiToken.__struct_fields__),
             users.c.id,
             users.c.disabled_at,
             memberships.c.role,
@@ -144,12 +133,13 @@ def _lookup_statement(database: Database) -> Select[Any]:
         .select_from(batch)
         .outerjoin(api_tokens, api_tokens.c.digest == batch.c.digest)
         .outerjoin(users, users.c.email == batch.c.email)
-        .outerjoin(
-            memberships,
-            and_(memberships.c.user_id == users.c.id, memberships.c.account_id == api_tokens.c.account_id),
-        )
+        .outerjoin(memberships, _is_membership(users.c.id, api_tokens.c.account_id))
         .order_by(batch.c.position)
     )
+
+
+def _is_membership(user_id: ColumnElement[int], account_id: ColumnElement[int]) -> ColumnElement[bool]:
+    return and_(memberships.c.user_id == user_id, memberships.c.account_id == account_id)
 
 
 class Lookups(GroupCommit[Lookup, Found]):
@@ -190,10 +180,7 @@ def with_members(batch: FromClause) -> FromClause:
     """Join a batch's `user_id`, `account_id` and `team_id` with user, membership and team, where these exist."""
     return (
         batch.outerjoin(users, users.c.id == batch.c.user_id)
-        .outerjoin(
-            memberships,
-            and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id),
-        )
+        .outerjoin(memberships, _is_membership(batch.c.user_id, batch.c.account_id))
         .outerjoin(teams, and_(teams.c.id == batch.c.team_id, teams.c.account_id == batch.c.account_id))
     )
 
@@ -278,9 +265,8 @@ def _join_statement(database: Database) -> "ReturningInsert[Any]":
 @cache
 def _roles_statement(database: Database) -> Select[Any]:
     batch = database.batch(user_id=BigInteger(), account_id=BigInteger())
-    return select(memberships.c.user_id, memberships.c.account_id, memberships.c.role).join(
-        batch, and_(memberships.c.user_id == batch.c.user_id, memberships.c.account_id == batch.c.account_id)
-    )
+    found = select(memberships.c.user_id, memberships.c.account_id, memberships.c.role)
+    return found.join(batch, _is_membership(batch.c.user_id, batch.c.account_id))
 
 
 class Provisioning(GroupCommit[ProvisionRequest, Provisioned]):
@@ -306,7 +292,7 @@ def provision(database: Database, connection: Connection, people: Sequence[Provi
     ids = dict(created)
     disabled: set[str] = set()
     if known := [[email] for email in first_of if email not in created]:
-        # A new statement: the snapshot of the INSERT cannot contain a row for which it waited, of another node.
+        # A new statement, because the INSERT's snapshot lacks rows of other nodes whose commit it waited for.
         for email, user_id, disabled_at in rows(connection, _find_users_statement(database), batch_parameter(known)):
             ids[email] = user_id
             if disabled_at is not None:

@@ -74,21 +74,14 @@ def list_memberships(connection: Connection, user_id: int) -> list[Membership]:
     """Return the accounts of a user with the role in each, by account id."""
     rows = connection.execute(
         select(accounts.c.id, accounts.c.name, memberships.c.role)
-        .join_from(memberships, accounts, memberships.c.account_id == accounts.c.id)
+        .join_from(memberships, accounts)
         .where(memberships.c.user_id == user_id)
         .order_by(accounts.c.id)
     )
     return [Membership(account_id, name, Role(role)) for account_id, name, role in rows]
 
 
-_COLUMNS = (
-    users.c.id,
-    users.c.email,
-    users.c.first_name,
-    users.c.last_name,
-    memberships.c.role,
-    users.c.disabled_at,
-)
+_COLUMNS = (users.c.id, users.c.email, users.c.first_name, users.c.last_name, memberships.c.role, users.c.disabled_at)
 
 
 def list_members(
@@ -101,7 +94,7 @@ def list_members(
         conditions.append(
             or_(users.c.email.icontains(search, autoescape=True), name.icontains(search, autoescape=True))
         )
-    found = select(*_COLUMNS).join_from(memberships, users, memberships.c.user_id == users.c.id).where(*conditions)
+    found = select(*_COLUMNS).join_from(memberships, users).where(*conditions)
     page = (
         found.order_by(func.lower(users.c.last_name), func.lower(users.c.first_name), users.c.id)
         .offset(offset)
@@ -113,12 +106,8 @@ def list_members(
 
 def find_member(connection: Connection, account_id: int, user_id: int) -> Member:
     """Return the member. Raises `NotFound`."""
-    rows = connection.execute(
-        select(*_COLUMNS)
-        .join_from(memberships, users, memberships.c.user_id == users.c.id)
-        .where(*_membership(account_id, user_id))
-    )
-    for row in rows:
+    found = select(*_COLUMNS).join_from(memberships, users).where(*_membership(account_id, user_id))
+    for row in connection.execute(found):
         return _member(*row)
     raise NotFound(f"user {user_id} is not a member of account {account_id}")
 
@@ -136,7 +125,7 @@ def as_admin(work: Callable[[Connection], T], *, account_id: int, admin_id: int)
     def guarded(connection: Connection) -> T:
         # The lock on the account's row serialises changes to its members. Without it, two admins could demote each
         # other at the same moment, because each transaction still sees the other as the remaining admin. FOR NO KEY
-        # UPDATE lets new members join in parallel, whose membership refers to the row.
+        # UPDATE does not block new members, whose memberships refer to the row.
         connection.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update(key_share=True))
         if connection.execute(_admins(account_id).where(users.c.id == admin_id)).first() is None:
             raise NotAnAdmin(f"user {admin_id} is not an admin of account {account_id}")
@@ -213,10 +202,11 @@ def sign_out_user(connection: Connection, user_id: int, *, database: Database) -
 
 
 def _next_sessions_from(*before: int, now: int, ahead: int) -> int:
-    """Return the `sessions_from` that ends what began up to `now`, and what `before` has dated to a later second.
+    """Return the `sessions_from` that ends all present sessions.
 
-    `before` is each `sessions_from` by which a session may be dated. Raises `Overloaded` if the result would be more
-    than `ahead` seconds after `now`: nodes refuse sessions from too far in the future.
+    These began up to `now` (Unix seconds), or at one of `before`, the present values of `sessions_from`, which may be
+    later. Raises `Overloaded` if the result would be more than `ahead` seconds after `now`: nodes refuse sessions from
+    too far in the future.
     """
     later = max(*before, now) + 1
     if later > now + ahead:
@@ -233,7 +223,7 @@ def _admins(account_id: int) -> Select[tuple[int]]:
     """Select the members that can act as admins: disabled ones cannot."""
     return (
         select(users.c.id)
-        .join_from(memberships, users, memberships.c.user_id == users.c.id)
+        .join_from(memberships, users)
         .where(memberships.c.account_id == account_id, memberships.c.role == Role.ADMIN, users.c.disabled_at.is_(None))
     )
 

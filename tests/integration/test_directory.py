@@ -159,7 +159,7 @@ def test_a_revoked_api_token_is_not_found(database: Database) -> None:
             )
         administration.revoke_api_token(connection, created_tokens[0][0], now=NOW)
         administration.revoke_api_token(connection, created_tokens[0][0], now=NOW + 1)
-        administration.revoke_api_tokens_named(connection, ACCOUNT, "two", now=NOW)
+        administration.revoke_api_token(connection, created_tokens[1][0], account_id=ACCOUNT, now=NOW)
     found = look_up(database, *(Lookup(digest(secret), "") for _, secret in created_tokens))
     assert [each.api_token and each.api_token.id for each in found] == [None, None, created_tokens[2][0]]
     # The rest of the digest stays, so that a leaked API token can still be identified.
@@ -203,7 +203,7 @@ def test_each_access_check_in_a_batch_gets_its_own_result(database: Database, pe
     }
     queries = [*expected, *reversed(expected)] * 30
     assert access_of(database, *queries) == [expected[query] for query in queries]
-    with_access = {query for query, access in expected.items() if access.has_access}
+    with_access = {query for query, access in expected.items() if access.member is not None}
     assert with_access == {
         AccessQuery(amy, ACCOUNT),
         AccessQuery(amy, ACCOUNT, TEAM),

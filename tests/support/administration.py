@@ -11,7 +11,6 @@ from sso_service.database.accounts import (
     create_api_token,
     list_api_tokens_of,
     revoke_api_token,
-    revoke_api_tokens_named,
 )
 from sso_service.database.members import find_user, list_memberships, sign_out_member
 from sso_service.database.transactions import Database
@@ -28,7 +27,6 @@ __all__ = [
     "list_memberships",
     "remove_member",
     "revoke_api_token",
-    "revoke_api_tokens_named",
     "set_role",
     "sign_out_member",
     "sign_out_user",

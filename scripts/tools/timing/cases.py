@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from sqlalchemy import insert, update
+from sqlalchemy import insert, select, update
 
 from sso_service import keyring, tokens
 from sso_service.database import accounts, migrations, open_database
@@ -71,7 +71,8 @@ def _api_tokens(service: Node, database: Database) -> Iterator[Case]:
         for name, pool in (("well", revoked), ("badly", badly_revoked)):
             rows = [{**common, "name": name, "digest": digest(secret)} for secret in pool]
             connection.execute(insert(api_tokens), rows)
-        accounts.revoke_api_tokens_named(connection, account_id, "well", now=now)
+        for token_id in connection.scalars(select(api_tokens.c.id).where(api_tokens.c.name == "well")).all():
+            accounts.revoke_api_token(connection, token_id, now=now)
         connection.execute(update(api_tokens).where(api_tokens.c.name == "badly").values(revoked_at=now))
 
     async def authorize(secret: str) -> None:

@@ -225,7 +225,7 @@ def demo(demos: Callable[..., Demo]) -> Demo:
         provision(database, connection, crowd)
         administration.disable_user(connection, "jim.poe@example.com", now=now)
         for name, lifetime in {"Intranet": 365 * 86400, "Expired": -1, "Revoked": 86400}.items():
-            administration.create_api_token(
+            token_id, _ = administration.create_api_token(
                 connection,
                 account_id=DEMO_ACCOUNT,
                 name=name,
@@ -234,7 +234,7 @@ def demo(demos: Callable[..., Demo]) -> Demo:
                 now=now,
                 expires_at=now + lifetime,
             )
-        administration.revoke_api_tokens_named(connection, DEMO_ACCOUNT, "Revoked", now=now)
+        administration.revoke_api_token(connection, token_id, now=now)  # the last one
     for person in (JANE, LONG):
         demo.link(person)
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
