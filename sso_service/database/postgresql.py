@@ -24,7 +24,6 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    literal_column,
     select,
 )
 from sqlalchemy.dialects import postgresql
@@ -32,13 +31,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.types import TypeEngine
 
 from sso_service.database.reconnecting import Reconnecting
-from sso_service.database.transactions import (
-    BUSY_TIMEOUT,
-    POOL_SIZE,
-    Database,
-    send_commit,
-    transaction,
-)
+from sso_service.database.transactions import BUSY_TIMEOUT, POOL_SIZE, Database, json_batch, send_commit, transaction
 from sso_service.errors import OutcomeUnknown, Unavailable
 
 _PREPARE_AFTER = 5  # executions on one connection
@@ -113,11 +106,7 @@ class PostgresqlDatabase(Database):
     def batch(self, **columns: TypeEngine[Any]) -> FromClause:
         elements = func.json_array_elements(cast(bindparam("batch", type_=String()), JSON))
         given = elements.table_valued("value", with_ordinality="key").render_derived()
-        values = [
-            cast(given.c.value.op("->>")(literal_column(str(index))), type_).label(name)
-            for index, (name, type_) in enumerate(columns.items())
-        ]
-        return select((given.c.key - 1).label("position"), *values).select_from(given).subquery("batch")
+        return json_batch(given, given.c.key - 1, columns)
 
     def pairs(self, position: ColumnElement[int], number: ColumnElement[int]) -> ColumnElement[str]:
         return cast(func.json_agg(func.json_build_array(position, number)), String)
@@ -150,8 +139,8 @@ def _commit(connection: Connection, commit: str) -> None:
     warnings: list[str] = connection.info.setdefault("warnings", [])
     warnings.clear()
     send_commit(connection, commit, refusal=_NO_STANDBY)
-    # A commit that did not wait for its synchronous standby is reported with a warning only. It is not durable in the
-    # way that was asked for.
+    # A commit that did not wait for its synchronous standby is reported with a warning only. It may not survive a
+    # failover.
     if warnings:
         connection.invalidate()
         raise OutcomeUnknown("; ".join(warnings))
@@ -193,8 +182,8 @@ def _engine(url: URL) -> Engine:
 
         connection.add_notice_handler(keep_warning)
         record.info["warnings"] = warnings
-        # Another thread shuts this socket down when the server does not answer. It is a duplicate, so that this can
-        # never hit a descriptor that was closed and reused.
+        # Another thread shuts this socket down when the server does not answer. It is a duplicate, because the original
+        # descriptor could have been closed and reused by then.
         record.info["socket"] = socket.socket(fileno=os.dup(connection.fileno()))
 
     @event.listens_for(engine, "checkout")

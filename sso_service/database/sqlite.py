@@ -22,14 +22,13 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
-    literal_column,
     select,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
-from sso_service.database.transactions import BUSY_TIMEOUT, POOL_SIZE, Database, send_commit, transaction
+from sso_service.database.transactions import BUSY_TIMEOUT, POOL_SIZE, Database, json_batch, send_commit, transaction
 from sso_service.errors import OutcomeUnknown, Unavailable
 
 _POLL = 0.002  # seconds between two attempts to become the writer
@@ -84,11 +83,7 @@ class SqliteDatabase(Database):
 
     def batch(self, **columns: TypeEngine[Any]) -> FromClause:
         given = func.json_each(bindparam("batch", type_=String())).table_valued("key", "value")
-        values = [
-            cast(given.c.value.op("->>")(literal_column(str(index))), type_).label(name)
-            for index, (name, type_) in enumerate(columns.items())
-        ]
-        return select(given.c.key.label("position"), *values).select_from(given).subquery("batch")
+        return json_batch(given, given.c.key, columns)
 
     def pairs(self, position: ColumnElement[int], number: ColumnElement[int]) -> ColumnElement[str]:
         return func.json_group_array(func.json_array(position, number), type_=String())
@@ -129,9 +124,9 @@ def _engine(url: URL) -> Engine:
 def _refuse_read_only(connection: sqlite3.Connection) -> None:
     """Raise `sqlite3.OperationalError` if the connection cannot write.
 
-    SQLite opens a file that it cannot write for reading, and reports that only at the first write. The connection then
-    stays read-only when the file becomes writable again, and so do all others of this process, which share the index of
-    the log.
+    If a file is not writable, SQLite opens it read-only and reports that only at the first write. The connection stays
+    read-only even when the file becomes writable again. So do all other connections of this process, because they share
+    the index of the write-ahead log.
     """
     connection.execute("PRAGMA busy_timeout = 0")
     connection.execute("BEGIN")

@@ -10,7 +10,18 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
 import msgspec
-from sqlalchemy import URL, ColumnElement, Connection, Engine, Executable, FromClause, Table
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Executable,
+    FromClause,
+    Table,
+    cast,
+    literal_column,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -185,6 +196,15 @@ def reason(error: BaseException) -> str:
 def ended_for_another(error: BaseException) -> bool:
     """Return whether it is a serialization failure or a deadlock (PostgreSQL, appendix A: 40001, 40P01)."""
     return getattr(getattr(error, "orig", None), "sqlstate", None) in {"40001", "40P01"}
+
+
+def json_batch(given: FromClause, position: ColumnElement[int], columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
+    """Return `position` and `columns` of the JSON arrays in the column `value` of `given`, for `Database.batch`."""
+    values = [
+        cast(given.c.value.op("->>")(literal_column(str(index))), type_).label(name)
+        for index, (name, type_) in enumerate(columns.items())
+    ]
+    return select(position.label("position"), *values).select_from(given).subquery("batch")
 
 
 def batch_parameter(rows: Iterable[Sequence[object]]) -> dict[str, str]:
