@@ -22,7 +22,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
 
 from sqlalchemy import Connection
@@ -47,29 +48,27 @@ Op = TypeVar("Op")
 Result = TypeVar("Result")
 
 Transaction = Literal["reading", "writing", "consuming"]
-"""A method of `Database`: the transaction in which a batch runs."""
+"""The method of `Database` that begins the transaction of a batch."""
 
 Observer = Callable[[int, float], None]
 """Called with the size of each committed batch and the seconds that its transaction took."""
 
 
+@dataclass(slots=True, eq=False)
 class _Waiting(Generic[Op, Result]):
     """An operation with the future of its result and its deadline (monotonic seconds)."""
 
-    __slots__ = ("deadline", "future", "op")
-
-    def __init__(self, op: Op, future: "asyncio.Future[Result]", deadline: float) -> None:
-        self.op = op
-        self.future = future
-        self.deadline = deadline
+    op: Op
+    future: "asyncio.Future[Result]"
+    deadline: float
 
 
+@dataclass(slots=True, eq=False)
 class _Run(Generic[Op, Result]):
     """One run of a worker thread: the batch that it has taken, and the socket to the server (None for SQLite)."""
 
-    def __init__(self) -> None:
-        self.batch: Sequence[_Waiting[Op, Result]] = ()
-        self.socket: socket.socket | None = None
+    batch: Sequence[_Waiting[Op, Result]] = ()
+    raw_socket: socket.socket | None = None
 
 
 class GroupCommit(ABC, Generic[Op, Result]):
@@ -180,9 +179,9 @@ class GroupCommit(ABC, Generic[Op, Result]):
             # All callers of this batch have been answered, and the operations behind it must not wait for it either.
             # The server gets no message: the thread stops waiting, and its connection is thrown away.
             with self._handover:
-                if run.socket is not None:
+                if run.raw_socket is not None:
                     with suppress(OSError):
-                        run.socket.shutdown(socket.SHUT_RDWR)
+                        run.raw_socket.shutdown(socket.SHUT_RDWR)
             self._next()
         self._timer = asyncio.get_running_loop().call_later(min(deadlines) - now, self._expire) if deadlines else None
 
@@ -199,7 +198,7 @@ class GroupCommit(ABC, Generic[Op, Result]):
             except Unavailable as error:
                 self._take_batch(run)
                 return [error] * len(run.batch)
-            run.socket = connection.info.get("socket")
+            run.raw_socket = connection.info.get("socket")
             # Taken only now: operations that arrive while the connection is opened still wait, and can be removed.
             self._take_batch(run)
             try:
@@ -207,7 +206,7 @@ class GroupCommit(ABC, Generic[Op, Result]):
             finally:
                 # Before another run gets this connection: `_expire` must not shut it down after that.
                 with self._handover:
-                    run.socket = None
+                    run.raw_socket = None
 
     def _take_batch(self, run: _Run[Op, Result]) -> None:
         with self._handover:
@@ -248,19 +247,10 @@ class GroupCommit(ABC, Generic[Op, Result]):
 
     def _attempt(self, connection: Connection, ops: Sequence[Op]) -> Sequence[Result]:
         started = time.perf_counter()
-        with self._begin(connection):
+        with getattr(self.database, self.transaction)(connection):
             results = self.run_batch(connection, ops)
         self._observe(len(ops), time.perf_counter() - started)
         return results
-
-    def _begin(self, connection: Connection) -> AbstractContextManager[None]:
-        match self.transaction:
-            case "reading":
-                return self.database.reading(connection)
-            case "writing":
-                return self.database.writing(connection)
-            case "consuming":
-                return self.database.consuming(connection)
 
 
 def _resolve(waiting: _Waiting[Op, Result], result: Result | Exception) -> None:

@@ -126,24 +126,16 @@ def redeem(database: Database, connection: Connection, redemptions: Sequence[Red
 
     This must run in a durable transaction of its own, and success must not be reported before that is committed.
     """
-    permissions = _permissions(database, connection, redemptions)
-    wanted = {
-        redemption.claims
-        for redemption, permission in zip(redemptions, permissions, strict=True)
-        if permission.refusal is None
-    }
+    permitted = list(zip(redemptions, _permissions(database, connection, redemptions), strict=True))
+    wanted = {redemption.claims for redemption, permission in permitted if permission.refusal is None}
     won = _execute(connection, _consume_statement(database), wanted)
-    # A new statement: the snapshot of the INSERT cannot contain a row for which it waited, of another node.
-    # Claims of users without access are looked up as well: the token may have been used while they had access.
-    refused = {
-        redemption.claims
-        for redemption, permission in zip(redemptions, permissions, strict=True)
-        if permission.refusal is Verdict.NO_ACCESS
-    }
+    # A new statement, because the INSERT's snapshot lacks rows of other nodes whose commit it waited for. Claims of
+    # users without access are looked up as well: the token may have been used while they had access.
+    refused = {redemption.claims for redemption, permission in permitted if permission.refusal is Verdict.NO_ACCESS}
     consumed = _execute(connection, _find_statement(), (wanted | refused) - won)
 
     results: list[Redeemed] = []
-    for redemption, permission in zip(redemptions, permissions, strict=True):
+    for redemption, permission in permitted:
         if permission.refusal is Verdict.NO_ACCESS and redemption.claims in consumed:
             results.append(Redeemed(Verdict.CONSUMED))
         elif permission.refusal is not None:
