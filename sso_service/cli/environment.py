@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -60,12 +60,9 @@ def read_keys(settings: Settings) -> KeyRing:
 @contextmanager
 def database_with_any_schema(settings: Settings) -> Iterator[Database]:
     """Yield the existing database, and close it at the end. Raises `SchemaMismatch`."""
-    database = open_database(settings)
-    try:
+    with closing(open_database(settings)) as database:
         installation.check_database_exists(database)
         yield database
-    finally:
-        database.close()
 
 
 @contextmanager
@@ -88,7 +85,7 @@ def upgrade_schema(settings: Settings, database: Database) -> str | None:
 
 
 def run(use: Callable[[Reads, Changes], Coroutine[Any, Any, T]], settings: Settings | None = None) -> T:
-    """Return the result of `use`, which gets access to the database."""
+    """Call `use` with access to the database, and return its result. Raises what `opened_database` raises."""
     with opened_database(settings or current_settings()) as database, ThreadPoolExecutor(1) as executor:
         reads = Reads(database, executor, deadline=_DEADLINE)
         changes = Changes(database, executor, deadline=_DEADLINE)
@@ -96,5 +93,5 @@ def run(use: Callable[[Reads, Changes], Coroutine[Any, Any, T]], settings: Setti
 
 
 def run_accounts(use: Callable[[Accounts], Coroutine[Any, Any, T]], settings: Settings | None = None) -> T:
-    """Return the result of `use`, which gets the use cases of administration."""
+    """Call `use` with the use cases of administration, and return its result. Raises what `run` raises."""
     return run(lambda reads, changes: use(Accounts(reads, changes)), settings)

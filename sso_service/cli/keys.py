@@ -87,7 +87,7 @@ def keys_prune(dry_run: bool, as_json: bool) -> None:
 
 
 class _Report:
-    """Reports changes to the keys: as sentences at once, or as one line of JSON at the end."""
+    """Reports changes to the keys: each as a sentence immediately, or all in one line of JSON at the end."""
 
     def __init__(self, event: str, *, as_json: bool, dry_run: bool) -> None:
         self._as_json = as_json

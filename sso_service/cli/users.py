@@ -7,7 +7,7 @@ import click
 
 from sso_service.cli.environment import ID, current_operator, run_accounts
 from sso_service.cli.output import Column, print_list, time_text
-from sso_service.database.members import Membership, UserRecord
+from sso_service.database.members import Member, Membership, UserRecord
 from sso_service.people import normalise_email
 from sso_service.permissions import Role
 from sso_service.services.accounts import Accounts
@@ -49,11 +49,7 @@ def user_show(email: str) -> None:
 @click.argument("role", type=click.Choice([role.value for role in Role]))
 def user_set_role(email: str, account_id: int, role: str) -> None:
     """Change a member's role, from the next request on."""
-    _change_member(
-        email,
-        account_id,
-        lambda accounts, user_id: accounts.set_role(current_operator(), account_id, user_id, Role(role)),
-    )
+    _change(email, lambda use, user_id: use.set_role(current_operator(), account_id, user_id, Role(role)), account_id)
     click.echo(f"{email} is {role} in account {account_id}.")
 
 
@@ -62,11 +58,7 @@ def user_set_role(email: str, account_id: int, role: str) -> None:
 @account_option
 def user_remove(email: str, account_id: int) -> None:
     """Remove a member from an account."""
-    _change_member(
-        email,
-        account_id,
-        lambda accounts, user_id: accounts.remove_member(current_operator(), account_id, user_id),
-    )
+    _change(email, lambda use, user_id: use.remove_member(current_operator(), account_id, user_id), account_id)
     click.echo(f"{email} is no longer in account {account_id}. A new login link of the account adds them again.")
 
 
@@ -74,7 +66,7 @@ def user_remove(email: str, account_id: int) -> None:
 @click.argument("email")
 def user_disable(email: str) -> None:
     """Disable a user: all current and future login tokens and sessions are refused."""
-    _change_user(email, lambda accounts, user_id: accounts.disable_user(current_operator(), user_id))
+    _change(email, lambda use, user_id: use.disable_user(current_operator(), user_id))
     click.echo(f"{email} is disabled.")
 
 
@@ -82,7 +74,7 @@ def user_disable(email: str) -> None:
 @click.argument("email")
 def user_enable(email: str) -> None:
     """Undo disable."""
-    _change_user(email, lambda accounts, user_id: accounts.enable_user(current_operator(), user_id))
+    _change(email, lambda use, user_id: use.enable_user(current_operator(), user_id))
     click.echo(f"{email} is enabled.")
 
 
@@ -90,21 +82,19 @@ def user_enable(email: str) -> None:
 @click.argument("email")
 def user_sign_out(email: str) -> None:
     """End all sessions of a user, in all accounts."""
-    _change_user(email, lambda accounts, user_id: accounts.sign_out_user(current_operator(), user_id))
+    _change(email, lambda use, user_id: use.sign_out_user(current_operator(), user_id))
     click.echo(f"{email} is signed out everywhere.")
 
 
-def _change_user(email: str, change: Change) -> None:
-    async def use(accounts: Accounts) -> None:
-        found = await accounts.find_user(normalise_email(email))
+def _change(email: str, change: Change, account_id: int | None = None) -> None:
+    """Make a change to the user with this address, who must be a member of the account if one is given."""
+
+    async def find_and_change(accounts: Accounts) -> None:
+        address = normalise_email(email)
+        if account_id is None:
+            found: UserRecord | Member = await accounts.find_user(address)
+        else:
+            found = await accounts.find_member_by_email(account_id, address)
         await change(accounts, found.id)
 
-    run_accounts(use)
-
-
-def _change_member(email: str, account_id: int, change: Change) -> None:
-    async def use(accounts: Accounts) -> None:
-        member = await accounts.find_member_by_email(account_id, normalise_email(email))
-        await change(accounts, member.id)
-
-    run_accounts(use)
+    run_accounts(find_and_change)
