@@ -30,17 +30,28 @@ def problem_of(error: Exception) -> Problem | None:
     return api_problem(error) if isinstance(error, ServiceError) else None
 
 
-class UnavailableLog:
-    """Logs 503 answers without a line for each: the first one, then a count at intervals, and the end."""
+class ErrorResponses:
+    """Turns errors into responses, and logs those that are answered with 503.
+
+    These do not get a log line each. The log has the first one, then a count at intervals, and the end.
+    """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None  # the event loop in which the next line is due
         self._last = ""
         self._more = 0
 
-    def note(self, code: str, error: Exception) -> None:
-        """Count a request that was answered with 503 because of `error`."""
-        self._last = f"{code}: {error}"
+    def json(self, error: Exception) -> Response:
+        """Return the JSON response to any error. A bug gets 500; the caller raises it again for the server's log."""
+        described = problem_of(error) or problem("internal_error")
+        self.note(described, error)
+        return json_error(described)
+
+    def note(self, described: Problem, error: Exception) -> None:
+        """Log the error if it is answered with 503."""
+        if described.status != 503:
+            return
+        self._last = f"{described.code}: {error}"
         if self._loop is (loop := asyncio.get_running_loop()):
             self._more += 1
             return
@@ -58,21 +69,3 @@ class UnavailableLog:
         else:
             log.info("no request got 503 in the last %.0f s", _LOG_INTERVAL)
             self._loop = None
-
-
-class ErrorResponses:
-    """Turns errors into responses, and logs those that are answered with 503."""
-
-    def __init__(self) -> None:
-        self._unavailable = UnavailableLog()
-
-    def note(self, described: Problem, error: Exception) -> None:
-        """Log the error if it is answered with 503."""
-        if described.status == 503:
-            self._unavailable.note(described.code, error)
-
-    def json(self, error: Exception) -> Response:
-        """Return the JSON response to any error. A bug gets 500; the caller raises it again for the server's log."""
-        described = problem_of(error) or problem("internal_error")
-        self.note(described, error)
-        return json_error(described)
