@@ -14,8 +14,8 @@ from sso_service.client.calls import Call
 from sso_service.client.errors import SSOError, Unavailable
 
 _KEEP_ALIVE = 2.0
-"""Seconds for which an idle connection is kept. Servers close theirs after 5 (uvicorn) or more. A request that crosses
-the server's closing would be lost with its outcome unknown, and its user would need a new link."""
+"""Seconds for which an idle connection is kept: less than the 5 (uvicorn) or more of servers. The outcome of a request
+that is sent while the server closes the connection would be unknown, and its user would need a new link."""
 
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 2.0
 """Seconds before a retry, if the service does not send `Retry-After`."""

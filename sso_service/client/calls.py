@@ -28,6 +28,7 @@ from sso_service.client.errors import (
     UserDisabled,
 )
 from sso_service.client.models import Created, Login, Verification
+from sso_service.http import ErrorBody
 
 Result = TypeVar("Result")
 
@@ -59,16 +60,6 @@ class Revoked(msgspec.Struct, frozen=True):
     """The response to a revocation: False if the login token was used before."""
 
     revoked: bool
-
-
-class _ErrorFields(msgspec.Struct, frozen=True):
-    code: str
-    message: str
-    details: dict[str, str] = {}
-
-
-class _ErrorBody(msgspec.Struct, frozen=True):
-    error: _ErrorFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +98,14 @@ def read_response(call: Call[Result], response: httpx.Response) -> Result:
     try:
         if response.is_success:
             return msgspec.json.decode(response.content, type=call.result)
-        error = msgspec.json.decode(response.content, type=_ErrorBody).error
+        error = msgspec.json.decode(response.content, type=ErrorBody).error
     except _UNDECODABLE:
-        # The message repeats nothing of the response: its sender may have copied the request, with its tokens, into it.
+        # The message quotes nothing from the response, which may contain a copy of the request with its tokens.
         message = f"The response with status {status} does not come from the service."
         raise UnexpectedAnswer("unexpected_answer", message, status, None, _retry_after(response)) from None
-    # An unknown failure may have happened before or after the operation was done.
+    # With an unknown code and a status of 500 or more, the operation may have been done or not.
     error_class = _ERRORS.get(error.code, OutcomeUnknown if status >= 500 else SSOError)
-    raise error_class(error.code, error.message, status, error.details, _retry_after(response))
+    raise error_class(error.code, error.message, status, error.details or None, _retry_after(response))
 
 
 def without_response(call: Call[Any], error: httpx.HTTPError) -> SSOError:

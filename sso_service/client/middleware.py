@@ -3,8 +3,8 @@
     app.add_middleware(SSOLogin, service_url="https://sso.example", api_token="wf_live_...")
 
 For Starlette, FastAPI and other ASGI applications. Requires the extra `client`. The API token needs the scope
-`verify:sso`: the service consumes the login token and returns the user. Login links are held to the same rules as at
-the service's own login.
+`verify:sso`: the service consumes the login token and returns the user. Login links follow the same rules as at the
+service's own login.
 """
 
 import hmac
@@ -132,7 +132,7 @@ class SSOLogin:
         """Return the response to a login link with these values of `sso` and the rest of its query."""
         raw_path = scope.get("raw_path") or quote(scope["path"]).encode()
         proofs, query = split_parameter(query, "sso_switch")
-        # A repeated parameter is no token: otherwise an attacker who adds one might choose which of them is read.
+        # If repeated, the request has no valid token: otherwise an attacker who adds one chooses which of them is read.
         token = values[0].decode("latin-1") if len(values) == 1 else ""
         try:
             path = judge(raw_path)

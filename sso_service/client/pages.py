@@ -52,7 +52,7 @@ _HEADERS = {
 def refusal(scope: Scope, code: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return the response for an error code: a page, or JSON if the request prefers it.
 
-    It repeats nothing of the request. `headers` replace those of the table.
+    It quotes nothing from the request. `headers` replace those of the table.
     """
     problem = page_problem(code)
     lines = {**problem.headers, **(headers or {})}
@@ -62,7 +62,7 @@ def refusal(scope: Scope, code: str, headers: Mapping[str, str] | None = None) -
 
 
 def switch_page(scope: Scope, current: str, href: str) -> Response:
-    """Return the page that asks whether another user may replace `current`, an e-mail address. `href` agrees."""
+    """Return the page that asks whether another user may replace `current`, an e-mail address. `href` confirms it."""
     return _page(scope, "switch", 200, {}, current=current, href=href)
 
 
