@@ -21,7 +21,7 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,13 @@ class KeyRing:
         ends = [*(successor.signs_from for successor in self.entries[1:]), None]
         self._with_ends = tuple(zip(self.entries, ends, strict=False))[::-1]  # newest first, the last without an end
 
-    def in_charge(self, now: int) -> Entry | None:
+    def current_entry(self, now: int) -> Entry | None:
         """Return the latest entry whose `signs_from` has passed at `now`: a key, a tombstone, or None."""
         return next((entry for entry in reversed(self.entries) if entry.signs_from <= now), None)
 
     def signing_key(self, now: int) -> SigningKey:
         """Return the key that signs at `now`. Raises `NoSigningKey` if there is none, or if it was revoked."""
-        entry = self.in_charge(now)
+        entry = self.current_entry(now)
         if not isinstance(entry, SigningKey):
             raise NoSigningKey("no key may sign now; create one: sso-service keys rotate --lead 0")
         return entry
@@ -117,9 +117,9 @@ class KeyRing:
         return [entry for entry in reversed(self.entries) if isinstance(entry, SigningKey)]
 
     def spent(self, now: int, lifetime: int) -> list[Entry]:
-        """Return the entries that no longer verify anything and have only such entries before them, oldest first.
+        """Return the entries before the oldest key that still verifies, oldest first. They can be deleted.
 
-        A tombstone is not among them while an older key still verifies: without it, that key would sign again.
+        A tombstone after that key is not among them: without the tombstone, the key could sign again.
         """
         verifying = {key.id for key in self.verifying_keys(now, lifetime)}
         spent: list[Entry] = []
@@ -134,7 +134,7 @@ class KeyRing:
 
 
 def load(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return the entries of a directory by id, and the problem with each file that cannot be used, by id.
+    """Return the entries of a directory, and the problems of files that cannot be used, both by key id.
 
     Raises `KeyDirectoryUnreadable`.
     """
@@ -154,7 +154,7 @@ def _load_once(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".json") and not name.startswith("."))
     except OSError as error:
-        raise KeyDirectoryUnreadable(f"cannot list the key directory {directory}: {error.strerror}") from error
+        raise _unlistable(directory, error) from error
     for name in names:
         key_id = name.removesuffix(".json")
         try:
@@ -174,7 +174,11 @@ def _modified_at(directory: str | Path) -> int:
     try:
         return os.stat(directory).st_mtime_ns
     except OSError as error:
-        raise KeyDirectoryUnreadable(f"cannot list the key directory {directory}: {error.strerror}") from error
+        raise _unlistable(directory, error) from error
+
+
+def _unlistable(directory: str | Path, error: OSError) -> KeyDirectoryUnreadable:
+    return KeyDirectoryUnreadable(f"cannot list the key directory {directory}: {error.strerror}")
 
 
 def rotate(directory: Path, *, now: int, lead: int = ROTATION_LEAD) -> SigningKey:
@@ -189,8 +193,8 @@ def rotate(directory: Path, *, now: int, lead: int = ROTATION_LEAD) -> SigningKe
 def revoke(directory: Path, key_id: str, *, now: int) -> list[SigningKey]:
     """Replace the file of a key with a tombstone.
 
-    Returns the new keys: they sign where a tombstone would otherwise leave the service without a signing key. A
-    tombstone stays as it is. Raises `UnknownKey` or `KeyDirectoryUnreadable`.
+    Returns the keys that were created so that a key always signs. A key that is a tombstone already is not changed.
+    Raises `UnknownKey` or `KeyDirectoryUnreadable`.
     """
     entries, broken = load(directory)
     if key_id not in entries.keys() | broken.keys():
@@ -237,7 +241,7 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise KeyDirectoryUnreadable(f"cannot list the key directory {directory}: {error.strerror}") from error
+        raise _unlistable(directory, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -255,19 +259,18 @@ def _revoke(directory: Path, entries: dict[str, Entry], key_ids: list[str], *, n
         if not isinstance(entry, Tombstone):
             tombstones.append(Tombstone(key_id, entry.signs_from if entry else now, revoked_at=now))
             after[key_id] = tombstones[-1]
-    # The new keys are written before the tombstones, so a key may sign at every moment. A new key is needed wherever a
-    # tombstone would take its turn: now, or later if a pending key was revoked.
+    # The new keys are written before the tombstones, so a key may sign at every moment. A new key is needed whenever a
+    # tombstone would be the current entry: now, or later if a pending key was revoked.
     new_keys: list[SigningKey] = []
     for moment in sorted({now, *(entry.signs_from for entry in after.values() if entry.signs_from > now)}):
-        if isinstance(tombstone := KeyRing(after.values()).in_charge(moment), Tombstone):
-            # It signs from the tombstone's `signs_from`, not from `now`: a node whose clock is behind would otherwise
-            # find the tombstone in charge until then.
+        if isinstance(tombstone := KeyRing(after.values()).current_entry(moment), Tombstone):
+            # It signs from the tombstone's `signs_from`, not from `now`. Otherwise the tombstone would be the current
+            # entry for a while on a node whose clock is behind.
             key = _write_new_key(directory, after.values(), created_at=now, signs_from=tombstone.signs_from)
             after[key.id] = key
             new_keys.append(key)
     for tombstone in tombstones:
-        content = {"id": tombstone.id, "signs_from": tombstone.signs_from, "revoked_at": tombstone.revoked_at}
-        _write(directory, tombstone.id, content)
+        _write(directory, tombstone.id, asdict(tombstone))
     return new_keys
 
 

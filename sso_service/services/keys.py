@@ -52,7 +52,7 @@ class Keys:
     def describe(self, ring: KeyRing) -> list[ListedKey]:
         """Return each key of `ring` with its present use, newest first."""
         now = self._now()
-        signing = ring.in_charge(now)
+        signing = ring.current_entry(now)
         verifying = {key.id for key in ring.verifying_keys(now, self._lifetime)}
 
         def state(entry: Entry) -> KeyState:
@@ -72,7 +72,7 @@ class Keys:
         This needs no lock: two processes that both create a key do no harm.
         """
         entries, _ = keyring.load(self._directory)
-        if isinstance(KeyRing(entries.values()).in_charge(self._now()), SigningKey):
+        if isinstance(KeyRing(entries.values()).current_entry(self._now()), SigningKey):
             return None
         return self.rotate(actor, lead=0)
 
