@@ -248,7 +248,7 @@ class MethodNotAllowed(RequestError):
 
 
 class PathError(RequestError):
-    """The path is not one that a login may lead to."""
+    """A login must not redirect to this path."""
 
     code = "bad_path"
 
@@ -273,8 +273,8 @@ class DatabaseError(ServiceError):
 class Unavailable(DatabaseError):
     """The operation cannot be done at the moment, and nothing happened.
 
-    `retryable`: the server ended the transaction in favour of another one, so a retry may succeed. Not `begun`: the
-    transaction did not even begin, so its operations cannot be the cause.
+    `retryable` is true if the server aborted the transaction because of another one, so a retry may succeed. `begun` is
+    false if the transaction never began, so its operations cannot be the cause.
     """
 
     code = "unavailable"
@@ -311,7 +311,7 @@ class NotFound(AccountError):
 
 
 class Conflict(AccountError):
-    """It exists already. The message names it."""
+    """The account or team exists already. The message names it."""
 
 
 class NotAnAdmin(AccountError):

@@ -32,8 +32,8 @@ def header(scope: Scope, name: bytes) -> str:
 def bearer(scope: Scope) -> str | None:
     """Return the secret in `Authorization: Bearer <secret>` (RFC 6750 section 2.1).
 
-    None if the header is missing, has another scheme, or occurs more than once: of two secrets, a proxy and this
-    service might each read another one.
+    None if the header is missing, has another scheme, or occurs more than once: a proxy and this service might read
+    different ones.
     """
     match headers(scope, b"authorization"):
         case [value]:
@@ -105,8 +105,8 @@ def is_same_origin(scope: Scope) -> bool:
     match headers(scope, b"origin"):
         case [origin]:
             scheme, _, host = origin.partition("://")
-            # Behind a proxy that does not forward the scheme the service sees http and cannot judge an https origin.
-            # On https, a page on http may come from an attacker between the browser and its server.
+            # An https origin is always accepted: behind a proxy that does not forward the scheme, the service sees
+            # http. An http origin is refused on https: an attacker in the network can serve such a page.
             return host == header(scope, b"host") != "" and (scheme == "https" or scheme == scope["scheme"])
     return False
 
@@ -171,16 +171,13 @@ class Problem:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-JSON_HEADERS = {
-    "Content-Type": "application/json",
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-}
+JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 """Headers of every JSON response: caches must not keep it, and browsers must not guess another type."""
 
 
+# The OpenAPI document is derived from these two classes and contains their docstrings.
 class ErrorFields(msgspec.Struct, frozen=True):
-    """An error. The OpenAPI document describes it from this class, like `ErrorBody`."""
+    """An error."""
 
     code: str
     message: str

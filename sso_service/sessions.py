@@ -21,7 +21,6 @@ from sso_service.tokens import CLOCK_ALLOWANCE
 FORM_LIFETIME = 300
 """Seconds for which a confirmation page can be submitted: the default lifetime of the login token behind it."""
 
-
 COOKIE_LENGTH = 128
 """Maximum length of a cookie value in characters. Genuine ones have at most 82."""
 
@@ -67,8 +66,8 @@ def load_session(cookie: str, session_keys: Sequence[bytes], *, now: int, lifeti
 
 
 # A browser sends its cookie with every request, and a proxy checks each request here, so verified signatures are
-# cached. That these keys signed this value never changes. A changed set of keys, such as after a revocation, is another
-# cache key. The age and the user's access are checked at each request. Refusals are not cached.
+# cached. Whether these keys signed this value never changes, and after a revocation the set of keys is another cache
+# key. The age and the user's access are checked at each request. Refusals are not cached.
 @lru_cache(maxsize=4096)
 def _signed_session(cookie: str, keys: tuple[bytes, ...]) -> Session:
     payload, issued_at = _signed(cookie, keys)
@@ -79,7 +78,7 @@ def _signed_session(cookie: str, keys: tuple[bytes, ...]) -> Session:
 
 
 def dump_form_token(token: str, target: bytes, browser: str, form_key: bytes, *, now: int) -> str:
-    """Return a form token that binds the answer of a confirmation page to what the page asked.
+    """Return a form token that binds the answer to a confirmation page to the question on that page.
 
     It is valid only for this login `token`, this `target` (path and query) and this `browser` (the value of a cookie
     that only this browser has). So another site cannot forge an answer, and an answer cannot be used for another login.
@@ -108,8 +107,8 @@ def _binding(token: str, target: bytes, browser: str) -> str:
 
 
 def _dump(payload: Any, key: bytes, *, now: int) -> str:
-    # The format of `URLSafeTimedSerializer.dumps`, with a given time. It is not used itself because it would try to
-    # compress the payload, which is too short for that.
+    # The format of `URLSafeTimedSerializer.dumps`, with a given time. That method would also try to compress the
+    # payload, which is too short for that.
     value = base64_encode(msgspec.json.encode(payload)) + b"." + base64_encode(int_to_bytes(now))
     return _signer(key).sign(value).decode("ascii")
 

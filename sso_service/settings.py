@@ -45,15 +45,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     rate_limit: str = ""
     """Requests that an API token may make in each worker, such as `100/minute`; unlimited if empty."""
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
-    """Complete requests that a worker may have in progress. Further requests get 503 `overloaded`."""
+    """Requests that a worker may have in progress, counted once their body has arrived. Further requests get 503
+    `overloaded`."""
     drain: Annotated[int, Meta(ge=0, le=300)] = 0
-    """Seconds for which a node that received SIGTERM reports not ready by `/readyz` but keeps serving."""
+    """Seconds for which a node keeps serving after SIGTERM, while `/readyz` reports not ready."""
     require_sync_standby: bool = False
     """Consume login tokens only while PostgreSQL has a synchronous standby; otherwise answer 503."""
     metrics_token: str = ""
     """Bearer token required for `/metrics` and for the details of `/readyz`. If empty, every client gets both."""
     log_format: LogFormat = "text"
-    """Format of the log: lines of text, or one JSON object a line."""
+    """Format of the log: lines of text, or one JSON object per line."""
     access_log: bool = False
     """Write a log line for each request, without its `sso` parameter."""
     tracing: bool = False

@@ -41,7 +41,7 @@ _TAG_SIZE = 16
 # lowest bits of the last character must be zero. This leaves every fourth letter of the alphabet.
 _FORM = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]", re.ASCII)
 
-# The two alphabets of base64 (RFC 4648 sections 4 and 5). binascii supports the first. The `base64` module would repeat
+# The two alphabets of base64 (RFC 4648 sections 4 and 5). binascii uses the first. The `base64` module would repeat
 # checks that `_FORM` has made.
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 _STANDARD = bytes.maketrans(b"-_", b"+/")

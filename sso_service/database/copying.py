@@ -41,7 +41,7 @@ def _copy_table(table: Table, reader: Connection, target: Database, writer: Conn
     for rows in result.mappings().partitions(_AT_ONCE):
         try:
             writer.execute(_insertion(table), [dict(row) for row in rows])
-        except (IntegrityError, DataError) as error:  # such as a key that another process has inserted since
+        except (IntegrityError, DataError) as error:  # such as a key that another process has inserted in the meantime
             raise Conflict(f"the database {target} refuses rows of the table {table.name}: {reason(error)}") from error
         copied += len(rows)
     if table.autoincrement_column is not None and not target.is_sqlite:

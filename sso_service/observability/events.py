@@ -1,4 +1,4 @@
-"""Record what a serving process does: in its metrics and in its log.
+"""Recording the events of a serving process, in its metrics and in its log.
 
 Use cases that only the service runs, such as issuing and redeeming, record here. Use cases that commands run as well
 use `audit.record`: a command has nothing to count, and must not import `prometheus_client` (see `metrics`).

@@ -55,8 +55,8 @@ NOTES = {
     "sso_request_seconds": "Observed together with `sso_requests_total`.",
     "sso_tokens_issued": "Counted with the log event `token_issued`.",
     "sso_tokens_revoked": "Counted with the log event `token_revoked`.",
-    "sso_logins": "Counted with the log events `login` and `login_refused`, and when a question or the same session "
-    "is the answer.",
+    "sso_logins": "Counted with the log events `login` and `login_refused`, when a question is asked, and when the "
+    "user is signed in already.",
     "sso_api_refusals": "Counted with the log event `api_refused`.",
     "sso_batch_size": "Observed when a transaction has been committed.",
     "sso_batch_seconds": "Observed when a transaction has been committed.",

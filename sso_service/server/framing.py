@@ -22,10 +22,9 @@ class InvalidHead(ValueError):
 class StrictProtocol(HttpToolsProtocol):
     """uvicorn's protocol on httptools with five rules of HTTP that uvicorn does not enforce.
 
-    - An upgrade request (`Upgrade`, as Java's HTTP client sends it) is declined by serving the request as if it had
-      none (RFC 9110 section 7.8). uvicorn answers before the body, and would parse the body as the next request. Behind
-      a proxy that forwards `Upgrade`, an attacker could place a request before, or around, the next one on the same
-      connection, which belongs to another client.
+    - The header `Upgrade` (Java's HTTP client sends it) is ignored, as RFC 9110 section 7.8 allows. uvicorn would
+      respond before the body arrives and parse the body as the next request. Behind a proxy that forwards `Upgrade`, an
+      attacker could insert a request before that of another client on the same connection, or enclose it in one.
     - `CONNECT` is for proxies and has no body either, so it is refused (section 9.3.6).
     - Trailers are not headers (section 6.5.1). A proxy that removes a header does not look for it after the body.
     - A request that is answered before its body is complete is the last one on its connection, and the response says so

@@ -14,7 +14,7 @@ UNIX = "unix"
 _FIRST_PASSED = 3
 """The number of the first socket that systemd passes: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
 _UDS_MODE = 0o660
-"""Clients of the unix socket are trusted like a proxy, so only our user and the file's group may connect."""
+"""Clients of the unix socket are trusted like a proxy, so only the service's user and the file's group may connect."""
 
 
 def listen(
@@ -33,7 +33,7 @@ def listen(
         return [_unix(uds)]
     if fd is not None:
         return [_passed(fd)]
-    if environ.get("LISTEN_PID") == str(os.getpid()):  # otherwise the sockets are for the process that started us
+    if environ.get("LISTEN_PID") == str(os.getpid()):  # otherwise the sockets are for the parent process
         return [_passed(_FIRST_PASSED + number) for number in range(int(environ.get("LISTEN_FDS", "1")))]
     return [_port(settings.host, settings.port)]
 

@@ -89,7 +89,7 @@ class Protocol(StrictProtocol):
         the keep-alive time-out; proxies are configured to close theirs earlier.
         """
         close = (b"connection", b"close")
-        # The list is shared by all connections. uvicorn renews it every second, but no longer while it stops.
+        # All connections share this list. uvicorn replaces it every second, but not while it stops.
         if close not in self.server_state.default_headers:
             self.server_state.default_headers.append(close)
         if self._busy:

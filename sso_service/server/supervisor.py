@@ -49,7 +49,7 @@ def run(
             factory=True,
             http="sso_service.server.protocol:Protocol",
             workers=workers,
-            access_log=False,  # uvicorn's contains the whole query, and with it login tokens; ours does not
+            access_log=False,  # uvicorn's contains whole queries with login tokens; `web.observed` logs without them
             log_config=logs.config(settings.log_format),
             server_header=False,
             ws="none",

@@ -1,1 +1,1 @@
-"""The use cases. They know the domain, and neither HTTP nor the command line."""
+"""The use cases. They depend on neither HTTP nor the command line."""

@@ -23,7 +23,7 @@ from sso_service.observability.audit import Event, EventName
 from sso_service.people import Person, check_name
 from sso_service.permissions import Role, Scope
 
-# A link to it stands on error pages, so the schemes `javascript:` and `http:` and all control characters are refused.
+# Error pages link to this URL, so the schemes `javascript:` and `http:` and all control characters are refused.
 _PORTAL_URL = re.compile(r"https://[A-Za-z0-9.-]+(:[0-9]+)?([/?#][!-~]{0,1900})?")
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The originator of a change, for the audit log: an operator, an admin, or the user themselves (neither is set)."""
+    """Who makes a change, for the audit log: an operator, an admin, or the user themselves if neither field is set."""
 
     operator: str | None = None
     """The operator's name on the machine."""

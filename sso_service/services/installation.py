@@ -39,7 +39,7 @@ class Upgrade:
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Secrets of the demo account: of its API token, and of a login token for its admin."""
+    """The secrets of the demo account: its API token, and a login token for its admin."""
 
     api_token: str
     login_token: str

@@ -53,12 +53,7 @@ class Issuing:
     """The use cases of an integration: authorize its API token, issue a login token."""
 
     def __init__(
-        self,
-        settings: Settings,
-        trust: Trust,
-        lookups: Lookups,
-        provisioning: Provisioning,
-        uses: ApiTokenUses,
+        self, settings: Settings, trust: Trust, lookups: Lookups, provisioning: Provisioning, uses: ApiTokenUses
     ) -> None:
         self._trust = trust
         self._lookups = lookups
@@ -111,10 +106,9 @@ class Issuing:
         if found.user_id is not None and found.role is not None:
             return found.user_id, found.role, False
         self._trust.signing_key()  # without one, a user would be created for a token that cannot be signed
-        request = ProvisionRequest(
-            email, person.first_name, person.last_name, _account_of(api_token), self._trust.now()
+        provisioned = await self._provisioning.submit(
+            ProvisionRequest(email, person.first_name, person.last_name, _account_of(api_token), self._trust.now())
         )
-        provisioned = await self._provisioning.submit(request)
         if provisioned.role is None:
             raise _refused(UserDisabled(), api_token, provisioned.user_id)
         return provisioned.user_id, provisioned.role, provisioned.created

@@ -90,7 +90,7 @@ class Redeeming:
         Raises `ApiTokenError` or `LoginTokenError` by their subclasses, `Unavailable` or `OutcomeUnknown`.
         """
         with _recording_refusal("api", token):
-            # Before it is consumed, so that a failure here does not cost the user their link.
+            # Verified before it is consumed, so that a failure here does not use up the link.
             verified = await self.verify(secret, token)
             claims = verified.claims
             redeemed = await self._redeem(claims, AccessQuery(claims.user_id, claims.account_id))
@@ -131,8 +131,8 @@ class Redeeming:
         """Redeem `token` for a session that may go on to `path`, or return a question that has to be answered first.
 
         `current` is the browser's present session. If it belongs to the same user in the same account, a token that was
-        used or has expired is not an error: the session goes on. `confirmed` is the answer to the question: the id of
-        the user who may be replaced, or 0 for none.
+        used or has expired is not an error: the session goes on. `confirmed` is None until the question is answered,
+        then the id of the user who may be replaced, or 0 for none.
 
         Raises `LoginTokenError` by its subclasses, `Unavailable` or `OutcomeUnknown`.
         """
@@ -205,7 +205,7 @@ class Redeeming:
     async def _redeem(self, claims: Claims, access: AccessQuery | None) -> Redeemed:
         """Consume `claims` if possible. Every use case that consumes a token does it here."""
         now = self._trust.now()
-        if claims.has_expired(now):  # since it was read
+        if claims.has_expired(now):  # it may have expired since it was read
             return Redeemed(Verdict.EXPIRED)
         return await self._redemptions.submit(Redemption(claims.pack(), access, now))
 
@@ -241,7 +241,7 @@ class Redeeming:
 
 
 def _refuse_unless_redeemable(verdict: Verdict | None) -> None:
-    """Raise the error for a verdict, except None: the token can be, or was just, redeemed."""
+    """Raise the error for `verdict`. None means that the token can be redeemed, or was just redeemed."""
     match verdict:
         case Verdict.CONSUMED:
             raise TokenConsumed

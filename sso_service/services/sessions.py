@@ -63,7 +63,7 @@ class Sessions:
     # --- access
 
     async def check(self, session: Session, team_id: int | None = None) -> SignedIn | None:
-        """Return the session with what holds now, or None if its user was signed out, disabled or removed.
+        """Return the session with its user and their role now, or None if they were signed out, disabled or removed.
 
         With `team_id`, `access.team_exists` reports whether the team belongs to the account. Raises `Unavailable`.
         """
@@ -73,7 +73,7 @@ class Sessions:
         return SignedIn(session, *member, access)
 
     async def authorize(self, session: Session, paths: Collection[StudioPath]) -> SignedIn:
-        """Return the session if its user may view every one of `paths` now. One check for each team among them.
+        """Return the session if its user may view every one of `paths` now. Each team among them costs one query.
 
         Raises `NotSignedIn`, `NoAccess` (also without any path, because then nothing was checked), `RoleForbidden` or
         `Unavailable`.
@@ -93,7 +93,7 @@ class Sessions:
     # --- forms
 
     def form_token(self, token: str, target: bytes, browser: str) -> str:
-        """Return a form token for the question whether `token` shall sign in `browser` and lead to `target`."""
+        """Return a form token for the question whether `browser` is to be signed in by `token`, to go to `target`."""
         return sessions.dump_form_token(
             token, target, browser, self._trust.signing_key().form_key, now=self._trust.now()
         )

@@ -1,1 +1,1 @@
-"""HTTP: what comes in is translated to a use case, and what comes out of it to an answer."""
+"""HTTP: translates requests to use cases, and their results to responses."""

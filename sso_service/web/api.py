@@ -27,7 +27,8 @@ Content = TypeVar("Content")
 class ApiEndpoint(Generic[Content]):
     """A POST of a JSON object by the holder of an API token with `scope`.
 
-    `read` decodes the body. `answer` receives the secret of the API token, which it checks, and what was read.
+    `read` decodes the body. `answer` gets the secret of the API token, which it must check, and the decoded body. It
+    returns the value that is sent as JSON.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ from sso_service.web.studio.sections import studio
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One of the service's own addresses. Not `limited`: answered under any load. A GET address also answers HEAD."""
+    """One of the service's own paths. It responds under any load unless it is `limited`. With GET it supports HEAD."""
 
     method: str
     path: str
@@ -40,7 +40,7 @@ class Route:
 
 
 def routing_table(node: Node, errors: ErrorResponses) -> list[Route]:
-    """Return the service's own addresses. Every other path can be the target of a login link."""
+    """Return the service's own paths. Every other path can be the target of a login link."""
     return [
         Route("POST", "/v1/sso_tokens", create_token(node)),
         Route("POST", "/v1/sso_tokens/verify", verify_token(node)),
@@ -90,8 +90,8 @@ def create_app(node: Node | None = None) -> ASGIApp:
 
 @asynccontextmanager
 async def _lifespan(node: Node, _: object) -> AsyncIterator[None]:
-    # What exists now stays. Excluding it from every collection, and collecting less often than after every 700 objects,
-    # saves a third of the time with many requests in flight.
+    # The present objects stay alive. Garbage collection skips them and runs after 20,000 new objects instead of 700,
+    # which saves a third of the time with many requests in flight.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -186,7 +186,7 @@ class Dispatcher:
 
 
 class ApiForOrigins:
-    """The application, whose API scripts of certain origins may call from a browser. Other addresses are excluded."""
+    """The application with CORS: scripts from `origins` may call the API in a browser, and no other path."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         self._app = app

@@ -12,8 +12,8 @@ from sso_service.web.session import current_session
 # nginx sends the first, Caddy and Traefik the second. A client can send either, and a proxy that only sets one of them
 # passes the other on, so every occurrence of both has to be permitted.
 _ORIGINAL_HEADERS = (b"x-original-uri", b"x-forwarded-uri")
-# Something on the way may have joined two headers (RFC 9110 section 5.3), and the second would pass for the end of the
-# first. So a value that could be several is judged both as one and as several. A value with a blank is not a URI.
+# An intermediary may have joined two headers (RFC 9110 section 5.3), and the second would look like the end of the
+# first. So a value that could be several URIs is judged both as one and as several. A value with a space is not a URI.
 _JOINED = re.compile(rb",(?=/)")
 
 
@@ -40,7 +40,7 @@ class ForwardAuth:
 
 
 def _original_paths(scope: Scope) -> list[StudioPath]:
-    """Return the paths that the proxy was asked for, without queries. Raises `NoAccess` for paths nobody may view."""
+    """Return the paths that the proxy was asked for, without queries. Raises `NoAccess` if one of them is invalid."""
     values = [value for name, value in scope["headers"] if name in _ORIGINAL_HEADERS]
     try:
         return [judge(uri.partition(b"?")[0]) for value in values for uri in _readings(value)]

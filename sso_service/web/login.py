@@ -163,7 +163,7 @@ class Login:
     def _ask(self, scope: Scope, token: str, target: bytes, question: Question) -> Response:
         settings = self._node.settings
         browser_id = cookie(scope, FORM_COOKIE) or ""
-        if not _BROWSER_ID.fullmatch(browser_id):  # missing, or not made here and not to be sent back
+        if not _BROWSER_ID.fullmatch(browser_id):  # missing, or not made by this service: it must not be sent back
             browser_id = secrets.token_urlsafe(16)
         user = question.current.user if question.current else None
         replaces = str(user.id if user else 0)

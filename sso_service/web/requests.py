@@ -14,9 +14,9 @@ SESSION_COOKIE = "studio_session"
 FORM_COOKIE = "studio_form"
 
 _BODY_LIMIT = 16 * 1024
-"""Bytes of a request body that are read at most."""
+"""Maximum size of a request body in bytes."""
 _BODY_TIMEOUT = 10.0
-"""Seconds that a request body may take. A slower one would keep its connection busy for as long as its sender likes."""
+"""Seconds that a request body may take. Without a limit, a slow sender could keep a connection busy indefinitely."""
 _LENGTH = re.compile(r"[0-9]+")
 
 

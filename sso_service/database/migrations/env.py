@@ -1,4 +1,4 @@
-"""Alembic's entry point. The connection comes from `upgrade`, in a transaction that is ours to commit."""
+"""Alembic's entry point. The connection comes from `upgrade`, in a transaction that `upgrade` commits."""
 
 from alembic import context
 
@@ -7,6 +7,6 @@ from sso_service.database.schema import metadata
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
-    transactional_ddl=False,  # Alembic opens no transaction of its own inside ours
+    transactional_ddl=False,  # no transaction of Alembic's inside that one
 )
 context.run_migrations()

@@ -39,8 +39,8 @@ HOST = "https://studio.example"
 class Response:
     """A response that is not an error.
 
-    `bodies` are the structs of which one is encoded in it. A response with other content has only a `media_type`.
-    `headers` leads from HTTP names to names in `components.HEADERS`, `links` from names to OpenAPI links.
+    Its body is one of the structs in `bodies`, as JSON. A response with other content has a `media_type` instead.
+    `headers` maps HTTP names to names in `components.HEADERS`, `links` maps names to OpenAPI links.
     """
 
     description: str
@@ -125,12 +125,7 @@ _PATH = _parameter(
     "has no notation for this, so the pattern describes one segment. A path below `/client` must be "
     "`/client/{account}`, `/client/{account}/t/{team}` or `/client/{account}/t/{team}/{section}...`, with the account "
     "of the login token.",
-    {
-        "type": "string",
-        "pattern": rf"^[^/\\;%{CONTROL}]+$",
-        "not": {"enum": [".", ".."]},
-        "examples": ["start"],
-    },
+    {"type": "string", "pattern": rf"^[^/\\;%{CONTROL}]+$", "not": {"enum": [".", ".."]}, "examples": ["start"]},
     required=True,
 )
 _SSO = _parameter(
@@ -141,10 +136,7 @@ _SSO = _parameter(
     msgspec.json.schema(LoginToken),
     required=True,
 )
-_UNREAD = (
-    {**_PATH, "schema": {"type": "string", "minLength": 1}},
-    {**_SSO, "schema": {"type": "string"}},
-)
+_UNREAD = ({**_PATH, "schema": {"type": "string", "minLength": 1}}, {**_SSO, "schema": {"type": "string"}})
 _SAME_ORIGIN = _parameter(
     "header",
     "Sec-Fetch-Site",
@@ -294,10 +286,7 @@ _BROWSERS = (
         summary="Confirm a sign-in",
         description="Receives the form of the page that asks first. It signs in like a login link and consumes the "
         "login token, in the browser that showed the page and within 5 minutes.",
-        parameters=(
-            _SAME_ORIGIN,
-            _parameter("cookie", FORM_COOKIE, "Set by the page.", {"type": "string"}),
-        ),
+        parameters=(_SAME_ORIGIN, _parameter("cookie", FORM_COOKIE, "Set by the page.", {"type": "string"})),
         security=(_OPTIONAL, _SESSION),
         body=LoginForm,
         responses={200: _QUESTION, 303: _REDIRECT},

@@ -9,14 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sso_service.errors import (
-    AddressNotFound,
-    CrossOrigin,
-    MethodNotAllowed,
-    NotSignedIn,
-    PathError,
-    ServiceError,
-)
+from sso_service.errors import AddressNotFound, CrossOrigin, MethodNotAllowed, NotSignedIn, PathError, ServiceError
 from sso_service.http import accepts_html, is_same_origin
 from sso_service.paths import StudioPath, judge
 from sso_service.permissions import SECTIONS, may_view

@@ -87,12 +87,12 @@ def message_page(
     headers: Mapping[str, str] | None = None,
     framed_by: tuple[str, ...] = (),
 ) -> Response:
-    """Return the page for `code`, an entry with a title in `problems.ENTRIES`. It repeats nothing of the request.
+    """Return the page for `code`, an entry with a title in `problems.ENTRIES`. It quotes nothing from the request.
 
     Status and headers are those of the entry; `headers` are added. The page links `portal_url` if it is an https URL.
     """
     entry, lang = ENTRIES[code], language(scope)
-    # Wherever the URL was set: a `javascript:` or `data:` URL would run in this origin, and a path leads back here.
+    # Checked wherever the URL comes from: a `javascript:` URL would run in this origin, and a path leads back here.
     link = portal_url if portal_url and portal_url.startswith("https://") else None
     sent = _headers(lang, framed_by, {**entry.headers, **(headers or {})})
     return HTMLResponse(_message(lang, code, link), entry.page_status, sent)
