@@ -14,8 +14,8 @@ from tests.support.hostile_links import (
     DESTINATIONS,
     HOSTILE_QUERIES,
     NOT_CANONICAL,
-    ODD,
     PREFETCHES,
+    UNUSUAL,
     refused,
     stays_on_this_host,
 )
@@ -46,7 +46,7 @@ async def test_a_path_that_is_not_canonical_is_refused_and_consumes_nothing(clie
 
 async def test_no_login_link_redirects_to_another_host(client: Client, api_token: str) -> None:
     token = (await client.issue(api_token)).encode()
-    targets = [path + b"?sso=T" for path in NOT_CANONICAL + ODD]
+    targets = [path + b"?sso=T" for path in NOT_CANONICAL + UNUSUAL]
     for target in targets + [path + b"?" + query for path in (b"/", PAGE.encode()) for query in HOSTILE_QUERIES]:
         answer = await client.another().get(target.replace(b"sso=T", b"sso=" + token))
         assert answer.status in {303, 400, 403}, target[:80]

@@ -242,7 +242,7 @@ def test_a_request_that_one_node_has_read_is_not_sent_to_another(kind: str, tmp_
         with proxying(kind, services, studio.port, tmp_path / kind) as proxy:
             for request in requests:
                 method, target = request.split()
-                answer = proxy.ask(target, method=method, body=b"{}" if method == "POST" else b"")
+                answer = proxy.request(target, method=method, body=b"{}" if method == "POST" else b"")
                 assert answer.status in {502, 503}
                 time.sleep(1.2)  # until the proxy uses both nodes again
         for node in (first, second):
@@ -257,7 +257,7 @@ def test_nginx_goes_to_another_node_if_one_refuses_connections(tmp_path: Path) -
             for request in (f"GET /?sso={'A' * 43}", "POST /?sso=A", "POST /v1/sso_tokens", "GET /session"):
                 method, target = request.split()
                 for _ in range(3):
-                    answer = proxy.ask(target, method=method, body=b"{}" if method == "POST" else b"")
+                    answer = proxy.request(target, method=method, body=b"{}" if method == "POST" else b"")
                     assert answer.status == 200, request
                     [seen] = service.take()
                     assert seen.body == (b"{}" if method == "POST" else b"")
