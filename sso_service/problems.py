@@ -174,7 +174,7 @@ ENTRIES: dict[str, Entry] = {
     "last_admin": Entry(
         409,
         "The account would have no admin.",
-        "The change would leave the account without an admin. Nothing was changed.",
+        "The change would leave the account without an admin.",
     ),
     # --- requests
     "bad_path": Entry(
