@@ -28,11 +28,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a code means.
+    """The meaning of a code.
 
     `status` is the HTTP status for API clients, `page_status` that for browsers. `message` is for people who read API
-    responses, `meaning` is for the documentation. `title` and `text` make the page. `code` is the code that clients
-    see, where it is not the entry's own.
+    responses, `meaning` is for the documentation. `title` and `text` make the page. `code` is sent to clients instead
+    of the entry's own, if it is set.
     """
 
     status: int
@@ -132,7 +132,7 @@ ENTRIES: dict[str, Entry] = {
     "user_disabled": Entry(403, "This user is disabled.", "An operator has disabled the user."),
     "role_not_allowed": Entry(
         403,
-        "The user's role is above what this API token may sign in.",
+        "The user's role is above the highest role that this API token may sign in.",
         "The user's role is above the `max_role` of the API token.",
     ),
     # --- sessions
@@ -155,8 +155,8 @@ ENTRIES: dict[str, Entry] = {
         403,
         _RETRY,
         Text(
-            "The answer did not come from our page. Open the login link again.",
-            "Die Antwort kam nicht von unserer Seite. Öffne den Anmeldelink noch einmal.",
+            "The request did not come from our page. Open the login link again.",
+            "Die Anfrage kam nicht von unserer Seite. Öffne den Anmeldelink noch einmal.",
         ),
     ),
     "form_invalid": Entry(
@@ -256,7 +256,7 @@ ENTRIES: dict[str, Entry] = {
         _RETRY_SOON,
         Text(
             "Many people are signing in right now. The link was not used.",
-            "Gerade melden sich sehr viele an. Der Link wurde nicht benutzt.",
+            "Gerade melden sich viele Leute an. Der Link wurde nicht benutzt.",
         ),
         headers=_RETRY_HEADERS,
     ),
@@ -288,7 +288,7 @@ ENTRIES: dict[str, Entry] = {
     "change_unknown": Entry(
         503,
         page_status=503,
-        title=Text("We do not know whether this was done", "Wir wissen nicht, ob das getan wurde"),
+        title=Text("We do not know whether this was done", "Wir wissen nicht, ob die Änderung gespeichert wurde"),
         text=Text(
             "The change was interrupted. Go back and check.",
             "Die Änderung wurde unterbrochen. Geh zurück und sieh nach.",
@@ -301,7 +301,7 @@ ENTRIES: dict[str, Entry] = {
         title=Text("You are signed out", "Du bist abgemeldet"),
         text=Text(
             "To come back, open Studio from your portal again.",
-            "Um zurückzukommen, öffne das Studio wieder von deinem Portal aus.",
+            "Um zurückzukommen, öffne das Studio noch einmal von deinem Portal aus.",
         ),
     ),
     "confirm": Entry(
@@ -335,13 +335,7 @@ def api_problem(error: ServiceError) -> Problem:
     return Problem(entry.status, entry.code or error.code, message, error.details, headers)
 
 
-def page_problem(code: str) -> Problem:
-    """Return the error `code` as a browser sees it, or a client that asks for JSON where browsers get a page."""
+def problem(code: str, *, page: bool = False) -> Problem:
+    """Return the error `code` without details, as an API client sees it, or with `page` with the status of the page."""
     entry = ENTRIES[code]
-    return Problem(entry.page_status, entry.code or code, entry.message, None, entry.headers)
-
-
-def problem(code: str) -> Problem:
-    """Return the error `code` without details, as an API client sees it."""
-    entry = ENTRIES[code]
-    return Problem(entry.status, entry.code or code, entry.message, None, entry.headers)
+    return Problem(entry.page_status if page else entry.status, entry.code or code, entry.message, None, entry.headers)

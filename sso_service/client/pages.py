@@ -10,7 +10,7 @@ from html import escape
 
 from sso_service.client.asgi import Response, Scope
 from sso_service.http import JSON_HEADERS, error_body, language, prefers_json
-from sso_service.problems import ENTRIES, Text, page_problem
+from sso_service.problems import ENTRIES, Text, problem
 
 _CONTINUE = Text("Continue", "Weiter")
 
@@ -54,11 +54,11 @@ def refusal(scope: Scope, code: str, headers: Mapping[str, str] | None = None) -
 
     It quotes nothing from the request. `headers` replace those of the table.
     """
-    problem = page_problem(code)
-    lines = {**problem.headers, **(headers or {})}
+    described = problem(code, page=True)
+    lines = {**described.headers, **(headers or {})}
     if prefers_json(scope):
-        return Response(problem.status, {**JSON_HEADERS, **lines}, error_body(problem))
-    return _page(scope, code, problem.status, lines)
+        return Response(described.status, {**JSON_HEADERS, **lines}, error_body(described))
+    return _page(scope, code, described.status, lines)
 
 
 def switch_page(scope: Scope, current: str, href: str) -> Response:

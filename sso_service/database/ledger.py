@@ -172,8 +172,8 @@ def _permissions_statement(database: Database) -> Select[Any]:
 def _permissions(database: Database, connection: Connection, redemptions: Sequence[Redemption]) -> list[_Permission]:
     """Return for each redemption whether its user has access.
 
-    The database answers with one row that contains a number for each, because fetching a row costs more than finding
-    it: -1 for no access, -2 for no such team, 0 for access, otherwise the user's `sessions_from`.
+    Fetching a row costs more than finding it, so the database returns one row with a number for each redemption: -1 for
+    no access, -2 for no such team, 0 for access, otherwise the user's `sessions_from`.
     """
     asked = batch_parameter(
         (*(msgspec.structs.astuple(each.access) if each.access else _NO_QUERY), each.now) for each in redemptions

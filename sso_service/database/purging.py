@@ -25,7 +25,8 @@ _DELETE_AT_ONCE = 5000
 class PurgeRound:
     """The result of a round: the rows deleted, or the reason why it was skipped.
 
-    `elsewhere`: it stopped because another purger was deleting. `rows` is the approximate size of the ledger now.
+    `elsewhere` is true if the round stopped because another purger was deleting. `rows` is the approximate size of the
+    ledger now.
     """
 
     deleted: int = 0

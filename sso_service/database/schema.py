@@ -86,9 +86,8 @@ api_tokens = Table(
     Column("id", _Id, Identity(), primary_key=True),
     Column("account_id", _Id, ForeignKey(accounts.c.id), index=True),  # null: a platform API token
     Column("name", String(100), nullable=False),
-    Column(
-        "digest", String(64), nullable=False, unique=True
-    ),  # hex SHA-256 of the secret; starts with "-" once revoked
+    # The hex SHA-256 of the secret. Once revoked, it begins with "-".
+    Column("digest", String(64), nullable=False, unique=True),
     Column("hint", String(20), nullable=False),
     Column("scopes", String(200), nullable=False),  # separated by spaces, as in RFC 6749
     Column("max_role", String(20)),

@@ -10,7 +10,7 @@ from sso_service.database.group_commit import GroupCommit
 T = TypeVar("T")
 
 Work = Callable[[Connection], T]
-"""What is done with a connection within a transaction. It may run again if the transaction had no effect."""
+"""A function that runs within a transaction. It may run again if the transaction had no effect."""
 
 
 class _Works(GroupCommit[Work[Any], Any]):

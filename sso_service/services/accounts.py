@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who makes a change, for the audit log: an operator, an admin, or the user themselves if neither field is set."""
+    """The author of a change, for the audit log: an operator, an admin, or the user themselves if neither is set."""
 
     operator: str | None = None
     """The operator's name on the machine."""

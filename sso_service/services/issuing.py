@@ -95,7 +95,7 @@ class Issuing:
         return IssuedToken(token, created)
 
     async def authorize(self, secret: str, scope: Scope) -> ApiToken:
-        """Return the API token with this secret. Raises `ApiTokenError` by its subclass, or `Unavailable`."""
+        """Return the API token with this secret. Raises a subclass of `ApiTokenError`, or `Unavailable`."""
         found = await self._lookups.submit(Lookup(digest(secret), ""))
         return self._check(found.api_token, scope)
 

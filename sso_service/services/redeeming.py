@@ -87,7 +87,7 @@ class Redeeming:
     async def consume(self, secret: str, token: str) -> VerifiedToken:
         """Redeem `token` for a frontend that has its own sessions.
 
-        Raises `ApiTokenError` or `LoginTokenError` by their subclasses, `Unavailable` or `OutcomeUnknown`.
+        Raises subclasses of `ApiTokenError` and `LoginTokenError`, `Unavailable` or `OutcomeUnknown`.
         """
         with _recording_refusal("api", token):
             # Verified before it is consumed, so that a failure here does not use up the link.
@@ -134,7 +134,7 @@ class Redeeming:
         used or has expired is not an error: the session goes on. `confirmed` is None until the question is answered,
         then the id of the user who may be replaced, or 0 for none.
 
-        Raises `LoginTokenError` by its subclasses, `Unavailable` or `OutcomeUnknown`.
+        Raises subclasses of `LoginTokenError`, `Unavailable` or `OutcomeUnknown`.
         """
         with _recording_refusal("browser", token):
             outcome = await self._sign_in(token, path, current, confirmed)
@@ -212,7 +212,7 @@ class Redeeming:
     async def _read_genuine(self, token: str) -> Claims:
         """Return the claims of a genuine token, which may have expired, without using the database.
 
-        Raises `InvalidToken` by its subclasses, or `Unavailable` if the keys may be out of date.
+        Raises a subclass of `InvalidToken`, or `Unavailable` if the keys may be out of date.
         """
         self._trust.check_fresh()
         try:

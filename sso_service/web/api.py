@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import msgspec
@@ -24,6 +25,7 @@ _HEADERS = [(name.lower().encode(), value.encode()) for name, value in JSON_HEAD
 Content = TypeVar("Content")
 
 
+@dataclass(frozen=True, slots=True)
 class ApiEndpoint(Generic[Content]):
     """A POST of a JSON object by the holder of an API token with `scope`.
 
@@ -31,36 +33,27 @@ class ApiEndpoint(Generic[Content]):
     returns the value that is sent as JSON.
     """
 
-    def __init__(
-        self,
-        node: Node,
-        scope: permissions.Scope,
-        read: Callable[[bytes], Content],
-        answer: Callable[[str, Content], Awaitable[object]],
-        *,
-        status: int = 200,
-    ) -> None:
-        self._node = node
-        self._scope = scope
-        self._read = read
-        self._answer = answer
-        self._status = status
+    node: Node
+    scope: permissions.Scope
+    read: Callable[[bytes], Content]
+    answer: Callable[[str, Content], Awaitable[object]]
+    status: int = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         secret = bearer(scope)
         if secret is None:
             raise NotAuthenticated
         try:
-            given = self._read(await body(scope, receive))
+            given = self.read(await body(scope, receive))
         except RequestError:
             # An unauthorized client must not learn anything about its body, so its API token is checked first.
-            await self._node.issuing.authorize(secret, self._scope)
+            await self.node.issuing.authorize(secret, self.scope)
             raise
         except ClientDisconnect:
             return
-        content = msgspec.json.encode(await self._answer(secret, given))
+        content = msgspec.json.encode(await self.answer(secret, given))
         length = (b"content-length", b"%d" % len(content))
-        await send({"type": "http.response.start", "status": self._status, "headers": [*_HEADERS, length]})
+        await send({"type": "http.response.start", "status": self.status, "headers": [*_HEADERS, length]})
         await send({"type": "http.response.body", "body": content})
 
 
@@ -124,7 +117,7 @@ def decode_person(content: bytes) -> Person:
     try:
         return read_person(msgspec.structs.asdict(_decode(content.decode())))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # The body is wrong. The slower way finds the field and the rule.
+        # The slower decoder finds the field and the rule that it breaks.
         return read_person(json_object(content))
 
 

@@ -18,7 +18,7 @@ from sso_service.errors import (
 )
 from sso_service.http import cookie, is_for_a_window, is_prefetch, is_same_origin, prefers_json, split_parameter
 from sso_service.paths import judge
-from sso_service.problems import page_problem
+from sso_service.problems import problem
 from sso_service.services.node import Node
 from sso_service.services.redeeming import Question
 from sso_service.sessions import FORM_LIFETIME
@@ -141,7 +141,7 @@ class Login:
 
     def refusal(self, scope: Scope, error: ServiceError) -> Response:
         """Return the error as a page, or as JSON if the client asks for that."""
-        described = page_problem(error.code)
+        described = problem(error.code, page=True)
         self._errors.note(described, error)
         if prefers_json(scope):
             return json_error(described)

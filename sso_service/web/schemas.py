@@ -2,8 +2,8 @@
 
 A field that is added, renamed or removed here changes both. Its description, constraints and examples stand beside it.
 Constraints are given as JSON Schema (`extra_json_schema`), which msgspec does not check while it decodes. So decoding
-accepts every string, and `people.py` and `tokens.py` alone decide and name the rule that a value breaks. The errors of
-the whole service have one body, `ErrorBody` in `http.py`.
+accepts every string, and `people.py` and `tokens.py` alone decide and name the rule that a value breaks. All errors
+have the body `ErrorBody` of `http.py`.
 
 Docstrings of the classes are part of the document.
 """

@@ -35,9 +35,8 @@ def schemas(bodies: Iterable[type[Struct]], codes: Collection[str]) -> dict[str,
     """Return the schemas of `bodies`, of the structs in their fields, and of an error with one of `codes`."""
     _, components = msgspec.json.schema_components([*bodies, ErrorBody], ref_template=f"{_SCHEMAS}{{name}}")
     for component in components.values():
-        # msgspec calls a field with a default optional, because a decoder accepts its absence. Only responses have
-        # defaults here, and an encoder always sends them. A field may be absent only if its default is `UNSET`, which
-        # is not listed as a default.
+        # msgspec describes a field with a default as optional, because a decoder accepts its absence. Only responses
+        # have defaults here, and an encoder always sends them, except `UNSET`, which the schema does not list.
         if fields := component.get("properties"):
             required = component.get("required", ())
             component["required"] = [name for name in fields if name in required or "default" in fields[name]]
