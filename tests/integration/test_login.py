@@ -1,82 +1,25 @@
-"""Login with `?sso=TOKEN` in a browser: redirect, session, refusals, and links opened while signed in."""
+"""Login with `?sso=TOKEN` in a browser: redirect, session and refusals."""
 
-import asyncio
-import json
 import string
-import threading
-from pathlib import Path
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import update
 
-from sso_service import keyring, tokens
-from sso_service.database.schema import consumed_nonces, memberships
+from sso_service import tokens
+from sso_service.database.schema import memberships
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory
-from sso_service.permissions import Scope
 from sso_service.services.node import Node
-from sso_service.sessions import Session
-from sso_service.settings import Settings
 from sso_service.tokens import Claims
-from sso_service.web.app import create_app
 from tests.support import administration
-from tests.support.client import Answer, Client
+from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT, OTHER_TEAM, PAGE
 from tests.support.databases import changing
+from tests.support.login import EMAIL, SESSION_LIFETIME, code, is_usable, signs_in
+from tests.support.redeeming import LIFETIME, token_key
 
 pytestmark = pytest.mark.anyio
-
-EMAIL = JANE["email"]
-LIFETIME = 300
-SESSION_LIFETIME = 43200
 ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
-
-
-@pytest.fixture
-def other_api_token(database: Database) -> str:
-    """The secret of an API token of `OTHER_ACCOUNT` with the scope `write:sso`."""
-    with changing(database) as connection:
-        _, secret = administration.create_api_token(
-            connection, account_id=OTHER_ACCOUNT, name="tests", scopes=frozenset({Scope.WRITE_SSO}), now=0
-        )
-    return secret
-
-
-def consumed(database: Database) -> int:
-    """The number of tokens consumed so far."""
-    with database.connect() as connection:
-        return connection.execute(select(func.count()).select_from(consumed_nonces)).scalar_one()
-
-
-def token_key(service: Node, clock: Clock) -> bytes:
-    return service.keys.ring.signing_key(int(clock())).token_key
-
-
-async def is_usable(client: Client, token: str) -> bool:
-    """True if `token` signs in a fresh browser. Consumes the token."""
-    answer = await client.another().get(f"{PAGE}?sso={token}")
-    assert answer.status in {303, 401, 403}
-    return answer.status == 303
-
-
-async def code(client: Client, target: str | bytes) -> tuple[int, str]:
-    """Status and error code of a refused login. Checks that it neither signs in nor redirects."""
-    answer = await client.get(target, accept="application/json")
-    assert answer.header("location") is None
-    assert answer.header("set-cookie") is None
-    return answer.status, answer.error
-
-
-def signs_in(answer: Answer, target: str) -> bool:
-    """True if the response starts a session and redirects to `target`."""
-    cookie = answer.header("set-cookie") or ""
-    return answer.status == 303 and answer.header("location") == target and cookie.startswith("studio_session=")
-
-
-def redirects(answer: Answer, target: str) -> bool:
-    """True if the response redirects to `target` and leaves the session unchanged."""
-    return answer.status == 303 and answer.header("location") == target and answer.header("set-cookie") is None
 
 
 # --- The redirect ----------------------------------------------------------------------------------------------------
@@ -391,98 +334,6 @@ async def test_a_session_has_the_current_role_and_ends_when_the_user_is_disabled
     assert (await client.get("/session")).status == 401
 
 
-# --- Already signed in -----------------------------------------------------------------------------------------------
-
-
-async def test_a_used_or_expired_link_redirects_if_its_user_is_signed_in(
-    client: Client, api_token: str, database: Database, clock: Clock
-) -> None:
-    used, unused = await client.issue(api_token), await client.issue(api_token)
-    assert signs_in(await client.get(f"{PAGE}?a=1&sso={used}"), f"{PAGE}?a=1")
-    before = consumed(database)
-    for _ in range(2):
-        assert redirects(await client.get(f"{PAGE}?a=1&sso={used}"), f"{PAGE}?a=1")
-    clock.advance(LIFETIME)
-    assert redirects(await client.get(f"{PAGE}?a=1&sso={used}"), f"{PAGE}?a=1")
-    assert redirects(await client.get(f"/?sso={unused}"), "/")
-    assert consumed(database) == before
-    assert (await client.get("/session")).status == 200
-
-
-async def test_a_used_or_expired_link_opens_no_more_than_a_fresh_one(
-    client: Client, api_token: str, clock: Clock
-) -> None:
-    token = await client.issue(api_token)
-    assert signs_in(await client.get(f"/?sso={token}"), "/")
-    foreign, teamless = f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/posts", f"/client/{ACCOUNT}/t/{OTHER_TEAM}/posts"
-    assert await code(client, f"{foreign}?sso={token}") == (403, "no_access")
-    assert await code(client, f"{teamless}?sso={token}") == (403, "no_access")
-    assert await code(client, f"/a//b?sso={token}") == (400, "bad_path")
-    clock.advance(LIFETIME)
-    assert await code(client, f"{foreign}?sso={token}") == (403, "no_access")
-    assert (await code(client, f"{teamless}?sso={token}"))[0] in {401, 403}
-    assert await code(client, f"/a//b?sso={token}") == (400, "bad_path")
-
-
-async def test_a_forged_or_malformed_link_is_refused_even_when_signed_in(client: Client, api_token: str) -> None:
-    token = await client.issue(api_token)
-    await client.get(f"/?sso={token}")
-    claims = tokens.unsafe_read_claims(token)
-    assert await code(client, f"/?sso={tokens.sign(claims, bytes(32))}") == (401, "token_invalid")
-    assert await code(client, f"/?sso={token}&sso={token}") == (401, "token_invalid")
-    assert (await client.get("/session")).status == 200
-
-
-async def test_a_fresh_link_is_consumed_even_when_signed_in(client: Client, api_token: str) -> None:
-    await client.get(f"/?sso={await client.issue(api_token)}")
-    token = await client.issue(api_token)
-    assert (await client.get(f"{PAGE}?sso={token}")).header("location") == PAGE
-    assert not await is_usable(client, token)
-
-
-async def test_a_used_link_is_refused_after_its_session_has_ended(
-    client: Client, api_token: str, database: Database, clock: Clock
-) -> None:
-    tab, old = client.another(), client.another()
-    token, older = await client.issue(api_token), await client.issue(api_token)
-    await old.get(f"/?sso={older}")
-    await tab.get(f"/?sso={token}")
-    with changing(database) as connection:
-        administration.sign_out_user(connection, EMAIL, now=int(clock()))
-    assert await code(tab, f"/?sso={token}") == (401, "token_consumed")
-
-    fresh = await client.issue(api_token)
-    assert signs_in(await tab.get(f"/?sso={fresh}"), "/")
-    assert (await tab.get("/session")).status == 200, "signed in after the sign-out, in the same second"
-    clock.advance(SESSION_LIFETIME + 1)
-    assert await code(tab, f"/?sso={fresh}") == (401, "token_expired")
-    old.cookies["studio_session"] = tab.cookies["studio_session"][:-1]
-    assert await code(old, f"/?sso={older}") == (401, "token_expired")
-
-
-async def test_only_a_fresh_link_of_another_account_switches_the_account(
-    client: Client, api_token: str, other_api_token: str, clock: Clock
-) -> None:
-    here, there = await client.issue(api_token), await client.issue(other_api_token)
-    unused = await client.issue(other_api_token)
-    page = f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/posts"
-    assert signs_in(await client.get(f"{PAGE}?sso={here}"), PAGE)
-    assert signs_in(await client.get(f"{page}?sso={there}"), page)
-    assert (await client.get("/session")).json()["account_id"] == OTHER_ACCOUNT
-
-    for path in ("/", PAGE):
-        assert await code(client, f"{path}?sso={here}") == (401, "token_consumed")
-    assert redirects(await client.get(f"{page}?sso={there}"), page)
-    assert signs_in(await client.get(f"/?sso={await client.issue(api_token)}"), "/")
-    assert (await client.get("/session")).json()["account_id"] == ACCOUNT
-    for path in ("/", page):
-        assert await code(client, f"{path}?sso={there}") == (401, "token_consumed")
-    clock.advance(LIFETIME)
-    for path in ("/", page):
-        assert await code(client, f"{path}?sso={unused}") == (401, "token_expired")
-    assert (await client.get("/session")).json()["account_id"] == ACCOUNT
-
-
 # --- Paths of the service --------------------------------------------------------------------------------------------
 
 
@@ -513,114 +364,3 @@ async def test_the_paths_of_the_service_ignore_the_sso_parameter(client: Client,
     issued = await client.post_json(f"/v1/sso_tokens?sso={token}", JANE, token=api_token)
     assert issued.status == 201
     assert await is_usable(client, token)
-
-
-# --- Signing keys ----------------------------------------------------------------------------------------------------
-
-
-async def test_tokens_and_sessions_remain_valid_after_a_key_rotation(
-    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
-) -> None:
-    signed_in = client.another()
-    await signed_in.get(f"/?sso={await client.issue(api_token)}")
-    new = keyring.rotate(keys_dir, now=int(clock()))
-    service.keys.refresh()
-    clock.advance(keyring.ROTATION_LEAD - 1)
-    last, too_late = await client.issue(api_token), await client.issue(api_token)
-    clock.advance(1)
-    assert service.keys.ring.signing_key(int(clock())) == new
-    first = await client.issue(api_token)
-    clock.advance(LIFETIME - 2)
-    assert await is_usable(client, last)
-    assert await is_usable(client, first)
-    assert (await signed_in.get("/session")).status == 200
-    clock.advance(1)
-    assert await code(client, f"/?sso={too_late}") == (401, "token_expired")
-
-
-async def test_an_old_token_of_a_retired_key_is_expired_not_invalid(
-    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
-) -> None:
-    token = await client.issue(api_token)
-    await client.get(f"/?sso={token}")
-    keyring.rotate(keys_dir, now=int(clock()))
-    service.keys.refresh()
-    clock.advance(7200)
-    assert await code(client.another(), f"/?sso={token}") == (401, "token_expired")
-    assert redirects(await client.get(f"/?sso={token}"), "/")
-
-
-async def test_revoking_a_key_ends_its_tokens_and_sessions_immediately(
-    client: Client, service: Node, api_token: str, keys_dir: Path, clock: Clock
-) -> None:
-    signed_in = client.another()
-    await signed_in.get(f"/?sso={await client.issue(api_token)}")
-    token, used = await client.issue(api_token), await client.issue(api_token)
-    assert await is_usable(client, used)
-    (new,) = keyring.revoke(keys_dir, service.keys.ring.signing_key(int(clock())).id, now=int(clock()))
-    service.keys.refresh()
-    assert await code(client, f"/?sso={token}") == (401, "token_invalid")
-    assert await code(signed_in, f"/?sso={used}") == (401, "token_invalid")
-    assert (await signed_in.get("/session")).status == 401
-    clock.advance(LIFETIME)
-    assert await code(client, f"/?sso={token}") == (401, "token_invalid")
-
-    assert service.keys.ring.signing_key(int(clock())) == new
-    assert await is_usable(client, await client.issue(api_token))
-
-
-async def test_a_key_that_another_node_has_just_created_is_found(
-    client: Client, settings: Settings, service: Node, api_token: str, keys_dir: Path, clock: Clock
-) -> None:
-    other_node = Node(settings, service.database, KeyDirectory(keys_dir), clock=clock)
-    new = keyring.rotate(keys_dir, now=int(clock()), lead=0)
-    other_client = Client(create_app(other_node))
-    token = await other_client.issue(api_token)
-    assert service.keys.ring.signing_key(int(clock())) != new
-    assert signs_in(await client.get(f"/?sso={token}"), "/")
-
-    another = keyring.rotate(keys_dir, now=int(clock()) + 1, lead=0)
-    clock.advance(1)
-    other_node.keys.refresh()
-    user_id = tokens.unsafe_read_claims(token).user_id
-    browser = client.another()
-    browser.cookies["studio_session"] = other_node.sessions.sign(Session(user_id, ACCOUNT, int(clock())))
-    assert service.keys.ring.signing_key(int(clock())) != another
-    assert (await browser.get("/session")).status == 200
-    other_node.close()
-
-
-async def test_a_session_that_cannot_be_signed_consumes_nothing(
-    client: Client, api_token: str, keys_dir: Path, service: Node, clock: Clock
-) -> None:
-    token = await client.issue(api_token)
-    tombstone = {"id": "z", "signs_from": int(clock()), "revoked_at": int(clock())}
-    (keys_dir / "z.json").write_text(json.dumps(tombstone))  # the tombstone arrived before its successor
-    service.keys.refresh()
-    assert (await client.get(f"{PAGE}?sso={token}")).status == 503
-    (keys_dir / "z.json").unlink()
-    service.keys.refresh()
-    assert (await client.get(f"{PAGE}?sso={token}")).status == 303
-
-
-async def test_a_hanging_key_directory_delays_only_forged_tokens(
-    client: Client, api_token: str, service: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    token = await client.issue(api_token)
-    release = threading.Event()
-    monkeypatch.setattr(service.keys, "refresh_if_changed", lambda: release.wait(10))
-    forged = asyncio.create_task(client.another().get(f"{PAGE}?sso={token[:-5]}AAAAA"))
-    assert (await client.get(f"{PAGE}?sso={token}")).status == 303
-    assert (await client.get("/healthz")).status == 200
-    assert not forged.done()
-    assert (await forged).status == 401  # after a time-out the token is refused without reading the directory
-    release.set()
-
-
-async def test_cookies_are_parsed_literally_and_quickly(client: Client, api_token: str) -> None:
-    await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
-    session = client.cookies["studio_session"]
-    long = 'a="' + '\\"' * 30_000 + '"'
-    for sent in (f"{long}; studio_session={session}", f"x=1;studio_session={session}; studio_session=other"):
-        assert (await client.get("/session", cookie=sent)).status == 200
-    assert (await client.get("/session", cookie=f'studio_session="{session}"')).status == 401

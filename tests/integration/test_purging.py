@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +29,7 @@ from tests.support.data import PAGE
 from tests.support.databases import database_with_clock
 from tests.support.keys import TTL
 from tests.support.ledger import HOUR, NOW, ClockedLedger, claims, floor, put, rows, set_floor
+from tests.support.waiting import until
 
 # --- Purging ---------------------------------------------------------------------------------------------------------
 
@@ -263,10 +263,7 @@ async def test_a_worker_counts_rows_while_another_worker_purges(
     assert service.consumed_rows is None
     with database.connect() as connection, database.purging(connection):
         background = asyncio.create_task(service.run_in_background())
-        deadline = time.monotonic() + 10
-        while service.consumed_rows != 3:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: service.consumed_rows == 3)
     background.cancel()
     with suppress(asyncio.CancelledError):
         await background

@@ -34,6 +34,7 @@ from tests.support.studio import (
     submit,
     with_settings,
 )
+from tests.support.waiting import Stopwatch
 
 pytestmark = pytest.mark.anyio
 
@@ -402,9 +403,9 @@ async def test_ten_thousand_members_are_listed_and_searched_quickly(admin: Clien
     for query, total in (("", 10_002), ("page=200", 10_002), ("search=name99", 111), ("search=nobody", 0)):
         took = []
         for _ in range(3):
-            began = time.perf_counter()
+            began = Stopwatch()
             page = await page_of(admin, f"{MEMBERS}?{query}")
-            took.append(time.perf_counter() - began)
+            took.append(began.own_seconds)
         assert len(page.rows) == min(total, 50)
         assert f"{total} members" in page.words("section")
         assert min(took) < 1, "the goal is 0.1 s; the limit allows for a busy machine"

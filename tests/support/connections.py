@@ -3,14 +3,14 @@
 import asyncio
 import json
 import re
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from tests.support.data import JANE, PAGE
 from tests.support.processes import Running
+from tests.support.waiting import PATIENCE
 
 CUT_OFF = (ConnectionError, asyncio.IncompleteReadError)
 """The errors that a client sees when the server closes the connection without a response."""
@@ -43,7 +43,7 @@ class Reply:
         return code
 
 
-class Line:
+class PersistentConnection:
     """A persistent connection with one request at a time. Kept lean, so that the load falls on the service."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -52,8 +52,8 @@ class Line:
         self.port: int = writer.get_extra_info("sockname")[1]
 
     async def send(self, request: bytes) -> Reply:
-        """Send `request` and return the response. Raises one of `CUT_OFF`, or `TimeoutError` after 10 s."""
-        async with asyncio.timeout(10):
+        """Send `request` and return the response. Raises one of `CUT_OFF`, or `TimeoutError` after `PATIENCE`."""
+        async with asyncio.timeout(PATIENCE):
             self._writer.write(request)
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             size = re.search(r"^content-length: *(\d+)", head, re.IGNORECASE | re.MULTILINE)
@@ -62,11 +62,11 @@ class Line:
 
 
 @asynccontextmanager
-async def line(running: Running) -> AsyncIterator[Line]:
+async def open_connection(running: Running) -> AsyncIterator[PersistentConnection]:
     """A new connection to a service, closed at the end of the block."""
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(running.url).port)
     try:
-        yield Line(reader, writer)
+        yield PersistentConnection(reader, writer)
     finally:
         writer.transport.abort()
         with suppress(ConnectionError):
@@ -96,15 +96,7 @@ def login(token: str) -> bytes:
     return get(f"{PAGE}?sso={token}")
 
 
-async def until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
-    """Poll until `condition` holds. Fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"the condition does not hold after {seconds} s"
-        await asyncio.sleep(0.02)
-
-
 async def logged_in_again(running: Running, tokens: list[str]) -> list[int]:
     """Open the login link of each of `tokens` once more and return the statuses."""
-    async with line(running) as connection:
+    async with open_connection(running) as connection:
         return [(await connection.send(login(token))).status for token in tokens]

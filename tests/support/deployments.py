@@ -18,6 +18,7 @@ from tests.support.databases import changing
 from tests.support.processes import command, serving
 from tests.support.proxies import Proxy, proxying
 from tests.support.studio_server import Application, application
+from tests.support.waiting import PATIENCE
 
 NAVIGATION = [("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"), ("Accept", "text/html,*/*;q=0.8")]
 
@@ -78,7 +79,7 @@ def running_deployment(kind: str, template: Path, directory: Path) -> Iterator[t
 
         def stop() -> None:
             running.process.terminate()
-            running.process.wait(20)
+            running.process.wait(PATIENCE)
 
         with proxying(kind, [f"127.0.0.1:{port}"], studio.port, directory / "proxy") as proxy:
             yield Deployment(proxy, studio, env, secret), stop

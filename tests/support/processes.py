@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from scripts.tools.ports import free_port
+from tests.support.waiting import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedPro
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=2 * PATIENCE,
         check=False,
     )
 
@@ -42,7 +43,7 @@ def wait_for_port(port: int) -> None:
 
 
 def _wait_for(family: socket.AddressFamily, address: tuple[str, int] | str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while True:
         with socket.socket(family) as probe:
             try:
@@ -60,7 +61,7 @@ def _stop(process: "subprocess.Popen[str]") -> None:
     workers = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         for each in (process, *workers):
             each.kill()

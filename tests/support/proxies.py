@@ -18,6 +18,7 @@ from tests.support.client import Answer
 from tests.support.processes import wait_for_port
 from tests.support.programs import program
 from tests.support.repository import DEPLOY
+from tests.support.waiting import PATIENCE
 
 HOST = "studio.example"
 
@@ -83,7 +84,7 @@ def started(arguments: Sequence[str], port: int, directory: Path, env: dict[str,
             yield
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE)
 
 
 NGINX = """

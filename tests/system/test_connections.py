@@ -16,6 +16,7 @@ from sso_service import keyring
 from sso_service.server.protocol import HEAD_TIMEOUT, MAX_BODY, MAX_HEAD
 from tests.support.data import PAGE
 from tests.support.processes import Running, serving
+from tests.support.waiting import PATIENCE, Stopwatch
 
 KIB = 1024
 ALIVE = b"GET /healthz HTTP/1.1\r\nHost: studio.example\r\n\r\n"
@@ -34,7 +35,7 @@ def running(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def connect(running: Running) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", urlsplit(running.url).port or 0), timeout=HEAD_TIMEOUT + 5)
+    return socket.create_connection(("127.0.0.1", urlsplit(running.url).port or 0), timeout=PATIENCE)
 
 
 def rest(connection: socket.socket) -> bytes:
@@ -155,20 +156,23 @@ def test_data_that_is_not_http_gets_a_json_error(running: Running) -> None:
     assert b'"code":"bad_request"' in answer
 
 
-def drip(connection: socket.socket, start: bytes) -> tuple[bytes, float]:
-    """Send `start` and then a byte every 0.1 s. Return what is received, and after how many seconds."""
+def drip(running: Running, connection: socket.socket, start: bytes) -> tuple[bytes, float, float]:
+    """Send `start` and then a byte every 0.1 s. Return what is received, and after how many seconds.
+
+    The second number of seconds is without the time that the machine took for other work.
+    """
     connection.sendall(start)
     connection.settimeout(0.1)
-    begun = time.monotonic()
-    while time.monotonic() < begun + HEAD_TIMEOUT + 5:
+    begun = Stopwatch(running.process.pid)
+    while begun.seconds < HEAD_TIMEOUT + PATIENCE:
         try:
             connection.sendall(b"a")
-            return connection.recv(65536), time.monotonic() - begun
+            return connection.recv(65536), begun.seconds, begun.own_seconds
         except TimeoutError:
             continue
         except ConnectionError:
             break
-    return b"", time.monotonic() - begun
+    return b"", begun.seconds, begun.own_seconds
 
 
 def test_slow_and_silent_clients_are_disconnected_in_time(
@@ -178,8 +182,8 @@ def test_slow_and_silent_clients_are_disconnected_in_time(
         new, used, silent, good = (stack.enter_context(closing(connect(running))) for _ in range(4))
         assert alive(used)
         dripping = [
-            pool.submit(drip, new, b"GET / HTTP/1.1\r\nX: "),
-            pool.submit(drip, used, b"GET / HTTP/1.1\r\nX: "),
+            pool.submit(drip, running, new, b"GET / HTTP/1.1\r\nX: "),
+            pool.submit(drip, running, used, b"GET / HTTP/1.1\r\nX: "),
         ]
         nothing = pool.submit(rest, silent)
         served = 0
@@ -187,11 +191,12 @@ def test_slow_and_silent_clients_are_disconnected_in_time(
             assert alive(good)
             served += 1
             time.sleep(0.05)
-        assert served > 50
+        assert served > 10
         for each in dripping:
-            answer, seconds = each.result()
+            answer, seconds, own_seconds = each.result()
             assert answer.startswith(b"HTTP/1.1 408 ")
-            assert HEAD_TIMEOUT - 1 < seconds < HEAD_TIMEOUT + 2
+            assert seconds > HEAD_TIMEOUT - 1
+            assert own_seconds < HEAD_TIMEOUT + 2
         assert nothing.result() == b""
 
 

@@ -30,6 +30,7 @@ from tests.support.processes import Running, serving
 from tests.support.programs import program
 from tests.support.proxies import PROXIES, proxying
 from tests.support.studio_server import application
+from tests.support.waiting import PATIENCE
 
 HOST = b"Host: studio.example"
 PERSON = json.dumps(JANE).encode()
@@ -91,7 +92,7 @@ class Wire:
 
     def connect(self) -> socket.socket:
         parts = urlsplit(self.running.url)
-        return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10)
+        return socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE)
 
     def answers(self, request: bytes, then: bytes = b"") -> list[Answer]:
         """Return the responses until the service closes. `then` is sent once the first bytes have arrived."""

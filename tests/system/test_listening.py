@@ -21,6 +21,7 @@ from tests.support.command_line import refused
 from tests.support.data import JANE, PAGE
 from tests.support.processes import serving, wait_for_port
 from tests.support.programs import program
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -41,12 +42,12 @@ class UnixSocketConnection(HTTPConnection):
     """An HTTP connection through a unix socket."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("studio.example", timeout=15)
+        super().__init__("studio.example", timeout=PATIENCE)
         self._path = str(path)
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(15)
+        self.sock.settimeout(PATIENCE)
         self.sock.connect(self._path)
 
 
@@ -102,7 +103,7 @@ def test_forwarded_headers_of_an_untrusted_client_are_ignored(
 def test_only_an_abandoned_unix_socket_is_replaced(env: dict[str, str], uds: Path, tmp_path: Path) -> None:
     with serving(env, tmp_path / "log", uds=uds) as running:
         running.process.send_signal(signal.SIGKILL)
-        running.process.wait(10)
+        running.process.wait(PATIENCE)
         assert uds.is_socket()
     with serving(env, tmp_path / "log", uds=uds):
         assert str(uds) in refused("serve", "--uds", str(uds), env=env)
@@ -131,7 +132,7 @@ def test_a_passed_socket_that_does_not_listen_is_refused(env: dict[str, str]) ->
             pass_fds=[theirs.fileno()],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
     assert (done.returncode, done.stderr) == (1, message)
@@ -156,10 +157,10 @@ def test_systemd_socket_activation_starts_the_service(
     )
     try:
         wait_for_port(port)
-        target = link(HTTPConnection("127.0.0.1", port, timeout=15), api_token)
+        target = link(HTTPConnection("127.0.0.1", port, timeout=PATIENCE), api_token)
         assert "; Secure" in cookie_through_a_tls_proxy(UnixSocketConnection(uds), target)
     finally:
         process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=20)
+        _, log = process.communicate(timeout=PATIENCE)
     assert f"Listening on http://127.0.0.1:{port}, unix:{uds}" in log
     assert "Traceback" not in log

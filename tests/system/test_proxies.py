@@ -17,6 +17,7 @@ from tests.support.deployments import NAVIGATION, Deployment, running_deployment
 from tests.support.programs import program
 from tests.support.proxies import HOST, PROXIES, proxying
 from tests.support.studio_server import application
+from tests.support.waiting import PATIENCE
 
 IDENTITY = ["x-studio-user", "x-studio-email", "x-studio-account", "x-studio-role"]
 
@@ -220,7 +221,7 @@ def test_another_host_name_is_not_served(deployment: Deployment) -> None:
 def test_plain_http_only_redirects_to_https(deployment: Deployment) -> None:
     token = deployment.issue()
     for method, target in [("GET", f"{PAGE}?sso={token}"), ("GET", "/"), ("POST", "/v1/sso_tokens")]:
-        with closing(HTTPConnection("127.0.0.1", deployment.proxy.http_port, timeout=10)) as connection:
+        with closing(HTTPConnection("127.0.0.1", deployment.proxy.http_port, timeout=PATIENCE)) as connection:
             connection.request(method, target, headers={"Host": HOST})
             answer = connection.getresponse()
             assert answer.status in {301, 308}
@@ -519,7 +520,7 @@ def logged(deployment: Deployment) -> str:
     """Return the logs of the proxy and the service for all requests so far."""
     marker = f"/{random.randbytes(8).hex()}"
     deployment.proxy.request(marker)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while marker not in (written := deployment.proxy.logged()):
         assert time.monotonic() < deadline, "the proxy has not logged the request"
         time.sleep(0.01)

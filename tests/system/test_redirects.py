@@ -16,6 +16,7 @@ from tests.support.data import ACCOUNT, JANE, PAGE
 from tests.support.processes import Running, serving
 from tests.support.programs import program
 from tests.support.repository import SUPPORT
+from tests.support.waiting import PATIENCE
 
 HOST = "studio.example"
 EVIL = b"evil.example"
@@ -97,7 +98,7 @@ def location_of(url: str, target: bytes, host: bytes, headers: list[bytes]) -> b
     """Send a request line with exactly these bytes, and return the `Location` of the response, if any."""
     parts = urlsplit(url)
     request = [b"GET " + target + b" HTTP/1.1", b"Host: " + host, *headers, b"Connection: close", b"", b""]
-    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=10) as connection:
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE) as connection:
         connection.sendall(b"\r\n".join(request))
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     status, *lines = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")

@@ -18,13 +18,14 @@ import pytest
 
 from scripts.tools.ports import free_port
 from sso_service.database.transactions import Database
-from tests.support.connections import Line, Reply, issue, login, until
+from tests.support.connections import PersistentConnection, Reply, issue, login
 from tests.support.databases import on_postgresql, on_sqlite
 from tests.support.ledger import claims_of, consumed_claims
 from tests.support.processes import Running, serving
 from tests.support.programs import program
 from tests.support.proxies import HOST, PROXIES, Proxy, proxying, started
 from tests.support.studio_server import application
+from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +46,7 @@ class Load:
     async def sign_in(self, name: str, *, keep: bool) -> None:
         """Sign in a new user each time. With `keep`, use one connection as long as possible, otherwise new ones."""
         async with AsyncExitStack() as stack:
-            line: Line | None = None
+            line: PersistentConnection | None = None
 
             async def send(request: bytes) -> Reply:
                 nonlocal line
@@ -72,11 +73,11 @@ class Load:
             return {(await line.send(login(token))).status for token in self.logins[-50:]}
 
     @asynccontextmanager
-    async def _line(self) -> AsyncIterator[Line]:
+    async def _line(self) -> AsyncIterator[PersistentConnection]:
         name = HOST if self._tls else None
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls, server_hostname=name)
         try:
-            yield Line(reader, writer)
+            yield PersistentConnection(reader, writer)
         finally:
             writer.transport.abort()
             with suppress(ConnectionError, ssl.SSLError):
@@ -88,7 +89,7 @@ def stopped_cleanly(running: Running) -> Iterator[None]:
     """At the end of the block, stop the node by SIGTERM. It must end in time and without errors in its log."""
     yield
     running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(20) in {0, -signal.SIGTERM}
+    assert running.process.wait(PATIENCE) in {0, -signal.SIGTERM}
     log = running.log.read_text()
     assert "ERROR" not in log
     assert "Traceback" not in log

@@ -22,6 +22,7 @@ from tests.support.openapi import DOCUMENT, LOGIN, OPERATIONS, SIGN_OUTS
 from tests.support.outages import closed
 from tests.support.processes import serving
 from tests.support.repository import ROOT, SUPPORT
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -131,7 +132,7 @@ async def test_every_response_during_outages_is_documented(
         assert process.returncode == 0, output.decode()
 
         # After the last outage the service works as before.
-        async with httpx.AsyncClient(base_url=running.url) as browser, asyncio.timeout(10):
+        async with httpx.AsyncClient(base_url=running.url) as browser, asyncio.timeout(PATIENCE):
             while (await browser.get("/readyz")).status_code != 200:  # noqa: ASYNC110 - no event announces it
                 await asyncio.sleep(0.05)
             issued = await browser.post("/v1/sso_tokens", json=JANE, headers={"Authorization": f"Bearer {secret}"})

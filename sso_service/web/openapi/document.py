@@ -6,10 +6,10 @@ error code in `problems.py`.
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from msgspec import Struct
 
+from sso_service import __version__
 from sso_service.problems import ENTRIES
 from sso_service.web.openapi.components import (
     HEADERS,
@@ -61,7 +61,7 @@ def document() -> Json:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, components)
     return {
         "openapi": "3.1.1",
-        "info": {"title": "sso-service", "version": _version(), "description": _ABOUT},
+        "info": {"title": "sso-service", "version": __version__, "description": _ABOUT},
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": paths,
@@ -72,13 +72,6 @@ def document() -> Json:
             "securitySchemes": SECURITY_SCHEMES,
         },
     }
-
-
-def _version() -> str:
-    try:
-        return version("sso-service")
-    except PackageNotFoundError:  # a source tree that is not installed
-        return "unknown"
 
 
 def _bodies() -> list[type[Struct]]:
