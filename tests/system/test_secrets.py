@@ -307,3 +307,38 @@ def test_logs_files_responses_and_messages_contain_no_secret(env: dict[str, str]
     for secret in recording.api_tokens.values():
         # Revoking an API token replaces the first digit of its digest by "-".
         assert hashlib.sha256(secret.encode()).hexdigest()[1:].encode() in everything
+    assert urlsafe_b64decode(recording.tokens["used"] + "=")[:16] in everything
+    assert b"unavailable" in written.lower()
+
+    # The log, the responses and the messages of commands contain no secret.
+    assert found(recording.encodings(), {"the log": written}) == []
+    assert found(recording.encodings(), {f"answer {n}": answer for n, answer in enumerate(recording.answers)}) == []
+    assert found(recording.encodings(), {f"message {n}": text for n, text in enumerate(recording.messages)}) == []
+
+    # The database contains no secret. Of the files, only a key's own file contains its secret, until it is revoked.
+    assert found(recording.encodings(), databases) == []
+    entries, _ = keyring.load(home / "keys")
+    key_files = {f"keys/{key.id}.json": key for key in entries.values() if isinstance(key, SigningKey)}
+    assert 0 < len(key_files) < len(recording.keys)
+    for files in (while_running, afterwards):
+        others = {name: content for name, content in files.items() if name not in key_files}
+        assert found(recording.encodings(), others) == []
+        for name, key in key_files.items():
+            content = json.loads(files[name])
+            assert urlsafe_b64decode(content.pop("secret") + "=") == key.secret
+            assert found(recording.encodings(), {name: json.dumps(content).encode()}) == []
+
+    assert stat.S_IMODE((home / "keys").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (home / "keys").iterdir()} == {0o600}
+
+
+def test_the_search_finds_a_secret_in_each_encoding() -> None:
+    token, key = secrets.token_urlsafe(32), secrets.token_bytes(32)
+    tag = urlsafe_b64decode(token + "=")[16:]
+    recording = Recording({}, tokens={"x": token}, keys={"k": key})
+    session_key = SigningKey("k", key, created_at=0, signs_from=0).session_key
+    hidden = [token.encode(), token[30:].encode(), tag, tag.hex().encode(), key, b64encode(key), session_key]
+    for secret in hidden:
+        assert found(recording.encodings(), {"place": b"..." + secret + b"..."}) != []
+    for harmless in (token[:22].encode(), token[-11:].encode(), key[:31]):
+        assert found(recording.encodings(), {"place": b"..." + harmless + b"..."}) == []
