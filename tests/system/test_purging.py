@@ -25,7 +25,7 @@ def test_a_killed_or_paused_purger_does_not_block_other_processes(
     purger.run()
     ledger.wait(61)
     other = subprocess.Popen(
-        [sys.executable, "-c", _PURGE_INDEFINITELY, database_url], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _DELETES_UNTIL_KILLED, database_url], stdout=subprocess.PIPE, text=True
     )
     with other:
         assert other.stdout is not None
@@ -44,7 +44,7 @@ def test_a_killed_or_paused_purger_does_not_block_other_processes(
     assert done == PurgeRound(deleted=1)
 
 
-_PURGE_INDEFINITELY = """
+_DELETES_UNTIL_KILLED = """
 import sys, time
 from sso_service.database import open_database
 from sso_service.settings import read_settings
