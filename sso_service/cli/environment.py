@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from sso_service import keyring
 from sso_service.cli.output import time_text
@@ -60,7 +61,8 @@ def read_keys(settings: Settings) -> KeyRing:
 @contextmanager
 def database_with_any_schema(settings: Settings) -> Iterator[Database]:
     """Yield the existing database, and close it at the end. Raises `SchemaMismatch`."""
-    database = open_database(settings)
+    # Commands consume no tokens, and `serve` starts without a standby: its nodes answer 503 until there is one.
+    database = open_database(msgspec.structs.replace(settings, require_sync_standby=False))
     try:
         installation.check_database_exists(database)
         yield database
