@@ -46,7 +46,7 @@ def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_fr
 
 _DELETES_FOR_EVER = """
 import sys, time
-from sso_service.database.engine import Database
+from sso_service.database import open_database
 from sso_service.settings import read_settings
 database = open_database(read_settings({"SSO_DATABASE_URL": sys.argv[1]}))
 with database.connect() as connection, database.purging(connection) as alone:
