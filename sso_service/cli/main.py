@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from sso_service import __version__
 from sso_service.cli.accounts import account, team
 from sso_service.cli.api_tokens import api_token
 from sso_service.cli.database import db, purge
@@ -43,7 +44,7 @@ def _first_line(error: Exception) -> str:
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="sso-service")
+@click.version_option(__version__)
 def main() -> None:
     """One-time login tokens for a Studio. Settings are SSO_* environment variables."""
     logging.config.dictConfig(logs.config_of_commands())

@@ -40,9 +40,13 @@ def init(demo: bool) -> None:
 
 
 @click.command()
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Number of processes.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), metavar="N", default=1, show_default=True, help="Number of processes."
+)
 @click.option("--uds", type=click.Path(path_type=Path), help="Listen on this unix socket instead of a port.")
-@click.option("--fd", type=click.IntRange(0), help="Listen on this open file descriptor instead of a port.")
+@click.option(
+    "--fd", type=click.IntRange(0), metavar="N", help="Listen on this open file descriptor instead of a port."
+)
 def serve(workers: int, uds: Path | None, fd: int | None) -> None:
     """Run the service.
 
@@ -75,7 +79,7 @@ def _create_demo(settings: Settings) -> None:
     studio = f"{base}/client/{DEMO_ACCOUNT}/t/{DEMO_TEAM}"
     click.echo(
         f"""
-Demo account {DEMO_ACCOUNT}, team {DEMO_TEAM}. Its API token, which is shown only now: {demo.api_token}
+Demo account {DEMO_ACCOUNT}, team {DEMO_TEAM}. Its API token, shown only now: {demo.api_token}
 
 Get a login token:
 

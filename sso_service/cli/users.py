@@ -15,7 +15,7 @@ from sso_service.services.accounts import Accounts
 Change = Callable[[Accounts, int], Coroutine[Any, Any, None]]
 """A use case for the user with an id."""
 
-account_option = click.option("--account", "account_id", type=ID, required=True, help="The account's id.")
+account_option = click.option("--account", "account_id", type=ID, metavar="N", required=True, help="The account's id.")
 
 
 @click.group()

@@ -35,7 +35,7 @@ def run(
     Raises `SettingsError` if a package that a setting needs is not installed, or `CannotListen`.
     """
     if settings.tracing and not (find_spec("opentelemetry") and find_spec("opentelemetry.sdk")):
-        raise SettingsError("SSO_TRACING needs OpenTelemetry: pip install 'sso-service[tracing]'")
+        raise SettingsError("SSO_TRACING needs the extra tracing; in the checkout: pip install '.[server,tracing]'")
     listeners = listeners or listen(settings)
     trusted = settings.trusted_proxies
     # In memory where possible: counting never waits for a disk, and no clean-up job deletes the files as old.

@@ -171,7 +171,8 @@ class Accounts:
     async def add_member(self, actor: Actor, account_id: int, person: Person, role: Role) -> int:
         """Make a person a member with this role, as a new user if unknown, and return the user id.
 
-        Only for operators. The address of `person` is normalised. Raises `NotFound` for a disabled user.
+        Only for operators. The address of `person` is normalised. Raises `NotFound` for a disabled user who is
+        not a member.
         """
         request = ProvisionRequest(
             person.email, person.first_name, person.last_name, account_id, now=int(self._clock())

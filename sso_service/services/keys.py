@@ -36,7 +36,7 @@ class ListedKey:
 class Keys:
     """The use cases of the signing keys of the settings' key directory.
 
-    All raise `KeyDirectoryUnreadable`. Changes belong into a `locked` block, so that two operators, or an operator and
+    All raise `KeyDirectoryUnreadable`. Make changes inside a `locked` block, so that two operators, or an operator and
     a scheduled rotation, do not change the keys at the same time.
     """
 
@@ -67,7 +67,10 @@ class Keys:
         return [ListedKey(entry.id, state(entry), entry.signs_from) for entry in reversed(ring.entries)]
 
     def create_first(self, actor: Actor) -> SigningKey | None:
-        """Create a key that signs at once, unless a key signs already. Return the new key, if any."""
+        """Create a key that signs at once, unless a key signs already. Return the new key, if any.
+
+        This needs no lock: two processes that both create a key do no harm.
+        """
         entries, _ = keyring.load(self._directory)
         if isinstance(KeyRing(entries.values()).in_charge(self._now()), SigningKey):
             return None

@@ -1,4 +1,4 @@
-"""`POST /v1/sso_tokens/consume`: a login for Studios with sessions of their own, once, by whichever way."""
+"""`POST /v1/sso_tokens/consume`: one login for a Studio with sessions of its own."""
 
 import asyncio
 from collections import Counter
@@ -35,10 +35,10 @@ EMAIL = JANE["email"]
 NO_ACCESS = Refusal(403, "no_access")
 
 
-# --- once ------------------------------------------------------------------------------------------------------------
+# --- Single use ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_token_is_consumed_once_and_answered_as_it_was_verified(
+async def test_a_token_is_consumed_once_with_the_content_of_verifying(
     client: Client, api_token: str, verifier: str
 ) -> None:
     token = await client.issue(api_token)
@@ -50,7 +50,9 @@ async def test_a_token_is_consumed_once_and_answered_as_it_was_verified(
     assert await state(client, token, verifier) == CONSUMED
 
 
-async def test_the_role_is_the_one_of_now(client: Client, api_token: str, verifier: str, database: Database) -> None:
+async def test_consuming_reports_the_current_role(
+    client: Client, api_token: str, verifier: str, database: Database
+) -> None:
     token = await client.issue(api_token)
     with changing(database) as connection:
         administration.set_role(connection, EMAIL, ACCOUNT, Role.ADMIN)
@@ -60,7 +62,7 @@ async def test_the_role_is_the_one_of_now(client: Client, api_token: str, verifi
     assert content["permissions"] == sorted(content["permissions"])
 
 
-async def test_a_token_is_for_the_browser_or_for_the_api_and_not_for_both(
+async def test_a_token_is_redeemed_either_in_the_browser_or_through_the_api(
     client: Client, api_token: str, verifier: str, platform: str
 ) -> None:
     for secret in (verifier, platform):
@@ -72,7 +74,7 @@ async def test_a_token_is_for_the_browser_or_for_the_api_and_not_for_both(
         assert refusal(await consume(client, by_api, secret)) == TOKEN_CONSUMED
 
 
-async def test_twenty_requests_at_once_on_two_nodes_let_one_in(
+async def test_twenty_concurrent_requests_on_two_nodes_consume_once(
     client: Client, api_token: str, verifier: str, database_url: str, keys_dir: Path, clock: Clock, database: Database
 ) -> None:
     issued = [await client.issue(api_token) for _ in range(3)]
@@ -90,24 +92,22 @@ async def test_twenty_requests_at_once_on_two_nodes_let_one_in(
     assert number_consumed(database) == 3
 
 
-async def test_of_many_browsers_and_frontends_at_once_one_gets_in(
-    client: Client, api_token: str, verifier: str
-) -> None:
+async def test_concurrent_browsers_and_frontends_consume_once(client: Client, api_token: str, verifier: str) -> None:
     for token in [await client.issue(api_token) for _ in range(5)]:
         browsers, answers = await asyncio.gather(
             asyncio.gather(*(browse(client, token) for _ in range(10))),
             asyncio.gather(*(consume(client.another(), token, verifier) for _ in range(10))),
         )
-        ways_in = browsers.count((303, PAGE)) + sum(answer.status == 200 for answer in answers)
-        assert ways_in == 1
+        logins = browsers.count((303, PAGE)) + sum(answer.status == 200 for answer in answers)
+        assert logins == 1
         assert set(browsers) <= {(303, PAGE), (401, "token_consumed")}
         assert all(answer.status == 200 or refusal(answer) == TOKEN_CONSUMED for answer in answers)
 
 
-# --- tokens that do not work -----------------------------------------------------------------------------------------
+# --- Platform API tokens ---------------------------------------------------------------------------------------------
 
 
-async def test_a_platform_api_token_consumes_for_every_account(
+async def test_a_platform_api_token_consumes_tokens_of_every_account(
     client: Client, api_token: str, platform: str, database: Database
 ) -> None:
     other = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
@@ -117,10 +117,10 @@ async def test_a_platform_api_token_consumes_for_every_account(
         assert refusal(await consume(client, token, platform)) == TOKEN_CONSUMED
 
 
-# --- who has no access consumes nothing ------------------------------------------------------------------------------
+# --- Refusals consume nothing ----------------------------------------------------------------------------------------
 
 
-async def test_who_has_no_access_consumes_nothing(
+async def test_a_user_without_access_consumes_nothing(
     client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
 ) -> None:
     token, later = await client.issue(api_token), await client.issue(api_token)
@@ -136,14 +136,14 @@ async def test_who_has_no_access_consumes_nothing(
         administration.remove_member(connection, EMAIL, ACCOUNT)
     for secret in (verifier, platform):
         assert refusal(await consume(client, later, secret)) == NO_ACCESS
-        nobody = Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7)
-        assert refusal(await consume(client, tokens.sign(nobody, token_key(service, clock)), secret)) == NO_ACCESS
+        unknown_user = Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7)
+        assert refusal(await consume(client, tokens.sign(unknown_user, token_key(service, clock)), secret)) == NO_ACCESS
     assert number_consumed(database) == 1
-    await client.issue(api_token)  # makes them a member again
+    await client.issue(api_token)  # renews the membership
     login(await consume(client, later, platform))
 
 
-async def test_a_used_token_of_who_has_no_access_is_used_and_an_expired_one_has_expired(
+async def test_consumed_and_expired_are_reported_before_missing_access(
     client: Client, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     used, unused = await client.issue(api_token), await client.issue(api_token)
@@ -159,10 +159,10 @@ async def test_a_used_token_of_who_has_no_access_is_used_and_an_expired_one_has_
         assert refusal(await consume(client, token, verifier)) == TOKEN_EXPIRED
 
 
-# --- the order of checking -------------------------------------------------------------------------------------------
+# --- Authentication --------------------------------------------------------------------------------------------------
 
 
-async def test_a_browser_s_session_is_no_api_token_and_an_api_token_no_session(
+async def test_session_cookies_and_api_tokens_are_not_interchangeable(
     client: Client, api_token: str, verifier: str
 ) -> None:
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")

@@ -1,4 +1,4 @@
-"""Moving from one database to another loses nobody, no API token and no used login token."""
+"""Copying a database keeps all users, API tokens and consumed login tokens."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,24 +25,24 @@ PEOPLE = 2500
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def new(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
-    """A database in which there is nothing, not even a schema."""
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database without a schema."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'new.db'}"
     else:
         server: str = request.getfixturevalue("postgresql")
         with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute("DROP DATABASE IF EXISTS moved WITH (FORCE)")
-            connection.execute("CREATE DATABASE moved")
-        url = make_url(server).set(database="moved").render_as_string(hide_password=False)
+            connection.execute("DROP DATABASE IF EXISTS copied WITH (FORCE)")
+            connection.execute("CREATE DATABASE copied")
+        url = make_url(server).set(database="copied").render_as_string(hide_password=False)
     database = open_database(read_settings({"SSO_DATABASE_URL": url}))
     yield database
     database.close()
 
 
 @pytest.fixture
-def inhabited(database: Database) -> Database:
-    """A database with something in every table, more than is copied at once."""
+def populated(database: Database) -> Database:
+    """A database with rows in every table, and more of them than one copied batch holds."""
     people = [ProvisionRequest(f"p{n}@example.com", "Pé", f"N°{n}", ACCOUNT, 1_900_000_000) for n in range(PEOPLE)]
     with database.connect() as connection, database.writing(connection):
         provision(database, connection, people)
@@ -65,48 +65,48 @@ def contents(database: Database) -> dict[str, list[Any]]:
         }
 
 
-def test_everything_is_there_afterwards(inhabited: Database, new: Database) -> None:
-    copied = copying.copy(inhabited, new)
-    before, after = contents(inhabited), contents(new)
+def test_a_copy_contains_every_row_of_every_table(populated: Database, target: Database) -> None:
+    copied = copying.copy(populated, target)
+    before, after = contents(populated), contents(target)
     assert after == before
     assert copied == {name: len(rows) for name, rows in after.items()}
     assert min(copied.values()) > 0
 
 
-def test_new_people_get_numbers_that_nobody_had(inhabited: Database, new: Database) -> None:
-    copying.copy(inhabited, new)
-    last = max(row[0] for row in contents(new)["users"])
-    with new.connect() as connection, new.writing(connection):
+def test_a_copy_does_not_reuse_ids_for_new_users(populated: Database, target: Database) -> None:
+    copying.copy(populated, target)
+    last = max(row[0] for row in contents(target)["users"])
+    with target.connect() as connection, target.writing(connection):
         person = ProvisionRequest("new@example.com", "New", "Person", ACCOUNT, 1)
-        assert provision(new, connection, [person])[0].user_id > last
+        assert provision(target, connection, [person])[0].user_id > last
         administration.create_api_token(connection, account_id=ACCOUNT, name="n", scopes=frozenset(Scope), now=1)
 
 
-def test_nothing_is_copied_into_a_database_that_is_in_use(inhabited: Database, new: Database) -> None:
-    migrations.upgrade(new)
-    with new.connect() as connection, new.writing(connection):
-        administration.add_account(connection, "Here already", account_id=5)
-    before = contents(new)
+def test_a_database_with_content_is_not_overwritten(populated: Database, target: Database) -> None:
+    migrations.upgrade(target)
+    with target.connect() as connection, target.writing(connection):
+        administration.add_account(connection, "Existing", account_id=5)
+    before = contents(target)
     with pytest.raises(Conflict, match=r"accounts .* is not empty"):
-        copying.copy(inhabited, new)
-    assert contents(new) == before
+        copying.copy(populated, target)
+    assert contents(target) == before
 
 
-def test_nothing_is_copied_from_what_is_no_database_of_ours(new: Database, tmp_path: Path) -> None:
+def test_a_source_without_the_expected_schema_is_refused(target: Database, tmp_path: Path) -> None:
     empty = open_database(read_settings({"SSO_DATABASE_URL": f"sqlite:///{tmp_path / 'empty.db'}"}))
     with pytest.raises(SchemaMismatch):
-        copying.copy(empty, new)
+        copying.copy(empty, target)
     empty.close()
 
 
-def test_the_command_says_what_it_did_and_what_is_to_be_done(
-    inhabited: Database, new: Database, tmp_path: Path
+def test_the_copy_command_reports_its_results_and_the_next_steps(
+    populated: Database, target: Database, tmp_path: Path
 ) -> None:
-    env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": inhabited.url.render_as_string(hide_password=False)}
-    done = run("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
+    env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": populated.url.render_as_string(hide_password=False)}
+    done = run("db", "copy", "--to", target.url.render_as_string(hide_password=False), env=env)
     assert done.code == 0, done.err
     assert f"users: {PEOPLE}" in done.out
     assert "keys revoke --all" in done.out
-    assert contents(new) == contents(inhabited)
-    again = run("db", "copy", "--to", new.url.render_as_string(hide_password=False), env=env)
+    assert contents(target) == contents(populated)
+    again = run("db", "copy", "--to", target.url.render_as_string(hide_password=False), env=env)
     assert (again.code, again.err.count("\n")) == (1, 1)

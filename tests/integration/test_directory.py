@@ -1,4 +1,4 @@
-"""People and API tokens: every operation of a batch gets its own answer, and no batch reads a whole table."""
+"""Users and API tokens: each operation of a batch gets its own result, and no batch reads a whole table."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
 from tests.support.databases import changing, on_postgresql
 
 NOW = 1_900_000_000
-NOBODY = 4_000_000_000
+UNKNOWN_ID = 4_000_000_000
 
 
 def person(name: str, account_id: int = ACCOUNT) -> ProvisionRequest:
@@ -49,9 +49,9 @@ def provision(database: Database, *people: ProvisionRequest) -> list[Provisioned
         return provision_batch(database, connection, people)
 
 
-def stand(database: Database, *places: AccessQuery) -> list[Access]:
+def access_of(database: Database, *queries: AccessQuery) -> list[Access]:
     with database.connect() as connection, database.reading(connection):
-        return check_access(database, connection, places)
+        return check_access(database, connection, queries)
 
 
 def look_up(database: Database, *lookups: Lookup) -> list[Found]:
@@ -61,7 +61,7 @@ def look_up(database: Database, *lookups: Lookup) -> list[Found]:
 
 @pytest.fixture
 def people(database: Database) -> dict[str, int]:
-    """The ids of Amy, an admin; Ben, disabled; Cleo, a member of the other account only; Dan, a member of none."""
+    """The ids of Amy, an admin; Ben, disabled; Cleo, a member of the other account; and Dan, without an account."""
     names = ("Amy", "Ben", "Cleo", "Dan")
     accounts = (ACCOUNT, ACCOUNT, OTHER_ACCOUNT, ACCOUNT)
     ids = [p.user_id for p in provision(database, *map(person, names, accounts))]
@@ -72,13 +72,13 @@ def people(database: Database) -> dict[str, int]:
     return dict(zip(names, ids, strict=True))
 
 
-# --- looking up ------------------------------------------------------------------------------------------------------
+# --- Lookups ---------------------------------------------------------------------------------------------------------
 
 
-def test_each_lookup_gets_its_own_answer_whatever_it_misses(database: Database, people: dict[str, int]) -> None:
+def test_each_lookup_in_a_batch_gets_its_own_result(database: Database, people: dict[str, int]) -> None:
     scopes = frozenset(Scope)
     with changing(database) as connection:
-        made = [
+        created_tokens = [
             administration.create_api_token(
                 connection, account_id=account, name="t", scopes=which, now=NOW, max_role=cap, expires_at=end
             )
@@ -88,8 +88,8 @@ def test_each_lookup_gets_its_own_answer_whatever_it_misses(database: Database, 
                 (None, frozenset({Scope.VERIFY_SSO}), None, None),
             )
         ]
-    secrets = {name: secret for name, (_, secret) in zip(("one", "other", "platform"), made, strict=True)}
-    ids = {name: token_id for name, (token_id, _) in zip(("one", "other", "platform"), made, strict=True)}
+    secrets = {name: secret for name, (_, secret) in zip(("one", "other", "platform"), created_tokens, strict=True)}
+    ids = {name: token_id for name, (token_id, _) in zip(("one", "other", "platform"), created_tokens, strict=True)}
     expected = {  # (API token, address) -> (id of the API token, user, disabled, role)
         ("one", "amy"): ("one", "Amy", False, Role.ADMIN),
         ("one", "ben"): ("one", "Ben", True, Role.EDITOR),
@@ -102,20 +102,20 @@ def test_each_lookup_gets_its_own_answer_whatever_it_misses(database: Database, 
         ("none", "amy"): (None, "Amy", False, None),
         ("none", "eve"): (None, None, False, None),
     }
-    # Twice, in an order of no meaning, and more than one would ever get into a page of anything.
-    questions = [*expected, *reversed(expected)] * 30
+    # Each lookup occurs many times and in mixed order, so that the batch is larger than any page.
+    lookups = [*expected, *reversed(expected)] * 30
     answers = look_up(
-        database, *(Lookup(digest(secrets.get(token, "x")), f"{name}@example.com") for token, name in questions)
+        database, *(Lookup(digest(secrets.get(token, "x")), f"{name}@example.com") for token, name in lookups)
     )
-    assert len(answers) == len(questions)
-    for question, found in zip(questions, answers, strict=True):
-        token, user, disabled, role = expected[question]
+    assert len(answers) == len(lookups)
+    for lookup, found in zip(lookups, answers, strict=True):
+        token, user, disabled, role = expected[lookup]
         assert (found.api_token.id if found.api_token else None) == (ids[token] if token else None)
         assert found.user_id == (people[user] if user else None)
         assert (found.disabled, found.role) == (disabled, role)
 
 
-def test_a_lookup_tells_all_that_is_stored_of_an_api_token(database: Database) -> None:
+def test_a_lookup_returns_everything_stored_about_an_api_token(database: Database) -> None:
     with changing(database) as connection:
         token_id, secret = administration.create_api_token(
             connection,
@@ -137,7 +137,7 @@ def test_a_lookup_tells_all_that_is_stored_of_an_api_token(database: Database) -
     assert (found.user_id, found.disabled, found.role) == (None, False, None)
 
 
-def test_the_secret_of_an_api_token_is_nowhere_in_the_database(database: Database) -> None:
+def test_the_secret_of_an_api_token_is_not_stored_in_the_database(database: Database) -> None:
     with changing(database) as connection:
         _, secret = administration.create_api_token(
             connection, account_id=ACCOUNT, name="t", scopes=frozenset(Scope), now=NOW
@@ -150,35 +150,37 @@ def test_the_secret_of_an_api_token_is_nowhere_in_the_database(database: Databas
     assert secret[8:-4] not in repr(row)
 
 
-def test_a_revoked_api_token_is_found_no_more_than_one_that_never_was(database: Database) -> None:
-    made = []
+def test_a_revoked_api_token_is_not_found(database: Database) -> None:
+    created_tokens = []
     with changing(database) as connection:
         for name in ("one", "two", "three"):
-            made.append(
+            created_tokens.append(
                 administration.create_api_token(connection, account_id=ACCOUNT, name=name, scopes=frozenset(), now=NOW)
             )
-        administration.revoke_api_token(connection, made[0][0], now=NOW)
-        administration.revoke_api_token(connection, made[0][0], now=NOW + 1)
+        administration.revoke_api_token(connection, created_tokens[0][0], now=NOW)
+        administration.revoke_api_token(connection, created_tokens[0][0], now=NOW + 1)
         administration.revoke_api_tokens_named(connection, ACCOUNT, "two", now=NOW)
-    found = look_up(database, *(Lookup(digest(secret), "") for _, secret in made))
-    assert [each.api_token and each.api_token.id for each in found] == [None, None, made[2][0]]
-    # Who finds one somewhere can still tell which it was.
+    found = look_up(database, *(Lookup(digest(secret), "") for _, secret in created_tokens))
+    assert [each.api_token and each.api_token.id for each in found] == [None, None, created_tokens[2][0]]
+    # The rest of the digest stays, so that a leaked API token can still be identified.
     with database.connect() as connection:
         rows = connection.execute(select(api_tokens).order_by(api_tokens.c.id)).all()
     assert [row.revoked_at for row in rows] == [NOW, NOW, None]
-    assert [row.digest[1:] for row in rows] == [digest(secret)[1:] for _, secret in made]
+    assert [row.digest[1:] for row in rows] == [digest(secret)[1:] for _, secret in created_tokens]
 
 
-def test_no_text_in_an_address_or_a_digest_reaches_the_statement(database: Database, people: dict[str, int]) -> None:
-    for odd in ("'", '"', "\\", "%s", ":batch", "[]", "null", "é", "\t", "amy@example.com' --", "0123", "1e5"):
-        [found] = look_up(database, Lookup(odd, odd))
+def test_text_in_an_address_or_digest_never_reaches_the_sql_statement(
+    database: Database, people: dict[str, int]
+) -> None:
+    for hostile in ("'", '"', "\\", "%s", ":batch", "[]", "null", "é", "\t", "amy@example.com' --", "0123", "1e5"):
+        [found] = look_up(database, Lookup(hostile, hostile))
         assert found == Found(None, None, False, None)
 
 
-# --- standing --------------------------------------------------------------------------------------------------------
+# --- Access ----------------------------------------------------------------------------------------------------------
 
 
-def test_each_place_gets_its_own_standing_whatever_is_missing(database: Database, people: dict[str, int]) -> None:
+def test_each_access_check_in_a_batch_gets_its_own_result(database: Database, people: dict[str, int]) -> None:
     def user(name: str) -> User:
         disabled = name == "Ben"
         return User(people[name], f"{name.lower()}@example.com", name, "Doe", disabled, NOW + 1 if disabled else 0)
@@ -188,49 +190,49 @@ def test_each_place_gets_its_own_standing_whatever_is_missing(database: Database
         AccessQuery(amy, ACCOUNT): Access(user("Amy"), Role.ADMIN, PORTAL, False),
         AccessQuery(amy, ACCOUNT, TEAM): Access(user("Amy"), Role.ADMIN, PORTAL, True),
         AccessQuery(amy, ACCOUNT, OTHER_TEAM): Access(user("Amy"), Role.ADMIN, PORTAL, False),
-        AccessQuery(amy, ACCOUNT, NOBODY): Access(user("Amy"), Role.ADMIN, PORTAL, False),
+        AccessQuery(amy, ACCOUNT, UNKNOWN_ID): Access(user("Amy"), Role.ADMIN, PORTAL, False),
         AccessQuery(amy, OTHER_ACCOUNT, OTHER_TEAM): Access(user("Amy"), None, None, True),
-        AccessQuery(amy, NOBODY, TEAM): Access(user("Amy"), None, None, False),
+        AccessQuery(amy, UNKNOWN_ID, TEAM): Access(user("Amy"), None, None, False),
         AccessQuery(ben, ACCOUNT, TEAM): Access(user("Ben"), Role.EDITOR, PORTAL, True),
         AccessQuery(cleo, ACCOUNT): Access(user("Cleo"), None, PORTAL, False),
         AccessQuery(cleo, OTHER_ACCOUNT, OTHER_TEAM): Access(user("Cleo"), Role.EDITOR, None, True),
         AccessQuery(dan, ACCOUNT): Access(user("Dan"), None, PORTAL, False),
-        AccessQuery(NOBODY, ACCOUNT, TEAM): Access(None, None, PORTAL, True),
+        AccessQuery(UNKNOWN_ID, ACCOUNT, TEAM): Access(None, None, PORTAL, True),
         AccessQuery(2**32 - 1, 2**32 - 1, 2**32 - 1): Access(None, None, None, False),
         AccessQuery(0, 0, 0): Access(None, None, None, False),
     }
-    places = [*expected, *reversed(expected)] * 30
-    assert stand(database, *places) == [expected[place] for place in places]
-    with_access = {place for place, standing in expected.items() if standing.has_access}
+    queries = [*expected, *reversed(expected)] * 30
+    assert access_of(database, *queries) == [expected[query] for query in queries]
+    with_access = {query for query, access in expected.items() if access.has_access}
     assert with_access == {
         AccessQuery(amy, ACCOUNT),
         AccessQuery(amy, ACCOUNT, TEAM),
         AccessQuery(amy, ACCOUNT, OTHER_TEAM),
-        AccessQuery(amy, ACCOUNT, NOBODY),
+        AccessQuery(amy, ACCOUNT, UNKNOWN_ID),
         AccessQuery(cleo, OTHER_ACCOUNT, OTHER_TEAM),
     }
 
 
-def test_a_sign_out_counts_from_the_next_read_on(database: Database, people: dict[str, int]) -> None:
+def test_a_sign_out_takes_effect_with_the_next_read(database: Database, people: dict[str, int]) -> None:
     with changing(database) as connection:
         administration.sign_out_user(connection, "amy@example.com", now=NOW)
-    [standing] = stand(database, AccessQuery(people["Amy"], ACCOUNT))
-    assert standing.user is not None
-    assert standing.user.sessions_from > NOW
+    [access] = access_of(database, AccessQuery(people["Amy"], ACCOUNT))
+    assert access.user is not None
+    assert access.user.sessions_from > NOW
 
 
-# --- provisioning ----------------------------------------------------------------------------------------------------
+# --- Provisioning ----------------------------------------------------------------------------------------------------
 
 
-def test_every_mixture_of_people_is_provisioned_in_one_batch(database: Database, people: dict[str, int]) -> None:
+def test_one_batch_provisions_new_known_and_disabled_people(database: Database, people: dict[str, int]) -> None:
     batch = [
-        person("Amy"),  # an admin already
+        person("Amy"),  # already an admin
         person("Eve"),  # unknown
         person("Ben"),  # disabled
-        person("Cleo"),  # known, but not here
-        ProvisionRequest("eve@example.com", "Other", "Doe", ACCOUNT, NOW),  # again
-        person("Eve", OTHER_ACCOUNT),  # and elsewhere
-        person("Dan"),  # no longer a member
+        person("Cleo"),  # a user, but not a member of this account
+        ProvisionRequest("eve@example.com", "Other", "Doe", ACCOUNT, NOW),  # a repetition
+        person("Eve", OTHER_ACCOUNT),  # a repetition, for another account
+        person("Dan"),  # a former member
         person("Ben", OTHER_ACCOUNT),
         person("Amy", OTHER_ACCOUNT),
         person("Cleo"),
@@ -256,7 +258,7 @@ def test_every_mixture_of_people_is_provisioned_in_one_batch(database: Database,
             (OTHER_ACCOUNT, Role.EDITOR),
         }
         assert [m.account_id for m in administration.list_memberships(connection, people["Ben"])] == [ACCOUNT]
-        assert administration.find_user(connection, "eve@example.com").first_name == "Eve"  # the first one's
+        assert administration.find_user(connection, "eve@example.com").first_name == "Eve"  # the first name given
     assert [p.created for p in provision(database, *batch)] == [False] * len(batch)
 
 
@@ -268,7 +270,7 @@ def test_a_member_keeps_role_and_name(database: Database, people: dict[str, int]
     assert (row.first_name, row.last_name, row.created_at) == ("Amy", "Doe", NOW)
 
 
-def test_only_the_first_of_equal_addresses_is_told_that_the_user_was_created(database: Database) -> None:
+def test_only_the_first_of_equal_addresses_is_reported_as_created(database: Database) -> None:
     results = provision(database, *([person("Eve"), person("Fay")] * 20))
     assert [p.created for p in results] == [True, True] + [False] * 38
     assert len({p.user_id for p in results}) == 2
@@ -278,16 +280,16 @@ def test_only_the_first_of_equal_addresses_is_told_that_the_user_was_created(dat
     "name",
     ["O'Brien", 'a "b"', "back\\slash", "Zoë", "日本語", "👩‍🚀", "null", "{}", "%s :x", "0123", "\u2028", "x" * 100],
 )
-def test_a_name_is_kept_as_it_is(database: Database, name: str) -> None:
+def test_a_name_is_stored_unchanged(database: Database, name: str) -> None:
     [created] = provision(database, ProvisionRequest("x@example.com", name, name, ACCOUNT, NOW))
-    [standing] = stand(database, AccessQuery(created.user_id, ACCOUNT))
-    assert standing.user == User(created.user_id, "x@example.com", name, name, False, 0)
+    [access] = access_of(database, AccessQuery(created.user_id, ACCOUNT))
+    assert access.user == User(created.user_id, "x@example.com", name, name, False, 0)
 
 
-def test_two_nodes_that_provision_the_same_people_at_once_make_one_user_of_each_and_one_of_them_is_told(
+def test_two_nodes_that_provision_the_same_people_create_each_user_once(
     database: Database,
 ) -> None:
-    everybody = [person(f"P{n:03}") for n in range(100)]
+    people = [person(f"P{n:03}") for n in range(100)]
     nodes = [database_at(database.url) for _ in range(3)]
     barrier = Barrier(3)
 
@@ -295,15 +297,17 @@ def test_two_nodes_that_provision_the_same_people_at_once_make_one_user_of_each_
         results: dict[str, Provisioned] = {}
         for start in range(0, 100, 25):
             barrier.wait(10)
-            piece = order[start : start + 25]
-            results |= zip((p.email for p in piece), provision(which, *piece), strict=True)
+            chunk = order[start : start + 25]
+            results |= zip((p.email for p in chunk), provision(which, *chunk), strict=True)
         return results
 
-    orders = [everybody, everybody[:50][::-1] + everybody[50:], everybody[25::-1] + everybody[26:]]
+    orders = [people, people[:50][::-1] + people[50:], people[25::-1] + people[26:]]
     with ThreadPoolExecutor() as threads:
-        answers = [trip.result() for trip in [threads.submit(node, *args) for args in zip(nodes, orders, strict=True)]]
-    for who in everybody:
-        results = [answer[who.email] for answer in answers]
+        answers = [
+            future.result() for future in [threads.submit(node, *args) for args in zip(nodes, orders, strict=True)]
+        ]
+    for person_ in people:
+        results = [answer[person_.email] for answer in answers]
         assert len({result.user_id for result in results}) == 1
         assert sorted(result.created for result in results) == [False, False, True]
         assert {result.role for result in results} == {Role.EDITOR}
@@ -312,21 +316,21 @@ def test_two_nodes_that_provision_the_same_people_at_once_make_one_user_of_each_
 
 
 @on_postgresql
-def test_batches_of_two_nodes_cannot_deadlock_however_slowly_they_go(database: Database) -> None:
-    everybody = [person(f"P{n}") for n in range(8)]
+def test_slow_batches_of_two_nodes_do_not_deadlock(database: Database) -> None:
+    people = [person(f"P{n}") for n in range(8)]
     with database.connect() as connection:
         slow = "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NEW; END $$"
         connection.exec_driver_sql(f"CREATE FUNCTION slow() {slow}")
         connection.exec_driver_sql("CREATE TRIGGER slow BEFORE INSERT ON users FOR EACH ROW EXECUTE FUNCTION slow()")
     with ThreadPoolExecutor() as threads:
-        trips = [threads.submit(provision, database, *order) for order in (everybody, everybody[::-1])]
-        answers = [trip.result() for trip in trips]
+        futures = [threads.submit(provision, database, *order) for order in (people, people[::-1])]
+        answers = [future.result() for future in futures]
     assert {p.user_id for p in answers[0]} == {p.user_id for p in answers[1]}
     assert {p.role for answer in answers for p in answer} == {Role.EDITOR}
 
 
 @on_postgresql
-def test_a_batch_writes_in_the_order_of_its_keys_whatever_the_order_of_its_people(database: Database) -> None:
+def test_a_batch_writes_in_key_order_to_prevent_deadlocks(database: Database) -> None:
     provision(database, *(person(f"P{n * n % 97:02}") for n in range(97)))
     with database.connect() as connection:
         emails = connection.execute(select(users.c.email).order_by(text("ctid"))).scalars().all()
@@ -335,7 +339,7 @@ def test_a_batch_writes_in_the_order_of_its_keys_whatever_the_order_of_its_peopl
     assert members == sorted(members)
 
 
-def test_the_id_of_a_user_is_never_used_again(database: Database) -> None:
+def test_the_id_of_a_deleted_user_is_not_reused(database: Database) -> None:
     [last] = provision(database, person("Eve"))
     with changing(database) as connection:
         connection.execute(delete(memberships))
@@ -344,10 +348,10 @@ def test_the_id_of_a_user_is_never_used_again(database: Database) -> None:
     assert next_.user_id > last.user_id
 
 
-# --- use of API tokens -----------------------------------------------------------------------------------------------
+# --- Use of API tokens -----------------------------------------------------------------------------------------------
 
 
-def test_the_hour_of_use_only_ever_rises(database: Database) -> None:
+def test_the_hour_of_last_use_never_decreases(database: Database) -> None:
     with changing(database) as connection:
         ids = [
             administration.create_api_token(connection, account_id=ACCOUNT, name="t", scopes=frozenset(Scope), now=NOW)[
@@ -358,7 +362,7 @@ def test_the_hour_of_use_only_ever_rises(database: Database) -> None:
     for batch, expected in (
         ([(ids[0], 7200)], [7200, None, None]),
         ([(ids[0], 3600), (ids[1], 3600), (ids[1], 10800), (ids[1], 7200)], [7200, 10800, None]),
-        ([(ids[0], 10800), (NOBODY, 3600)], [10800, 10800, None]),
+        ([(ids[0], 10800), (UNKNOWN_ID, 3600)], [10800, 10800, None]),
     ):
         with changing(database) as connection:
             assert record_uses(connection, batch) == [None] * len(batch)
@@ -366,12 +370,12 @@ def test_the_hour_of_use_only_ever_rises(database: Database) -> None:
             assert list(connection.execute(used).scalars()) == expected
 
 
-# --- indexes ---------------------------------------------------------------------------------------------------------
+# --- Indexes ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def explaining(connection: Connection) -> Iterator[list[str]]:
-    """Has each statement of the block explained just before it is run; yields the plans."""
+    """Run EXPLAIN for each statement of the block just before the statement itself. Yields the plans."""
     plans: list[str] = []
     is_sqlite = connection.dialect.name == "sqlite"
 
@@ -384,8 +388,8 @@ def explaining(connection: Connection) -> Iterator[list[str]]:
     event.remove(connection, "before_cursor_execute", explain)
 
 
-def reads_a_whole_table(plan: str) -> bool:
-    # SQLite says SCAN for a table and SEARCH for an index; PostgreSQL says what it is.
+def scans_a_large_table(plan: str) -> bool:
+    # SQLite reports SCAN for a table and SEARCH for an index; PostgreSQL reports the kind of scan.
     return any(f"{scan} {table}" in plan for scan in ("SCAN", "Seq Scan on") for table in _LARGE)
 
 
@@ -394,20 +398,20 @@ _USERS = 2000
 
 
 @pytest.mark.parametrize("size", [1, 512])
-def test_no_batch_reads_a_whole_table_of_people(database: Database, size: int) -> None:
-    everybody = [person(f"P{n:04}") for n in range(_USERS)]
-    ids = [p.user_id for p in provision(database, *everybody)]
+def test_no_batch_scans_a_large_table(database: Database, size: int) -> None:
+    people = [person(f"P{n:04}") for n in range(_USERS)]
+    ids = [p.user_id for p in provision(database, *people)]
     with changing(database) as connection:
         connection.execute(consumed_nonces.insert(), [{"claims": n.to_bytes(16, "big")} for n in range(_USERS)])
     with database.connect() as connection:
         connection.exec_driver_sql("ANALYZE")
     some = slice(0, _USERS, _USERS // size)
-    places = [AccessQuery(user_id, ACCOUNT, TEAM) for user_id in ids[some]]
+    queries = [AccessQuery(user_id, ACCOUNT, TEAM) for user_id in ids[some]]
     with changing(database) as connection, explaining(connection) as plans:
-        look_up_batch(database, connection, [Lookup("x", p.email) for p in everybody[some]])
-        check_access(database, connection, places)
-        provision_batch(database, connection, everybody[some])
-        redeem(database, connection, [Redemption(n.to_bytes(16, "big"), place, NOW) for n, place in enumerate(places)])
+        look_up_batch(database, connection, [Lookup("x", p.email) for p in people[some]])
+        check_access(database, connection, queries)
+        provision_batch(database, connection, people[some])
+        redeem(database, connection, [Redemption(n.to_bytes(16, "big"), query, NOW) for n, query in enumerate(queries)])
         check_states(connection, [(1).to_bytes(16, "big")])
     assert len(plans) == 2 + 4 + 3 + 2
-    assert [plan for plan in plans if reads_a_whole_table(plan)] == []
+    assert [plan for plan in plans if scans_a_large_table(plan)] == []

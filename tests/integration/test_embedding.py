@@ -1,4 +1,4 @@
-"""Studio in an intranet's frame (`SSO_EMBED_ORIGINS`), and its API in an intranet's scripts (`SSO_CORS_ORIGINS`)."""
+"""Studio in a frame of the intranet (`SSO_EMBED_ORIGINS`), and API calls by its scripts (`SSO_CORS_ORIGINS`)."""
 
 import json
 import traceback
@@ -31,14 +31,14 @@ SCHEMES = pytest.mark.parametrize("scheme", ["http", "https"])
 
 @pytest.fixture
 def embedded(database_url: str, keys_dir: Path, clock: Clock) -> Iterator[Client]:
-    """A browser at a service whose Studio may be shown in frames of `ORIGINS`."""
+    """A browser and a service that `ORIGINS` may show in a frame."""
     with node(database_url, keys_dir, clock, SSO_EMBED_ORIGINS=ORIGINS) as client:
         yield client
 
 
 @pytest.fixture
-def asking(database_url: str, keys_dir: Path, clock: Clock) -> Iterator[Client]:
-    """The same, at a service that asks for a click before each login."""
+def confirming(database_url: str, keys_dir: Path, clock: Clock) -> Iterator[Client]:
+    """The same with a service that asks for confirmation before each login."""
     with node(database_url, keys_dir, clock, SSO_EMBED_ORIGINS=ORIGINS, SSO_CONFIRM_LOGIN="1") as client:
         yield client
 
@@ -51,7 +51,7 @@ def cors(database_url: str, keys_dir: Path, clock: Clock) -> Iterator[Client]:
 
 
 def cookie(answer: Answer, name: str) -> tuple[str, set[str]]:
-    """Value and attributes of the only cookie that an answer sets, which has this name."""
+    """Return the value and attributes of the only cookie in a response, which must have this name."""
     pair, *attributes = (answer.header("set-cookie") or "").split("; ")
     key, _, value = pair.partition("=")
     assert key == name
@@ -60,15 +60,15 @@ def cookie(answer: Answer, name: str) -> tuple[str, set[str]]:
 
 
 def policy(answer: Answer) -> dict[str, str]:
-    """The directives of the page's Content-Security-Policy."""
+    """Return the directives of the page's Content-Security-Policy."""
     directives = [line.strip().split(" ", 1) for line in (answer.header("content-security-policy") or "").split(";")]
     found = dict(directives)
-    assert len(found) == len(directives), "of equal directives only the first counts"
+    assert len(found) == len(directives), "browsers use only the first of repeated directives"
     return found
 
 
 async def pages(client: Client, api_token: str) -> list[Answer]:
-    """One page of each kind: refused logins, a path that is refused, and the question."""
+    """Return one page of each kind: refused logins, a refused path, and the confirmation page."""
     used = await client.issue(api_token)
     await client.another().get(f"/?sso={used}")
     browser = client.another()
@@ -89,7 +89,7 @@ async def pages(client: Client, api_token: str) -> list[Answer]:
     return answers
 
 
-# --- the setting -----------------------------------------------------------------------------------------------------
+# --- settings --------------------------------------------------------------------------------------------------------
 
 VARIABLES = pytest.mark.parametrize("variable", ["SSO_EMBED_ORIGINS", "SSO_CORS_ORIGINS"])
 
@@ -171,7 +171,7 @@ WRONG = [
 
 
 def error_of(variable: str, value: str) -> SettingsError | None:
-    """What is wrong with a value, or None."""
+    """Return the error for a setting, or None if it is valid."""
     try:
         read_settings({variable: value})
     except SettingsError as error:
@@ -187,7 +187,7 @@ def test_origins_are_separated_by_spaces_or_commas(variable: str) -> None:
 
 
 @VARIABLES
-def test_what_is_no_https_origin_is_an_error_that_names_the_variable(variable: str) -> None:
+def test_an_invalid_origin_is_an_error_that_names_the_variable(variable: str) -> None:
     errors = {value: error_of(variable, value) for value in WRONG}
     assert [value for value, error in errors.items() if error is None] == []
     for error in errors.values():
@@ -197,60 +197,60 @@ def test_what_is_no_https_origin_is_an_error_that_names_the_variable(variable: s
 
 # --- frames ----------------------------------------------------------------------------------------------------------
 
-EVERYWHERE = {"HttpOnly", "Path=/", "SameSite=None", "Secure", "Partitioned"}
+CROSS_SITE = {"HttpOnly", "Path=/", "SameSite=None", "Secure", "Partitioned"}
 
 
 @on_sqlite
 @SCHEMES
-async def test_in_a_frame_cookies_are_for_all_sites_and_kept_apart_by_site(
+async def test_an_embedded_session_cookie_is_cross_site_and_partitioned(
     embedded: Client, api_token: str, scheme: str
 ) -> None:
-    """Browsers ignore SameSite=None without Secure, so it is there also where a proxy hides that TLS is used."""
+    """Browsers reject SameSite=None without Secure, so Secure is set even where a proxy hides that TLS is used."""
     embedded.scheme = scheme
     answer = await embedded.get(f"{PAGE}?sso={await embedded.issue(api_token)}")
     value, attributes = cookie(answer, "studio_session")
     assert value
-    assert attributes == {*EVERYWHERE, "Max-Age=43200"}
+    assert attributes == {*CROSS_SITE, "Max-Age=43200"}
     assert (await embedded.get("/session")).status == 200
 
-    gone = await embedded.request("POST", "/logout", headers=[("sec-fetch-site", "same-origin")])
-    value, attributes = cookie(gone, "studio_session")
-    assert (gone.status, value) == (204, "")
-    assert attributes == {*EVERYWHERE, "Max-Age=0"}
+    signed_out = await embedded.request("POST", "/logout", headers=[("sec-fetch-site", "same-origin")])
+    value, attributes = cookie(signed_out, "studio_session")
+    assert (signed_out.status, value) == (204, "")
+    assert attributes == {*CROSS_SITE, "Max-Age=0"}
 
 
 @on_sqlite
 @SCHEMES
-async def test_in_a_frame_the_question_s_cookie_is_like_the_session_s(
-    asking: Client, api_token: str, scheme: str
+async def test_an_embedded_form_cookie_is_cross_site_and_partitioned(
+    confirming: Client, api_token: str, scheme: str
 ) -> None:
-    asking.scheme = scheme
-    answer = await asking.get(f"{PAGE}?sso={await asking.issue(api_token)}")
+    confirming.scheme = scheme
+    answer = await confirming.get(f"{PAGE}?sso={await confirming.issue(api_token)}")
     value, attributes = cookie(answer, "studio_form")
     assert len(value) > 20
-    assert attributes == {*EVERYWHERE, "Max-Age=300"}
+    assert attributes == {*CROSS_SITE, "Max-Age=300"}
 
 
 @on_sqlite
 @SCHEMES
-async def test_without_the_setting_cookies_are_for_this_site(client: Client, api_token: str, scheme: str) -> None:
+async def test_cookies_are_same_site_by_default(client: Client, api_token: str, scheme: str) -> None:
     client.scheme = scheme
     expected = {"HttpOnly", "Path=/", "SameSite=Lax"} | ({"Secure"} if scheme == "https" else set())
     answer = await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
     assert cookie(answer, "studio_session")[1] == {*expected, "Max-Age=43200"}
     question = await client.get(f"/?sso={await client.issue(api_token, JOHN)}")
     assert cookie(question, "studio_form")[1] == {*expected, "Max-Age=300"}
-    gone = await client.request("POST", "/logout", headers=[("sec-fetch-site", "same-origin")])
-    assert cookie(gone, "studio_session") == ("", {*expected, "Max-Age=0"})
+    signed_out = await client.request("POST", "/logout", headers=[("sec-fetch-site", "same-origin")])
+    assert cookie(signed_out, "studio_session") == ("", {*expected, "Max-Age=0"})
 
 
 @on_sqlite
-async def test_pages_can_be_framed_by_those_origins_and_nobody_else(
-    embedded: Client, client: Client, api_token: str
-) -> None:
+async def test_only_allowed_origins_can_frame_pages(embedded: Client, client: Client, api_token: str) -> None:
     framed, unframed = await pages(embedded, api_token), await pages(client, api_token)
     for with_setting, without in zip(framed, unframed, strict=True):
-        assert with_setting.header("x-frame-options") is None  # it knows no lists and would forbid what is allowed
+        assert (
+            with_setting.header("x-frame-options") is None
+        )  # it cannot list origins, and would block the allowed ones
         assert set(policy(with_setting)["frame-ancestors"].split()) == {PORTAL, INTRANET, LOCAL}
         assert without.header("x-frame-options") == "DENY"
         assert policy(without)["frame-ancestors"] == "'none'"
@@ -261,9 +261,7 @@ FRAMELESS = ["frame", "embed", "object", "fencedframe", "image", "empty", "scrip
 
 
 @on_sqlite
-async def test_a_frame_consumes_where_the_setting_allows_it_and_nothing_else_does(
-    embedded: Client, api_token: str
-) -> None:
+async def test_only_a_navigation_in_an_allowed_frame_consumes(embedded: Client, api_token: str) -> None:
     token = await embedded.issue(api_token)
     iframe = ("sec-fetch-dest", "iframe")
     for method, headers, status in (
@@ -288,7 +286,7 @@ async def test_a_frame_consumes_where_the_setting_allows_it_and_nothing_else_doe
 
 
 @on_sqlite
-async def test_without_the_setting_a_frame_consumes_nothing(client: Client, api_token: str) -> None:
+async def test_a_frame_consumes_nothing_by_default(client: Client, api_token: str) -> None:
     token = await client.issue(api_token)
     for destination in ("iframe", *FRAMELESS):
         answer = await client.get(f"{PAGE}?sso={token}", sec_fetch_dest=destination, accept="application/json")
@@ -298,25 +296,25 @@ async def test_without_the_setting_a_frame_consumes_nothing(client: Client, api_
 
 
 @on_sqlite
-async def test_the_question_can_be_answered_in_a_frame(asking: Client, api_token: str) -> None:
-    token = await asking.issue(api_token)
-    question = await asking.get(f"{PAGE}?chromeless=1&sso={token}", sec_fetch_dest="iframe")
+async def test_a_login_can_be_confirmed_in_a_frame(confirming: Client, api_token: str) -> None:
+    token = await confirming.issue(api_token)
+    question = await confirming.get(f"{PAGE}?chromeless=1&sso={token}", sec_fetch_dest="iframe")
     fields = MessagePage(question.text).fields
     body = urlencode(fields).encode()
     form = [("content-type", "application/x-www-form-urlencoded"), ("sec-fetch-dest", "iframe")]
     for origin in (PORTAL, INTRANET, "null", "https://evil.example"):
-        # Who may show a page may still not answer it.
-        answer = await asking.request("POST", "/sso/confirm", headers=[*form, ("origin", origin)], body=body)
+        # An origin that may frame the page still may not submit its form.
+        answer = await confirming.request("POST", "/sso/confirm", headers=[*form, ("origin", origin)], body=body)
         assert answer.status == 403, origin
         assert answer.header("set-cookie") is None
     site = ("sec-fetch-site", "same-origin")
-    answer = await asking.request("POST", "/sso/confirm", headers=[*form, site], body=body)
+    answer = await confirming.request("POST", "/sso/confirm", headers=[*form, site], body=body)
     assert (answer.status, answer.header("location")) == (303, f"{PAGE}?chromeless=1")
-    assert cookie(answer, "studio_session")[1] >= EVERYWHERE
+    assert cookie(answer, "studio_session")[1] >= CROSS_SITE
 
 
 @on_sqlite
-async def test_the_origins_around_a_frame_cannot_sign_out(embedded: Client, api_token: str) -> None:
+async def test_an_embedding_origin_cannot_sign_out(embedded: Client, api_token: str) -> None:
     await embedded.get(f"{PAGE}?sso={await embedded.issue(api_token)}")
     for headers in (
         [("origin", PORTAL)],
@@ -348,7 +346,7 @@ async def test_chromeless_parameters_survive_the_redirect(embedded: Client, api_
         assert (answer.status, answer.header("location")) == (303, PAGE + kept)
 
 
-# --- scripts ---------------------------------------------------------------------------------------------------------
+# --- cross-origin scripts --------------------------------------------------------------------------------------------
 
 API = ["/v1/sso_tokens", "/v1/sso_tokens/verify", "/v1/sso_tokens/consume", "/v1/sso_tokens/revoke"]
 PREFLIGHT = [
@@ -376,8 +374,8 @@ OTHERS = [
 ]
 
 
-def shared(answer: Answer) -> dict[str, str]:
-    """What an answer says about sharing it with scripts of other origins."""
+def cors_headers(answer: Answer) -> dict[str, str]:
+    """Return the CORS headers of a response."""
     found = {name: value for name, value in answer.headers if name.startswith("access-control-")}
     for name in found:
         answer.header(name)  # fails if it occurs twice
@@ -388,11 +386,11 @@ def listed(value: str | None) -> set[str]:
     return {item.strip().lower() for item in (value or "").split(",")}
 
 
-def is_shared_with(answer: Answer, origin: str) -> bool:
-    """True if scripts of `origin`, and only of that, may read the answer, and no cookie has to do with it."""
-    found = shared(answer)
+def is_readable_by(answer: Answer, origin: str) -> bool:
+    """Return whether scripts of `origin`, and of no other, may read the response, without credentials."""
+    found = cors_headers(answer)
     assert "access-control-allow-credentials" not in found
-    if "access-control-allow-origin" not in found:  # whatever else it says, browsers show it to nobody
+    if "access-control-allow-origin" not in found:  # browsers hide such a response from scripts
         return False
     assert found["access-control-allow-origin"] == origin
     assert "origin" in listed(answer.header("vary"))
@@ -400,7 +398,7 @@ def is_shared_with(answer: Answer, origin: str) -> bool:
 
 
 async def api_answers(client: Client, api_token: str, verifier: str, origin: str) -> list[Answer]:
-    """An answer of the API of each status, asked for by a script of `origin`."""
+    """Return one API response of each status, requested by a script of `origin`."""
 
     async def send(method: str, target: str, body: bytes = b"{}", secret: str | None = api_token) -> Answer:
         headers: Sequence[tuple[str, str]] = [("origin", origin), *(bearer(secret) if secret else [])]
@@ -434,42 +432,40 @@ STATUSES = [201, 200, 200, 410, 200, 400, 401, 401, 403, 403, 404, 404, 405, 405
 
 @pytest.fixture
 def api_tokens(api_token: str, database: Database) -> tuple[str, str]:
-    """Secrets of an API token that issues and of one that verifies."""
+    """The secrets of an API token that issues and of one that verifies."""
     return api_token, make_api_token(database, scopes=VERIFY)[1]
 
 
 @on_sqlite
-async def test_scripts_of_those_origins_can_read_every_answer_of_the_api_also_the_errors(
-    cors: Client, api_tokens: tuple[str, str]
-) -> None:
+async def test_allowed_origins_can_read_every_api_response_and_error(cors: Client, api_tokens: tuple[str, str]) -> None:
     for origin in (PORTAL, INTRANET, LOCAL):
         answers = await api_answers(cors, *api_tokens, origin)
         assert [answer.status for answer in answers] == STATUSES
         for answer in answers:
-            assert is_shared_with(answer, origin), answer
+            assert is_readable_by(answer, origin), answer
             assert answer.header("content-type") == "application/json"
 
 
 @on_sqlite
-async def test_scripts_of_other_origins_can_read_nothing(cors: Client, api_tokens: tuple[str, str]) -> None:
+async def test_other_origins_can_read_no_api_response(cors: Client, api_tokens: tuple[str, str]) -> None:
     for origin in OTHERS:
         for answer in await api_answers(cors, *api_tokens, origin):
-            assert not is_shared_with(answer, origin), (origin, answer)
+            assert not is_readable_by(answer, origin), (origin, answer)
         for target in API:
             answer = await cors.request("OPTIONS", target, headers=[("origin", origin), *PREFLIGHT])
-            assert not is_shared_with(answer, origin)
+            assert not is_readable_by(answer, origin)
     for method in ("POST", "OPTIONS"):
-        assert shared(await cors.request(method, API[0], headers=PREFLIGHT)) == {}
+        assert cors_headers(await cors.request(method, API[0], headers=PREFLIGHT)) == {}
 
 
 @on_sqlite
-async def test_a_preflight_of_those_origins_allows_what_a_call_needs_and_no_more(cors: Client) -> None:
+async def test_a_preflight_allows_only_the_methods_and_headers_of_an_api_call(cors: Client) -> None:
     for origin in (PORTAL, INTRANET, LOCAL):
         for target in API:
             answer = await cors.request("OPTIONS", target, headers=[("origin", origin), *PREFLIGHT])
             assert answer.status in {200, 204}
-            assert is_shared_with(answer, origin)
-            found = shared(answer)
+            assert is_readable_by(answer, origin)
+            found = cors_headers(answer)
             assert "post" in listed(found["access-control-allow-methods"])
             assert not {"*", "delete", "put", "patch"} & listed(found["access-control-allow-methods"])
             allowed = listed(found["access-control-allow-headers"])
@@ -478,7 +474,7 @@ async def test_a_preflight_of_those_origins_allows_what_a_call_needs_and_no_more
 
 
 @on_sqlite
-async def test_a_script_learns_when_to_come_again(
+async def test_a_script_can_read_a_503_response(
     tmp_path: Path, keys_dir: Path, clock: Clock, database_url: str
 ) -> None:
     with (
@@ -488,11 +484,11 @@ async def test_a_script_learns_when_to_come_again(
         headers = [("origin", PORTAL), *bearer("wf_live_" + "A" * 43)]
         answer = await client.request("POST", API[0], headers=headers, body=encoded(JANE))
     assert (answer.status, answer.error) == (503, "unavailable")
-    assert is_shared_with(answer, PORTAL)
+    assert is_readable_by(answer, PORTAL)
 
 
 @on_sqlite
-async def test_nothing_but_the_api_is_shared(cors: Client, api_token: str) -> None:
+async def test_only_the_api_is_shared_across_origins(cors: Client, api_token: str) -> None:
     await cors.get(f"{PAGE}?sso={await cors.issue(api_token)}")
     token = await cors.issue(api_token)
     targets = [
@@ -520,26 +516,28 @@ async def test_nothing_but_the_api_is_shared(cors: Client, api_token: str) -> No
         for method in ("GET", "POST", "HEAD", "OPTIONS"):
             for more in ([], PREFLIGHT, [("x-original-uri", PAGE)]):
                 answer = await cors.request(method, target, headers=[("origin", PORTAL), *more])
-                assert shared(answer) == {}, (method, target)
+                assert cors_headers(answer) == {}, (method, target)
     answer = await cors.request("GET", f"{PAGE}?sso={token}", headers=[("origin", PORTAL)])
     assert answer.status == 303
-    assert shared(answer) == {}
+    assert cors_headers(answer) == {}
 
 
 @on_sqlite
-async def test_by_default_nothing_is_shared(client: Client, embedded: Client, api_tokens: tuple[str, str]) -> None:
-    for each in (client, embedded):  # to be shown in a frame is not to be called by a script
+async def test_nothing_is_shared_across_origins_by_default(
+    client: Client, embedded: Client, api_tokens: tuple[str, str]
+) -> None:
+    for each in (client, embedded):  # SSO_EMBED_ORIGINS does not imply SSO_CORS_ORIGINS
         for origin in (PORTAL, LOCAL, "null"):
             answers = await api_answers(each, *api_tokens, origin)
             assert [answer.status for answer in answers] == STATUSES
             for target in (*API, "/session", "/auth", "/", PAGE):
                 answers.append(await each.request("OPTIONS", target, headers=[("origin", origin), *PREFLIGHT]))
             for answer in answers:
-                assert shared(answer) == {}
+                assert cors_headers(answer) == {}
 
 
 @on_sqlite
-async def test_to_be_called_by_scripts_is_not_to_be_shown_in_a_frame(cors: Client, api_token: str) -> None:
+async def test_cors_origins_may_not_frame_pages(cors: Client, api_token: str) -> None:
     for answer in await pages(cors, api_token):
         assert answer.header("x-frame-options") == "DENY"
         assert policy(answer)["frame-ancestors"] == "'none'"
@@ -551,12 +549,12 @@ async def test_to_be_called_by_scripts_is_not_to_be_shown_in_a_frame(cors: Clien
 
 @on_sqlite
 @pytest.mark.parametrize("spelling", ["https://Portal.Example", "HTTPS://portal.example", "https://portal.example:443"])
-async def test_an_origin_in_another_spelling_is_refused_or_is_the_one_that_browsers_send(
+async def test_an_origin_in_another_spelling_is_refused_or_normalised(
     spelling: str, database_url: str, keys_dir: Path, clock: Clock
 ) -> None:
-    """Never is it accepted and of no effect."""
+    """It must not be accepted and then never match."""
     if error_of("SSO_CORS_ORIGINS", spelling) is not None:
         return
     with node(database_url, keys_dir, clock, SSO_CORS_ORIGINS=spelling) as client:
         answer = await client.request("POST", API[0], headers=[("origin", PORTAL)])
-    assert is_shared_with(answer, PORTAL)
+    assert is_readable_by(answer, PORTAL)

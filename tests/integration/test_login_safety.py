@@ -1,4 +1,4 @@
-"""What a login link must never do: lead off this host, be used up by a machine, or show its token."""
+"""Safety of login links: redirects stay on this host, machines consume nothing, and tokens do not leak."""
 
 import logging
 
@@ -14,8 +14,8 @@ from tests.support.hostile_links import (
     DESTINATIONS,
     HOSTILE_QUERIES,
     NOT_CANONICAL,
-    ODD,
     PREFETCHES,
+    UNUSUAL,
     refused,
     stays_on_this_host,
 )
@@ -23,14 +23,14 @@ from tests.support.hostile_links import (
 pytestmark = pytest.mark.anyio
 
 
-async def works(client: Client, token: str) -> bool:
-    """True if `token` signs in in a browser that nobody is signed in at. Consumes it."""
+async def is_usable(client: Client, token: str) -> bool:
+    """True if `token` signs in a fresh browser. Consumes the token."""
     answer = await client.another().get(f"{PAGE}?sso={token}")
     assert answer.status in {303, 401}
     return answer.status == 303
 
 
-# --- the redirect never leaves the host ------------------------------------------------------------------------------
+# --- Redirects stay on this host -------------------------------------------------------------------------------------
 
 
 @on_sqlite
@@ -41,12 +41,12 @@ async def test_a_path_that_is_not_canonical_is_refused_and_consumes_nothing(clie
         answer = await client.request("GET", target, headers=[("accept", "application/json")])
         assert (answer.status, answer.error) == (400, "bad_path"), path
         assert refused(answer), path
-    assert await works(client, token)
+    assert await is_usable(client, token)
 
 
-async def test_no_link_leads_to_another_host(client: Client, api_token: str) -> None:
+async def test_no_login_link_redirects_to_another_host(client: Client, api_token: str) -> None:
     token = (await client.issue(api_token)).encode()
-    targets = [path + b"?sso=T" for path in NOT_CANONICAL + ODD]
+    targets = [path + b"?sso=T" for path in NOT_CANONICAL + UNUSUAL]
     for target in targets + [path + b"?" + query for path in (b"/", PAGE.encode()) for query in HOSTILE_QUERIES]:
         answer = await client.another().get(target.replace(b"sso=T", b"sso=" + token))
         assert answer.status in {303, 400, 403}, target[:80]
@@ -58,14 +58,14 @@ async def test_no_link_leads_to_another_host(client: Client, api_token: str) -> 
             token = (await client.issue(api_token)).encode()
         else:
             assert refused(answer)
-    assert await works(client, token.decode())
+    assert await is_usable(client, token.decode())
 
 
 HOSTS = ["evil.example", "evil.example:8443", "studio.example@evil.example", "//evil.example", "", "a/b\\c", "[::1]:80"]
 
 
 @on_sqlite
-async def test_a_redirect_names_no_host_whatever_the_request_says(client: Client, api_token: str) -> None:
+async def test_a_redirect_ignores_all_host_headers(client: Client, api_token: str) -> None:
     for host in HOSTS:
         client.host = host
         browser = client.another()
@@ -87,7 +87,7 @@ async def test_a_redirect_names_no_host_whatever_the_request_says(client: Client
             assert "domain" not in (answer.header("set-cookie") or "").lower()
 
 
-# --- only a person's navigation consumes -----------------------------------------------------------------------------
+# --- Only the navigation of a person consumes ------------------------------------------------------------------------
 
 
 @on_sqlite
@@ -101,11 +101,11 @@ async def test_head_and_options_consume_nothing(client: Client, api_token: str) 
                 assert refused(answer)
                 assert answer.body == b""
                 assert answer.header("cache-control") == "no-store"
-    assert await works(client, token)
+    assert await is_usable(client, token)
 
 
 @on_sqlite
-async def test_any_other_method_is_not_allowed_and_consumes_nothing(client: Client, api_token: str) -> None:
+async def test_other_methods_are_not_allowed_and_consume_nothing(client: Client, api_token: str) -> None:
     token = await client.issue(api_token)
     for method in ("POST", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "get"):
         for path in (PAGE, "/"):
@@ -115,13 +115,11 @@ async def test_any_other_method_is_not_allowed_and_consumes_nothing(client: Clie
             assert set((answer.header("allow") or "").split(", ")) == {"GET", "HEAD", "OPTIONS"}
             assert refused(answer)
             assert token not in answer.text
-    assert await works(client, token)
+    assert await is_usable(client, token)
 
 
 @on_sqlite
-async def test_a_browser_that_loads_ahead_consumes_nothing_and_is_told_to_come_again(
-    client: Client, api_token: str
-) -> None:
+async def test_a_prefetch_consumes_nothing_and_gets_503(client: Client, api_token: str) -> None:
     token = await client.issue(api_token)
     for headers in PREFETCHES:
         answer = await client.request("GET", f"{PAGE}?sso={token}", headers=headers)
@@ -129,13 +127,11 @@ async def test_a_browser_that_loads_ahead_consumes_nothing_and_is_told_to_come_a
         assert answer.header("cache-control") == "no-store"
         assert refused(answer)
         assert token not in answer.text
-    assert await works(client, token)
+    assert await is_usable(client, token)
 
 
 @on_sqlite
-async def test_only_a_navigation_of_a_whole_window_consumes_where_the_browser_says_what_it_is(
-    client: Client, api_token: str
-) -> None:
+async def test_only_a_top_level_navigation_consumes(client: Client, api_token: str) -> None:
     token = await client.issue(api_token)
     for destinations in DESTINATIONS:
         for accept in ("text/html", "application/json"):
@@ -149,10 +145,10 @@ async def test_only_a_navigation_of_a_whole_window_consumes_where_the_browser_sa
     assert (await client.get(f"{PAGE}?sso={token}", **navigation)).status == 303
 
 
-# --- the token is nowhere to be read ---------------------------------------------------------------------------------
+# --- Tokens do not leak ----------------------------------------------------------------------------------------------
 
 
-async def test_no_log_line_has_a_token_an_address_or_a_cookie(
+async def test_logs_contain_no_token_address_or_cookie(
     client: Client, service: Node, api_token: str, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

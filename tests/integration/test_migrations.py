@@ -1,4 +1,4 @@
-"""The schema: what the migrations make is what the tables say, whoever runs them and however often."""
+"""Migrations: they create exactly the schema that the code declares, and run safely several times or concurrently."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.support.processes import command
 
 @pytest.fixture
 def empty(database: Database) -> Database:
-    """A database without anything in it."""
+    """An empty database."""
     wipe(database)
     return database
 
@@ -45,7 +45,7 @@ def revisions(database: Database) -> list[str]:
 
 
 def upgrade_to(database: Database, revision: str) -> None:
-    """What an older version of this service would have made of an empty database."""
+    """Create the schema of an older version of this service in an empty database."""
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     with database.connect() as connection, database.writing(connection):
@@ -54,7 +54,7 @@ def upgrade_to(database: Database, revision: str) -> None:
 
 
 def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
-    """What is in the columns that there were in the first schema."""
+    """The content of the columns of the first schema."""
     new = {metadata.tables["memberships"].c.sessions_from}
     with database.connect() as connection, database.reading(connection):
         return {
@@ -73,17 +73,17 @@ def indexes(database: Database, table: str) -> set[str | None]:
         return {index["name"] for index in inspect(connection).get_indexes(table)}
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(empty: Database) -> None:
+def test_the_migrations_create_the_tables_that_the_code_declares(empty: Database) -> None:
     assert migrations.upgrade(empty) is None
     with empty.connect() as connection:
-        # SQLite knows no identities, which Alembic takes for a difference in defaults.
+        # SQLite has no identity columns, which Alembic reports as a difference in defaults.
         options = {"compare_server_default": not empty.is_sqlite, "target_metadata": metadata}
         context = MigrationContext.configure(connection, opts=options)
         assert compare_metadata(context, metadata) == []
 
 
-def test_the_migrations_make_the_same_constraints_as_the_tables_do(database: Database) -> None:
-    """Alembic's comparison leaves out checks, identities, and what is particular to SQLite."""
+def test_the_migrations_create_the_constraints_that_the_code_declares(database: Database) -> None:
+    """Alembic's comparison omits check constraints, identities and SQLite's table options."""
     with database.connect() as connection:
         migrated = _described(connection)
     wipe(database)
@@ -114,19 +114,19 @@ def _described(connection: Connection) -> dict[str, Any]:
     return described
 
 
-def test_the_version_that_the_code_expects_is_the_last_migration() -> None:
+def test_the_expected_schema_version_is_the_last_migration() -> None:
     config = Config()
     config.set_main_option("script_location", str(Path(migrations.__file__).parent))
     assert ScriptDirectory.from_config(config).get_heads() == [SCHEMA_VERSION]
 
 
-def test_a_new_ledger_has_a_floor_that_keeps_nothing_out(empty: Database) -> None:
+def test_the_floor_of_a_new_ledger_is_zero(empty: Database) -> None:
     migrations.upgrade(empty)
     with empty.connect() as connection:
         assert [bytes(row) for row in connection.execute(select(consumed_floor.c.claims)).scalars()] == [bytes(16)]
 
 
-def test_a_second_upgrade_changes_nothing(empty: Database) -> None:
+def test_a_repeated_upgrade_changes_nothing(empty: Database) -> None:
     assert migrations.current(empty) is None
     assert migrations.upgrade(empty) is None
     with empty.connect() as connection, empty.writing(connection):
@@ -138,7 +138,7 @@ def test_a_second_upgrade_changes_nothing(empty: Database) -> None:
         assert bytes(connection.execute(select(consumed_floor.c.claims)).scalar_one()) == b"\x01" * 16
 
 
-def test_an_upgrade_from_the_first_schema_keeps_all_that_is_in_it(empty: Database) -> None:
+def test_an_upgrade_from_the_first_schema_keeps_all_data(empty: Database) -> None:
     upgrade_to(empty, "0001")
     assert migrations.current(empty) == "0001"
     with pytest.raises(SchemaMismatch, match=f"has schema 0001, this version needs {SCHEMA_VERSION}"):
@@ -184,10 +184,10 @@ def test_an_upgrade_from_the_first_schema_keeps_all_that_is_in_it(empty: Databas
     with empty.connect() as connection, empty.writing(connection):
         added = metadata.tables["users"].insert().returning(metadata.tables["users"].c.id)
         person = {"email": "new@example.com", "first_name": "N", "last_name": "N", "created_at": 9}
-        assert connection.execute(added, person).scalar_one() == 4, "ids go on where they were"
+        assert connection.execute(added, person).scalar_one() == 4, "ids continue after the upgrade"
 
 
-def test_of_concurrent_upgrades_one_does_it_and_the_others_wait(empty: Database) -> None:
+def test_concurrent_upgrades_run_the_migrations_once(empty: Database) -> None:
     databases = [database_at(empty.url) for _ in range(4)]
     barrier = Barrier(4)
 
@@ -204,33 +204,33 @@ def test_of_concurrent_upgrades_one_does_it_and_the_others_wait(empty: Database)
 
 
 @pytest.mark.slow
-def test_concurrent_upgrades_in_processes_of_their_own_all_succeed(empty: Database, tmp_path: Path) -> None:
+def test_concurrent_init_commands_all_succeed(empty: Database, tmp_path: Path) -> None:
     url = empty.url.render_as_string(hide_password=False)
     env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": url.replace("+psycopg", "")}
     with ThreadPoolExecutor() as threads:
-        trips = [threads.submit(command, "init", env=env) for _ in range(2)]
-        results = [trip.result() for trip in trips]
+        futures = [threads.submit(command, "init", env=env) for _ in range(2)]
+        results = [future.result() for future in futures]
     assert [result.returncode for result in results] == [0, 0], results
     assert revisions(empty) == [SCHEMA_VERSION]
 
 
-def test_an_upgrade_that_fails_leaves_nothing_behind(empty: Database) -> None:
+def test_a_failed_upgrade_leaves_nothing_behind(empty: Database) -> None:
     with empty.connect() as connection, empty.writing(connection):
-        connection.exec_driver_sql("CREATE TABLE consumed_floor (other INTEGER)")  # in the way of the last step
+        connection.exec_driver_sql("CREATE TABLE consumed_floor (other INTEGER)")  # conflicts with the last step
     with pytest.raises(Exception, match="consumed_floor"):
         migrations.upgrade(empty)
     with empty.connect() as connection:
         assert inspect(connection).get_table_names() == ["consumed_floor"]
 
 
-def test_an_empty_database_is_told_from_one_that_is_ready(database: Database) -> None:
+def test_an_empty_database_is_reported_with_the_init_command(database: Database) -> None:
     migrations.check(database)
     wipe(database)
     with pytest.raises(SchemaMismatch, match="is empty; run: sso-service init"):
         migrations.check(database)
 
 
-def test_a_schema_of_another_version_is_refused_with_both_versions_and_the_remedy(database: Database) -> None:
+def test_a_schema_of_another_version_is_reported_with_the_remedy(database: Database) -> None:
     set_revision(database, "0000")
     with pytest.raises(
         SchemaMismatch, match=f"has schema 0000, this version needs {SCHEMA_VERSION}; run: .*db upgrade"
@@ -238,14 +238,14 @@ def test_a_schema_of_another_version_is_refused_with_both_versions_and_the_remed
         migrations.check(database)
 
 
-def test_a_schema_that_no_migration_of_ours_made_is_not_upgraded(database: Database) -> None:
+def test_an_unknown_schema_version_is_not_upgraded(database: Database) -> None:
     set_revision(database, "9999")
     with pytest.raises(SchemaMismatch, match="9999"):
         migrations.upgrade(database)
     assert revisions(database) == ["9999"]
 
 
-def test_no_message_shows_the_password_of_the_database(database: Database) -> None:
+def test_error_messages_do_not_contain_the_database_password(database: Database) -> None:
     secret = database_at(make_url("postgresql+psycopg://user:hunter2@127.0.0.1:1/sso"))
     assert "hunter2" not in str(secret)
     with pytest.raises(Exception, match="cannot connect") as caught:

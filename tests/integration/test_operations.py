@@ -1,4 +1,4 @@
-"""What operators and clients meet beside the use cases: health, readiness, wrong methods, paths that lead nowhere."""
+"""Operations: health, readiness, unknown paths, wrong methods, caching and the error log."""
 
 import logging
 import time
@@ -44,7 +44,7 @@ def execute(database: Database, statement: str) -> None:
 
 
 def problems(answer: Answer) -> set[str]:
-    """What `/readyz` says is wrong; empty if the node is ready."""
+    """The subjects of the problems that `/readyz` reports. Empty if the node is ready."""
     content = answer.json()
     if answer.status == 200:
         assert answer.header("retry-after") is None
@@ -53,14 +53,14 @@ def problems(answer: Answer) -> set[str]:
     assert answer.status == 503
     assert int(answer.header("retry-after") or 0) > 0
     assert content["problems"]
-    assert all(isinstance(words, str) and words for words in content["problems"].values())
+    assert all(isinstance(text, str) and text for text in content["problems"].values())
     return set(content["problems"])
 
 
-# --- health ----------------------------------------------------------------------------------------------------------
+# --- Health ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_node_that_has_all_it_needs_is_ready(client: Client) -> None:
+async def test_a_node_with_database_keys_and_clock_is_ready(client: Client) -> None:
     assert (await client.get("/healthz")).json()
     assert problems(await client.get("/readyz")) == set()
     for path in ("/healthz", "/readyz"):
@@ -69,23 +69,21 @@ async def test_a_node_that_has_all_it_needs_is_ready(client: Client) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["is a directory", "is something else", "refuses to connect", "never answers"])
-async def test_a_node_whose_database_is_away_is_alive_but_not_ready(
+@pytest.mark.parametrize("state", ["is a directory", "is not a database", "refuses to connect", "never answers"])
+async def test_a_node_without_a_usable_database_is_alive_but_not_ready(
     state: str, tmp_path: Path, keys_dir: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     with a_database_that(state, tmp_path) as url, node(url, keys_dir, clock) as client:
-        begun = Stopwatch()
+        started = Stopwatch()
         answer = await client.get("/readyz")
-        assert begun.own_seconds < DEADLINE + 0.5
+        assert started.own_seconds < DEADLINE + 0.5
         assert problems(answer) == {"database"}
         assert "hunter2" not in answer.text
         assert "hunter2" not in caplog.text
         assert (await client.request("HEAD", "/healthz")).status == 200
 
 
-async def test_a_node_whose_clock_is_wrong_by_more_than_half_a_minute_is_not_ready(
-    client: Client, clock: Clock
-) -> None:
+async def test_a_node_whose_clock_differs_by_over_30_seconds_is_not_ready(client: Client, clock: Clock) -> None:
     for difference in (-3000.0, -31.5, 31.5, 86_400.0):
         clock.now = time.time() + difference
         assert problems(await client.get("/readyz")) == {"clock"}, difference
@@ -95,7 +93,7 @@ async def test_a_node_whose_clock_is_wrong_by_more_than_half_a_minute_is_not_rea
         assert problems(await client.get("/readyz")) == set(), difference
 
 
-async def test_a_node_whose_database_has_another_schema_is_not_ready(client: Client, database: Database) -> None:
+async def test_a_node_with_another_schema_version_is_not_ready(client: Client, database: Database) -> None:
     assert problems(await client.get("/readyz")) == set()
     for change in (
         "UPDATE alembic_version SET version_num = '0000'",
@@ -107,13 +105,13 @@ async def test_a_node_whose_database_has_another_schema_is_not_ready(client: Cli
         assert (await client.get("/healthz")).status == 200
 
 
-async def test_a_node_whose_database_is_empty_is_not_ready(client: Client, database: Database) -> None:
+async def test_a_node_with_an_empty_database_is_not_ready(client: Client, database: Database) -> None:
     execute(database, "DROP TABLE alembic_version")
     assert problems(await client.get("/readyz")) == {"database"}
 
 
 @on_sqlite
-async def test_a_node_without_a_key_that_may_sign_is_not_ready(database_url: str, tmp_path: Path, clock: Clock) -> None:
+async def test_a_node_without_a_signing_key_is_not_ready(database_url: str, tmp_path: Path, clock: Clock) -> None:
     keys_dir = tmp_path / "no-keys"
     keys_dir.mkdir()
     with node(database_url, keys_dir, clock) as client:
@@ -128,24 +126,24 @@ async def test_a_node_without_a_key_that_may_sign_is_not_ready(database_url: str
 
 
 @on_sqlite
-async def test_a_node_that_could_not_list_its_keys_for_a_minute_is_not_ready(
+async def test_a_node_that_cannot_list_its_keys_for_a_minute_is_not_ready(
     database_url: str, keys_dir: Path, clock: Clock
 ) -> None:
     monotonic = Clock(1000.0)
     keys = KeyDirectory(keys_dir, monotonic=monotonic)
     with node(database_url, keys, clock) as client:
         with renamed(keys_dir):
-            for passed, found in ((0, set()), (59.9, set()), (60, {"keys"}), (3600, {"keys"})):
-                monotonic.now = 1000.0 + passed
+            for elapsed, found in ((0, set()), (59.9, set()), (60, {"keys"}), (3600, {"keys"})):
+                monotonic.now = 1000.0 + elapsed
                 keys.refresh()
                 answer = await client.get("/readyz")
-                assert problems(answer) == found, passed
+                assert problems(answer) == found, elapsed
             assert (await client.get("/healthz")).status == 200
         keys.refresh()
         assert problems(await client.get("/readyz")) == set()
 
 
-async def test_everything_that_is_wrong_is_told_at_once(
+async def test_readyz_reports_all_problems_at_once(
     database: Database, database_url: str, tmp_path: Path, clock: Clock
 ) -> None:
     (tmp_path / "no-keys").mkdir()
@@ -155,11 +153,11 @@ async def test_everything_that_is_wrong_is_told_at_once(
         assert problems(await client.get("/readyz")) == {"keys", "database", "clock"}
 
 
-# --- paths and methods -----------------------------------------------------------------------------------------------
+# --- Paths and methods -----------------------------------------------------------------------------------------------
 
 
 @on_sqlite
-async def test_a_wrong_method_is_told_which_are_right(client: Client) -> None:
+async def test_a_wrong_method_gets_405_with_the_allowed_methods(client: Client) -> None:
     for path, allowed in OWN_PATHS.items():
         for method in METHODS:
             for query in ("", "?sso=x"):
@@ -174,7 +172,7 @@ async def test_a_wrong_method_is_told_which_are_right(client: Client) -> None:
 
 
 @on_sqlite
-async def test_a_path_that_leads_nowhere_is_404_in_json_whatever_the_method(client: Client, api_token: str) -> None:
+async def test_an_unknown_path_gets_404_in_json_for_every_method(client: Client, api_token: str) -> None:
     paths = [
         "/favicon.ico",
         "/robots.txt",
@@ -205,7 +203,7 @@ async def test_a_path_that_leads_nowhere_is_404_in_json_whatever_the_method(clie
 
 
 @on_sqlite
-async def test_the_paths_of_the_service_do_nothing_with_a_login_token(
+async def test_the_paths_of_the_service_ignore_login_tokens(
     client: Client, api_token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     token = await client.issue(api_token)
@@ -221,7 +219,7 @@ async def test_the_paths_of_the_service_do_nothing_with_a_login_token(
 
 
 @on_sqlite
-async def test_an_answer_of_ours_is_kept_by_no_cache(client: Client, api_token: str) -> None:
+async def test_responses_of_the_service_are_not_cached(client: Client, api_token: str) -> None:
     answers = [
         await client.post_json("/v1/sso_tokens", {}, token=api_token),
         await client.get("/session"),
@@ -234,17 +232,17 @@ async def test_an_answer_of_ours_is_kept_by_no_cache(client: Client, api_token: 
     assert {answer.header("cache-control") for answer in answers} == {"no-store"}
 
 
-def ladder(base: type[ServiceError]) -> set[type[ServiceError]]:
-    return {base}.union(*map(ladder, base.__subclasses__()))
+def subclasses(base: type[ServiceError]) -> set[type[ServiceError]]:
+    return {base}.union(*map(subclasses, base.__subclasses__()))
 
 
-def test_every_error_of_the_ladder_has_an_entry_in_the_table() -> None:
-    kinds = ladder(ServiceError)
-    assert len(kinds) > 40
-    assert {kind.code for kind in kinds} - ENTRIES.keys() == {"last_admin"}
+def test_every_error_class_has_an_entry_in_the_table_of_problems() -> None:
+    classes = subclasses(ServiceError)
+    assert len(classes) > 40
+    assert {error_class.code for error_class in classes} - ENTRIES.keys() == {"last_admin"}
 
 
-def test_errors_with_details_are_described_with_them() -> None:
+def test_errors_with_details_are_reported_with_them() -> None:
     assert problem_of(InsufficientScope("write:sso")) == Problem(
         403, "insufficient_scope", "The API token lacks the scope write:sso.", {"required_scope": "write:sso"}
     )
@@ -252,30 +250,30 @@ def test_errors_with_details_are_described_with_them() -> None:
     assert limited is not None
     assert limited.headers == {"Retry-After": "7"}
     assert problem_of(HTTPException(404)) == problem("not_found")
-    assert problem_of(ValueError()) is None, "a bug is not described to clients"
+    assert problem_of(ValueError()) is None, "bugs are not reported to clients"
 
 
-# --- the log ---------------------------------------------------------------------------------------------------------
+# --- The log ---------------------------------------------------------------------------------------------------------
 
 
 @on_sqlite
-async def test_the_log_tells_of_refusals_when_they_begin_now_and_then_how_many_more_and_when_they_are_over(
+async def test_unavailability_is_logged_at_its_start_periodically_and_at_its_end(
     client: Client, database: Database, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sso_service.web.problems._LOG_INTERVAL", 0.2)
     caplog.set_level(logging.INFO, logger="sso_service.web.problems")
 
-    def told() -> list[str]:
+    def messages() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "sso_service.web.problems"]
 
-    async def told_of(count: int) -> str:
-        await until(lambda: len(told()) == count)
-        return told()[-1]
+    async def message_number(count: int) -> str:
+        await until(lambda: len(messages()) == count)
+        return messages()[-1]
 
     execute(database, "ALTER TABLE api_tokens RENAME TO lost")
     for _ in range(3):
         assert (await client.post_json("/v1/sso_tokens", JANE, token="unknown")).status == 503
     execute(database, "ALTER TABLE lost RENAME TO api_tokens")
-    assert told() == ["unavailable: no such table: api_tokens"]
-    assert await told_of(2) == "2 more requests got 503 in 0 s; unavailable: no such table: api_tokens"
-    assert (await told_of(3)).startswith("no request got 503")
+    assert messages() == ["unavailable: no such table: api_tokens"]
+    assert await message_number(2) == "2 more requests got 503 in 0 s; unavailable: no such table: api_tokens"
+    assert (await message_number(3)).startswith("no request got 503")

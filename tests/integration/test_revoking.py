@@ -1,4 +1,4 @@
-"""`POST /v1/sso_tokens/revoke`: an intranet takes a token back, and learns whether somebody was faster."""
+"""`POST /v1/sso_tokens/revoke`: revoke an unused login token, or report that it is already consumed."""
 
 import asyncio
 from itertools import product
@@ -39,7 +39,7 @@ async def revoke(client: Client, token: object, secret: str) -> Answer:
 
 
 def revoked(answer: Answer) -> bool:
-    """True if the token was taken back unused, False if somebody had used it."""
+    """True if the token was revoked unused, False if it was already consumed."""
     assert answer.status == 200, answer
     content = answer.json()
     assert content in ({"revoked": True}, {"revoked": False})
@@ -47,10 +47,10 @@ def revoked(answer: Answer) -> bool:
     return content["revoked"] is True
 
 
-# --- taken back or too late ------------------------------------------------------------------------------------------
+# --- Revoked or already consumed -------------------------------------------------------------------------------------
 
 
-async def test_an_unused_token_that_is_taken_back_lets_nobody_in(
+async def test_a_revoked_token_is_refused_everywhere(
     client: Client, api_token: str, verifier: str, database: Database
 ) -> None:
     token, untouched = await client.issue(api_token), await client.issue(api_token)
@@ -62,49 +62,49 @@ async def test_an_unused_token_that_is_taken_back_lets_nobody_in(
     assert await browse(client, untouched) == (303, PAGE)
 
 
-async def test_a_token_that_was_used_before_is_not_taken_back(client: Client, api_token: str, verifier: str) -> None:
-    by_browser, by_api, by_us = [await client.issue(api_token) for _ in range(3)]
+async def test_a_consumed_token_cannot_be_revoked(client: Client, api_token: str, verifier: str) -> None:
+    by_browser, by_api, unused = [await client.issue(api_token) for _ in range(3)]
     assert await browse(client, by_browser) == (303, PAGE)
     login(await consume(client, by_api, verifier))
-    assert revoked(await revoke(client, by_us, api_token)) is True
-    for token in (by_browser, by_api, by_us):
+    assert revoked(await revoke(client, unused, api_token)) is True
+    for token in (by_browser, by_api, unused):
         for _ in range(2):
             assert revoked(await revoke(client, token, api_token)) is False
 
 
-async def test_taking_back_a_token_signs_nobody_out(client: Client, api_token: str) -> None:
+async def test_revoking_a_consumed_token_does_not_end_its_session(client: Client, api_token: str) -> None:
     token = await client.issue(api_token)
     assert (await client.get(f"{PAGE}?sso={token}")).status == 303
     assert revoked(await revoke(client.another(), token, api_token)) is False
     assert (await client.get("/session")).status == 200
 
 
-async def wins(way: str, client: Client, token: str, *, issuer: str, verifier: str) -> bool:
-    """True if it was this attempt that used the token up."""
-    if way == "a browser":
-        told = await browse(client, token)
-        assert told in {(303, PAGE), (401, "token_consumed")}
-        return told[0] == 303
-    if way == "a frontend":
+async def wins(kind: str, client: Client, token: str, *, issuer: str, verifier: str) -> bool:
+    """True if this attempt consumed the token."""
+    if kind == "browser":
+        outcome = await browse(client, token)
+        assert outcome in {(303, PAGE), (401, "token_consumed")}
+        return outcome[0] == 303
+    if kind == "frontend":
         answer = await consume(client.another(), token, verifier)
         assert answer.status == 200 or refusal(answer) == TOKEN_CONSUMED
         return answer.status == 200
     return revoked(await revoke(client.another(), token, issuer))
 
 
-async def test_of_logins_and_revocations_at_once_exactly_one_wins(
+async def test_concurrent_logins_and_revocations_have_exactly_one_winner(
     client: Client, api_token: str, verifier: str, database_url: str, keys_dir: Path, clock: Clock
 ) -> None:
     issued = [await client.issue(api_token) for _ in range(12)]
     with node(database_url, keys_dir, clock) as other_node:
-        # Three times, so that some meet in one transaction.
-        attempts = list(product(("a browser", "a frontend", "a revocation"), (client, other_node))) * 3
+        # Three of each kind, so that some share a transaction.
+        attempts = list(product(("browser", "frontend", "revocation"), (client, other_node))) * 3
         results = await asyncio.gather(
             *(
-                wins(way, origin, token, issuer=api_token, verifier=verifier)
+                wins(kind, origin, token, issuer=api_token, verifier=verifier)
                 for number, token in enumerate(issued)
-                # In turn, another is first.
-                for way, origin in attempts[number % 6 :] + attempts[: number % 6]
+                # A different attempt starts first for each token.
+                for kind, origin in attempts[number % 6 :] + attempts[: number % 6]
             )
         )
     for at in range(0, len(results), len(attempts)):
@@ -113,10 +113,10 @@ async def test_of_logins_and_revocations_at_once_exactly_one_wins(
         assert revoked(await revoke(client, token, api_token)) is False
 
 
-# --- whoever the token is for ----------------------------------------------------------------------------------------
+# --- Access ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_token_of_a_disabled_user_can_be_taken_back_and_stays_so(
+async def test_the_token_of_a_disabled_user_can_be_revoked(
     client: Client, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     token, other = await client.issue(api_token), await client.issue(api_token)
@@ -131,7 +131,7 @@ async def test_the_token_of_a_disabled_user_can_be_taken_back_and_stays_so(
     assert await state(client, other, verifier) == ACTIVE
 
 
-async def test_the_token_of_who_is_no_member_any_more_can_be_taken_back_and_stays_so(
+async def test_the_token_of_a_removed_member_can_be_revoked(
     client: Client, service: Node, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     token, other = await client.issue(api_token), await client.issue(api_token)
@@ -139,17 +139,17 @@ async def test_the_token_of_who_is_no_member_any_more_can_be_taken_back_and_stay
         administration.remove_member(connection, EMAIL, ACCOUNT)
     assert revoked(await revoke(client, token, api_token)) is True
     assert revoked(await revoke(client, token, api_token)) is False
-    await client.issue(api_token)  # makes them a member again
+    await client.issue(api_token)  # renews the membership
     assert await browse(client, token) == (401, "token_consumed")
     assert await state(client, other, verifier) == ACTIVE
 
     key = service.keys.ring.signing_key(int(clock())).token_key
-    of_nobody = tokens.sign(Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7), key)
-    assert revoked(await revoke(client, of_nobody, api_token)) is True
+    of_unknown_user = tokens.sign(Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7), key)
+    assert revoked(await revoke(client, of_unknown_user, api_token)) is True
 
 
-async def test_taking_back_gives_no_power_and_needs_none(client: Client, database: Database) -> None:
-    """What an API token with a cap may not issue, it may still stop: safety is for everybody."""
+async def test_revoking_ignores_the_max_role_of_the_api_token(client: Client, database: Database) -> None:
+    """An API token with a lower `max_role` may still revoke, because revoking only takes access away."""
     capped = make_api_token(database, max_role=Role.EDITOR)[1]
     token = await client.issue(capped)
     with changing(database) as connection:

@@ -1,4 +1,4 @@
-"""`GET /session` and `POST /logout`: who is signed in counts anew at each request, and only our own pages sign out."""
+"""`GET /session` and `POST /logout`: the session is checked at each request, and only same-origin pages sign out."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +25,7 @@ from tests.support.client import Answer, Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE, TEAM
 from tests.support.databases import changing, on_sqlite
-from tests.support.sessions import COOKIE, HALF_A_DAY, sign_in, sign_out_everywhere
+from tests.support.sessions import COOKIE, SESSION_LIFETIME, sign_in, sign_out_everywhere
 
 pytestmark = pytest.mark.anyio
 
@@ -34,14 +34,14 @@ EDITOR = ["ideas:edit", "ideas:view", "posts:edit", "posts:view"]
 
 
 async def with_cookie(client: Client, value: str) -> Answer:
-    """What `/session` answers to a browser that has this cookie."""
+    """Request `/session` from a new browser with this cookie."""
     browser = client.another()
     browser.cookies[COOKIE] = value
     return await browser.get("/session")
 
 
 async def is_signed_in(client: Client, value: str | None = None) -> bool:
-    """True if `/session` says so, of the client or of a browser with the cookie `value`."""
+    """Return whether `/session` reports a session for the client, or for a new browser with the cookie `value`."""
     answer = await (client.get("/session") if value is None else with_cookie(client, value))
     if answer.status == 200:
         return True
@@ -53,7 +53,7 @@ async def is_signed_in(client: Client, value: str | None = None) -> bool:
 
 
 def attributes(answer: Answer) -> tuple[str, dict[str, str]]:
-    """Value and attributes of the session cookie that an answer sets."""
+    """Return the value and attributes of the session cookie in a response."""
     line = answer.header("set-cookie")
     assert line is not None
     pair, *rest = line.split(";")
@@ -65,10 +65,10 @@ def attributes(answer: Answer) -> tuple[str, dict[str, str]]:
     return value, found
 
 
-# --- who is signed in ------------------------------------------------------------------------------------------------
+# --- the session -----------------------------------------------------------------------------------------------------
 
 
-async def test_it_says_who_is_signed_in_and_what_they_may_do(client: Client, api_token: str) -> None:
+async def test_a_session_response_has_the_user_account_role_and_permissions(client: Client, api_token: str) -> None:
     token = await client.issue(api_token)
     await client.get(f"{PAGE}?sso={token}")
     content: dict[str, Any] = (await client.get("/session")).json()
@@ -83,7 +83,7 @@ async def test_it_says_who_is_signed_in_and_what_they_may_do(client: Client, api
     assert (await client.get("/session?sso=x&account_id=999")).json() == content
 
 
-async def test_without_a_good_cookie_nobody_is_signed_in(
+async def test_a_request_without_a_valid_cookie_is_answered_401(
     client: Client, api_token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert not await is_signed_in(client)
@@ -98,7 +98,7 @@ async def test_without_a_good_cookie_nobody_is_signed_in(
         "dots": "..",
         "a login token": token,
         "an API token": api_token,
-        "cut": good[:-1],
+        "truncated": good[:-1],
         "longer": good + "A",
         "twice": good * 2,
         "without signature": f"{payload}.{signed_at}",
@@ -124,26 +124,26 @@ async def test_without_a_good_cookie_nobody_is_signed_in(
 
 
 @on_sqlite
-async def test_it_finds_its_cookie_among_others(client: Client, api_token: str) -> None:
+async def test_the_session_cookie_is_found_among_other_cookies(client: Client, api_token: str) -> None:
     good = await sign_in(client, api_token)
     for value in (f"a=b; {COOKIE}={good}; c=d", f"{COOKIE}={good};c=d", f'theme="dark; x"; {COOKIE}={good}'):
         assert (await client.request("GET", "/session", headers=[("cookie", value)])).status == 200, value
 
 
 @on_sqlite
-async def test_a_session_ends_after_half_a_day(client: Client, api_token: str, clock: Clock) -> None:
+async def test_a_session_expires_after_twelve_hours(client: Client, api_token: str, clock: Clock) -> None:
     clock.now = int(clock.now)
     await sign_in(client, api_token)
-    clock.advance(HALF_A_DAY - 0.5)
+    clock.advance(SESSION_LIFETIME - 0.5)
     assert await is_signed_in(client)
     clock.advance(0.5)
     assert not await is_signed_in(client)
-    clock.advance(HALF_A_DAY)
+    clock.advance(SESSION_LIFETIME)
     assert not await is_signed_in(client)
 
 
 @on_sqlite
-async def test_a_session_of_a_node_whose_clock_is_a_minute_ahead_counts(
+async def test_a_session_of_a_node_whose_clock_is_a_minute_ahead_is_valid(
     client: Client, api_token: str, clock: Clock
 ) -> None:
     clock.now = int(clock.now)
@@ -154,7 +154,9 @@ async def test_a_session_of_a_node_whose_clock_is_a_minute_ahead_counts(
     assert not await is_signed_in(client)
 
 
-async def test_a_role_counts_from_the_next_request_on(client: Client, api_token: str, database: Database) -> None:
+async def test_a_role_change_takes_effect_at_the_next_request(
+    client: Client, api_token: str, database: Database
+) -> None:
     await sign_in(client, api_token)
     content = ("posts", "ideas", "areas", "topics", "templates")
     actions = ("view", "edit", "create", "delete", "publish")
@@ -171,7 +173,7 @@ async def test_a_role_counts_from_the_next_request_on(client: Client, api_token:
         assert (answer["role"], answer["permissions"]) == (role, sorted(permissions))
 
 
-async def test_a_disabled_or_removed_person_is_not_signed_in_from_the_next_request_on(
+async def test_disabling_or_removing_a_user_ends_sessions_at_once(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     john = client.another()
@@ -184,7 +186,7 @@ async def test_a_disabled_or_removed_person_is_not_signed_in_from_the_next_reque
     assert not await is_signed_in(john)
 
 
-async def test_a_session_is_of_one_account_only(client: Client, api_token: str, database: Database) -> None:
+async def test_a_session_belongs_to_one_account(client: Client, api_token: str, database: Database) -> None:
     with changing(database) as connection:
         _, elsewhere = administration.create_api_token(
             connection, account_id=OTHER_ACCOUNT, name="tests", scopes=frozenset({Scope.WRITE_SSO}), now=0
@@ -205,7 +207,7 @@ async def test_a_session_is_of_one_account_only(client: Client, api_token: str, 
 
 
 @on_sqlite
-async def test_a_session_dies_with_the_key_that_signed_it(
+async def test_revoking_the_signing_key_ends_its_sessions(
     client: Client, service: Node, api_token: str, clock: Clock
 ) -> None:
     await sign_in(client, api_token)
@@ -217,12 +219,12 @@ async def test_a_session_dies_with_the_key_that_signed_it(
     assert await is_signed_in(client)
 
 
-async def test_when_the_database_is_away_nobody_is_told_that_they_are_signed_out(
+async def test_an_unavailable_database_is_answered_503_not_401(
     client: Client, api_token: str, database: Database, keys_dir: Path, clock: Clock, tmp_path: Path
 ) -> None:
     session = await sign_in(client, api_token)
-    nowhere = f"sqlite:///{tmp_path}" if database.is_sqlite else f"postgresql://127.0.0.1:{free_port()}/sso"
-    settings = read_settings({"SSO_DATABASE_URL": nowhere})
+    unreachable = f"sqlite:///{tmp_path}" if database.is_sqlite else f"postgresql://127.0.0.1:{free_port()}/sso"
+    settings = read_settings({"SSO_DATABASE_URL": unreachable})
     service = Node(settings, open_database(settings), KeyDirectory(keys_dir), clock=clock)
     cut_off = Client(create_app(service))
     answer = await with_cookie(cut_off, session)
@@ -230,14 +232,14 @@ async def test_when_the_database_is_away_nobody_is_told_that_they_are_signed_out
     assert int(answer.header("retry-after") or 0) > 0
     assert answer.header("set-cookie") is None
     assert session not in answer.text
-    assert not await is_signed_in(cut_off, "garbage")  # for which nobody need be asked
+    assert not await is_signed_in(cut_off, "garbage")  # no query is needed to refuse it
     service.close()
 
 
-# --- signed out everywhere -------------------------------------------------------------------------------------------
+# --- signing out everywhere ------------------------------------------------------------------------------------------
 
 
-async def test_signing_out_everywhere_ends_what_began_up_to_then(
+async def test_signing_out_everywhere_ends_all_earlier_sessions(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     clock.now = int(clock.now) + 0.25
@@ -249,13 +251,13 @@ async def test_signing_out_everywhere_ends_what_began_up_to_then(
     assert not await is_signed_in(client, earlier)
     assert not await is_signed_in(client, this_second)
     assert await is_signed_in(client, john)
-    clock.advance(HALF_A_DAY // 2)
+    clock.advance(SESSION_LIFETIME // 2)
     assert not await is_signed_in(client, this_second)
     later = await sign_in(client.another(), api_token)
     assert await is_signed_in(client, later)
 
 
-async def test_a_session_that_began_after_the_sign_out_stays(
+async def test_a_session_that_began_after_the_sign_out_stays_valid(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     session = await sign_in(client, api_token)
@@ -263,23 +265,23 @@ async def test_a_session_that_began_after_the_sign_out_stays(
     assert await is_signed_in(client, session)
 
 
-async def test_a_login_in_the_very_second_of_the_sign_out_is_signed_in(
+async def test_a_login_in_the_same_second_as_the_sign_out_is_valid(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     before = await sign_in(client, api_token)
     sign_out_everywhere(database, clock())
     assert not await is_signed_in(client)
-    after = await sign_in(client, api_token)  # in the same browser, which has the old cookie still
+    after = await sign_in(client, api_token)  # in the same browser, which still has the old cookie
     assert await is_signed_in(client)
     assert await is_signed_in(client, after)
     assert not await is_signed_in(client, before)
     elsewhere = await sign_in(client.another(), api_token)
     assert await is_signed_in(client, elsewhere)
-    clock.advance(HALF_A_DAY - 1)
+    clock.advance(SESSION_LIFETIME - 1)
     assert await is_signed_in(client)
 
 
-async def test_a_second_sign_out_in_the_same_second_ends_what_began_in_between(
+async def test_repeated_sign_outs_in_one_second_end_each_new_session(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     await sign_in(client, api_token)
@@ -290,7 +292,7 @@ async def test_a_second_sign_out_in_the_same_second_ends_what_began_in_between(
         assert await is_signed_in(client)
 
 
-async def test_a_sign_out_is_not_undone_by_a_clock_that_was_set_back_and_another_is_not_claimed(
+async def test_a_clock_set_back_does_not_undo_a_sign_out(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     session = await sign_in(client, api_token)
@@ -305,18 +307,18 @@ async def test_a_sign_out_is_not_undone_by_a_clock_that_was_set_back_and_another
 
 @on_sqlite
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_the_cookie_is_for_this_site_only_and_for_no_script(service: Node, api_token: str, scheme: str) -> None:
+async def test_the_cookie_is_same_site_and_hidden_from_scripts(service: Node, api_token: str, scheme: str) -> None:
     client = Client(create_app(service), scheme=scheme)
     token = await client.issue(api_token)
     answer = await client.get(f"/client/{ACCOUNT}/t/{TEAM}/posts?sso={token}")
     value, found = attributes(answer)
     assert value
-    expected = {"path": "/", "max-age": str(HALF_A_DAY), "httponly": "", "samesite": "Lax"}
+    expected = {"path": "/", "max-age": str(SESSION_LIFETIME), "httponly": "", "samesite": "Lax"}
     assert found == (expected | {"secure": ""} if scheme == "https" else expected)
     assert await is_signed_in(client)
 
-    gone = await client.request("POST", "/logout", headers=[("origin", f"{scheme}://studio.example")])
-    value, found = attributes(gone)
+    signed_out = await client.request("POST", "/logout", headers=[("origin", f"{scheme}://studio.example")])
+    value, found = attributes(signed_out)
     assert value == ""
     expected["max-age"] = "0"
     assert found == (expected | {"secure": ""} if scheme == "https" else expected)
@@ -326,7 +328,7 @@ async def test_the_cookie_is_for_this_site_only_and_for_no_script(service: Node,
 
 
 @on_sqlite
-async def test_signing_out_takes_the_cookie_away(client: Client, api_token: str) -> None:
+async def test_signing_out_deletes_the_cookie(client: Client, api_token: str) -> None:
     await sign_in(client, api_token)
     answer = await client.request("POST", "/logout", headers=[("sec-fetch-site", "same-origin")])
     assert answer.status == 204
@@ -339,7 +341,7 @@ async def test_signing_out_takes_the_cookie_away(client: Client, api_token: str)
 
 @on_sqlite
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_only_our_own_pages_can_sign_out(service: Node, api_token: str, scheme: str) -> None:
+async def test_only_same_origin_pages_can_sign_out(service: Node, api_token: str, scheme: str) -> None:
     client = Client(create_app(service), scheme=scheme)
     session = await sign_in(client, api_token)
     own = f"{scheme}://studio.example"
@@ -383,14 +385,14 @@ async def test_only_our_own_pages_can_sign_out(service: Node, api_token: str, sc
 
 
 @on_sqlite
-async def test_a_page_on_plain_http_is_not_of_the_same_origin_as_a_site_on_https(service: Node) -> None:
+async def test_a_plain_http_page_cannot_sign_out_of_an_https_site(service: Node) -> None:
     client = Client(create_app(service), scheme="https")
     answer = await client.request("POST", "/logout", headers=[("origin", "http://studio.example")])
     assert answer.status == 403
 
 
 @on_sqlite
-async def test_a_site_on_a_port_of_its_own_is_the_origin_with_the_port(service: Node) -> None:
+async def test_the_port_is_part_of_the_origin(service: Node) -> None:
     client = Client(create_app(service), host="localhost:8000")
     for origin, status in (
         ("http://localhost:8000", 204),
@@ -401,11 +403,11 @@ async def test_a_site_on_a_port_of_its_own_is_the_origin_with_the_port(service: 
         assert (await client.request("POST", "/logout", headers=[("origin", origin)])).status == status, origin
 
 
-async def test_a_cookie_that_is_longer_than_any_of_ours_is_not_looked_at(client: Client, api_token: str) -> None:
+async def test_a_cookie_that_is_too_long_is_refused(client: Client, api_token: str) -> None:
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
     value = client.cookies["studio_session"]
     assert len(value) <= COOKIE_LENGTH
-    # Where the decoder skips what is no base64, one cookie has many spellings. They are at least not long ones.
+    # The decoder skips characters outside base64, so one cookie has many spellings. Its length at least is limited.
     for padding in ("!" * 200, "." * 200, "A" * 1_000_000):
         client.cookies["studio_session"] = value + padding
         assert (await client.get("/session")).status == 401
@@ -413,7 +415,7 @@ async def test_a_cookie_that_is_longer_than_any_of_ours_is_not_looked_at(client:
     assert (await client.get("/session")).status == 200
 
 
-async def test_an_account_ends_sessions_in_itself_and_in_no_other(
+async def test_an_account_can_end_only_its_own_sessions(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     with changing(database) as connection:
@@ -435,10 +437,10 @@ async def test_an_account_ends_sessions_in_itself_and_in_no_other(
     assert (await there.get("/session")).status == 200
 
 
-async def test_an_account_ends_a_session_that_is_dated_ahead_because_others_ended_before(
+async def test_an_account_can_end_a_session_that_is_dated_ahead(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
-    # By the database's clock, as an admin's page does it, with a session that begins in the same second.
+    # An admin's page uses the database's clock. The session here begins in the same second.
     with database.connect() as connection, database.reading(connection):
         clock.now = connection.execute(select(database.now())).scalar_one()
     await sign_in(client, api_token)
@@ -461,20 +463,20 @@ async def test_an_account_ends_a_session_that_is_dated_ahead_because_others_ende
     assert steps == [True, False] * 5
 
 
-def until_turned_away(database: Database, sign_out: Callable[[Connection], None]) -> None:
-    """Signs out again and again within a second."""
+def sign_out_until_refused(database: Database, sign_out: Callable[[Connection], None]) -> None:
+    """Sign out repeatedly, within a second, until the service refuses."""
     with changing(database) as connection, suppress(Overloaded):
         for _ in range(100):
             sign_out(connection)
-        pytest.fail("nobody was turned away")
+        pytest.fail("no sign-out was refused")
 
 
-async def test_what_an_account_does_leaves_room_to_sign_out_everywhere(
+async def test_sign_outs_in_one_account_do_not_block_signing_out_everywhere(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     await sign_in(client, api_token)
     user_id = (await client.get("/session")).json()["user"]["id"]
-    until_turned_away(
+    sign_out_until_refused(
         database, partial(administration.sign_out_member, account_id=ACCOUNT, user_id=user_id, database=database)
     )
     cookie = await sign_in(client, api_token)
@@ -484,15 +486,15 @@ async def test_what_an_account_does_leaves_room_to_sign_out_everywhere(
     assert not await is_signed_in(client, cookie)
     cookie = await sign_in(client, api_token)
     assert await is_signed_in(client, cookie)
-    # Nor does signing out keep anybody from being disabled, or in the end from signing in again.
-    until_turned_away(database, partial(members.sign_out_user, user_id=user_id, database=database))
+    # Refused sign-outs do not prevent disabling the user, or signing in again.
+    sign_out_until_refused(database, partial(members.sign_out_user, user_id=user_id, database=database))
     assert await is_signed_in(client, await sign_in(client, api_token))
     with changing(database) as connection:
         administration.disable_user(connection, JANE["email"], now=int(clock()))
     assert not await is_signed_in(client)
 
 
-async def test_a_session_that_ended_does_not_come_back_with_its_user(
+async def test_enabling_a_user_does_not_restore_ended_sessions(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     cookie = await sign_in(client, api_token)
@@ -504,7 +506,7 @@ async def test_a_session_that_ended_does_not_come_back_with_its_user(
     assert await is_signed_in(client, await sign_in(client, api_token))
 
 
-async def test_a_session_that_ended_does_not_come_back_with_its_membership(
+async def test_adding_a_member_again_does_not_restore_ended_sessions(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
     clock.advance(-10)
@@ -512,6 +514,6 @@ async def test_a_session_that_ended_does_not_come_back_with_its_membership(
     clock.advance(10)
     with changing(database) as connection:
         administration.remove_member(connection, JANE["email"], ACCOUNT)
-    again = await sign_in(client, api_token)  # the intranet's next token makes them a member again
+    again = await sign_in(client, api_token)  # the next login token adds the member again
     assert await is_signed_in(client, again)
     assert not await is_signed_in(client, cookie)

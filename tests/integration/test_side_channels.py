@@ -1,4 +1,4 @@
-"""What a refusal may not tell: why an API token is refused, and how much of a forged login token is right."""
+"""Side channels: a refusal reveals neither why an API token is refused nor how much of a forged token is correct."""
 
 import json
 import secrets
@@ -19,26 +19,26 @@ from tests.support.databases import changing
 
 pytestmark = pytest.mark.anyio
 
-FEW = 5000
+SAMPLES = 5000
 CERTAIN = 10.0
-"""|t| that nothing but a leak explains, however busy the machine: dudect's own limit."""
+"""A |t| that only a leak explains, even on a busy machine. It is dudect's own limit."""
 
 
 def refused_api_tokens(database: Database, clock: Clock) -> dict[str, str]:
-    """What may be sent in place of an API token, by what is wrong with it."""
+    """Invalid API tokens by the reason why they are invalid."""
     now = int(clock())
-    made: dict[str, str] = {}
+    created: dict[str, str] = {}
     with changing(database) as connection:
-        for what in ("good", "revoked", "expired"):
-            token_id, made[what] = administration.create_api_token(
-                connection, account_id=ACCOUNT, name=what, scopes=frozenset(Scope), now=now - 10, expires_at=now + 10
+        for kind in ("good", "revoked", "expired"):
+            token_id, created[kind] = administration.create_api_token(
+                connection, account_id=ACCOUNT, name=kind, scopes=frozenset(Scope), now=now - 10, expires_at=now + 10
             )
-            if what == "revoked":
+            if kind == "revoked":
                 administration.revoke_api_token(connection, token_id, now=now)
-    good = made.pop("good")
+    good = created.pop("good")
     clock.advance(10)
     return {
-        **made,
+        **created,
         "unknown": "wf_live_" + secrets.token_urlsafe(32),
         "wrong in its first character": "wf_live_" + ("A" if good[8] != "A" else "B") + good[9:],
         "wrong in its last character": good[:-1] + ("A" if good[-1] != "A" else "B"),
@@ -47,7 +47,7 @@ def refused_api_tokens(database: Database, clock: Clock) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", ["", "/verify", "/consume", "/revoke"])
-async def test_every_refusal_of_an_api_token_is_the_same_to_the_byte(
+async def test_all_refusals_of_an_api_token_are_byte_identical(
     client: Client, database: Database, clock: Clock, path: str
 ) -> None:
     wrong = [("authorization", f"Bearer {secret}") for secret in refused_api_tokens(database, clock).values()]
@@ -65,24 +65,24 @@ async def test_every_refusal_of_an_api_token_is_the_same_to_the_byte(
 
 
 @pytest.mark.slow
-async def test_the_time_of_a_refusal_tells_nothing_and_planted_leaks_are_found(tmp_path: Path) -> None:
+async def test_refusal_times_reveal_nothing_and_planted_leaks_are_detected(tmp_path: Path) -> None:
     planted = []
-    async for case, measured in results(tmp_path, FEW):
+    async for case, measured in results(tmp_path, SAMPLES):
         assert (measured.t >= CERTAIN) is case.planted, line(case, measured)
         assert line(case, measured).startswith(case.title)
         planted.append(case.planted)
     assert planted == [False, False, True, False, False, True]
 
 
-def test_equal_times_are_not_told_apart_and_different_ones_are() -> None:
+def test_the_statistic_separates_different_timings_only() -> None:
     noise = [secrets.randbelow(1000) for _ in range(20_000)]
     kinds = [secrets.randbelow(2) for _ in noise]
     assert largest_t(list(zip(noise, kinds, strict=True))) < THRESHOLD + 1
     later = [(taken + 50 * kind, kind) for taken, kind in zip(noise, kinds, strict=True)]
     assert largest_t(later) > CERTAIN
-    # Also if a few slow measurements drown it, were they not cut off.
-    drowned = [(taken + (10**9 if number % 50 == 0 else 0), kind) for number, (taken, kind) in enumerate(later)]
-    assert largest_t(drowned) > CERTAIN
+    # Outliers must not hide a difference, so the slowest measurements are cut off.
+    with_outliers = [(taken + (10**9 if number % 50 == 0 else 0), kind) for number, (taken, kind) in enumerate(later)]
+    assert largest_t(with_outliers) > CERTAIN
     assert largest_t([(5, kind) for kind in kinds]) == 0.0
     assert largest_t([(5 + kind, kind) for kind in kinds]) > CERTAIN
 
@@ -96,9 +96,7 @@ def test_equal_times_are_not_told_apart_and_different_ones_are() -> None:
         (True, 4.4, "  not told apart, WRONG"),
     ],
 )
-def test_a_leak_that_should_not_be_there_and_one_that_was_not_found_are_wrong(
-    planted: bool, t: float, verdict: str
-) -> None:
+def test_an_unexpected_leak_and_an_undetected_planted_leak_fail(planted: bool, t: float, verdict: str) -> None:
     async def call(_: str) -> None: ...
 
     case = Case("a title", call, (str, str), planted=planted)

@@ -1,4 +1,4 @@
-"""The promise: exactly one redemption of a token succeeds, whatever happens. Over HTTP, with real databases."""
+"""Single use over HTTP with real databases: exactly one redemption of a token succeeds, whatever fails."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ async def test_issuing_a_thousand_tokens_for_a_known_user_writes_nothing(
     written: list[str] = []
 
     @event.listens_for(database.engine, "before_cursor_execute")
-    def note(_c: object, _r: object, statement: str, *_: object) -> None:
+    def record(_c: object, _r: object, statement: str, *_: object) -> None:
         if statement.startswith(("INSERT", "UPDATE", "DELETE", "BEGIN I")):
             written.append(statement)
 
@@ -40,31 +40,31 @@ async def test_issuing_a_thousand_tokens_for_a_known_user_writes_nothing(
 
 
 async def first_token(client: Client, service: Node, api_token: str) -> str:
-    """A token for a person who is known by now. The hour of use, which is written beside the request, is written."""
+    """Issue a token, which creates the user, and wait until the API token's hour of use is recorded."""
     token = await client.issue(api_token)
     await asyncio.gather(*service.issuing._background)
     return token
 
 
 def files_of(database: Database) -> list[bytes]:
-    """The content of an SQLite database and its log."""
+    """The content of the SQLite file and its write-ahead log. Empty for PostgreSQL."""
     path = Path(str(database.url.database))
     return [path.read_bytes(), Path(f"{path}-wal").read_bytes()] if database.is_sqlite else []
 
 
-# --- when the database cannot say yes --------------------------------------------------------------------------------
+# --- Database failures -----------------------------------------------------------------------------------------------
 
 
-def session_in(answer: Answer) -> bool:
+def has_session_cookie(answer: Answer) -> bool:
     return "studio_session" in (answer.header("set-cookie") or "")
 
 
 @contextmanager
 def read_only_file(database: Database) -> Iterator[None]:
-    """As on a file system that was mounted anew to be read only, and connections that were opened then."""
+    """Emulate a file system that was remounted read-only, with connections opened after that."""
     path = str(database.url.database)
     if os.geteuid() or subprocess.run(["chattr", "+i", path], check=False).returncode:
-        pytest.skip("only root, and only on some file systems, can keep everybody from writing to a file")
+        pytest.skip("requires root and a file system that supports chattr +i")
     try:
         database.close()
         yield
@@ -78,12 +78,12 @@ def damaged_table(database: Database) -> Iterator[None]:
     with database.connect() as connection:
         find = "SELECT rootpage FROM sqlite_schema WHERE name = 'consumed_nonces'"
         start = (connection.exec_driver_sql(find).scalar_one() - 1) * 4096
-    database.close()  # the last connection leaves no log behind, so the file is all there is
-    sound = path.read_bytes()
-    path.write_bytes(sound[:start] + b"\xff" * 4096 + sound[start + 4096 :])
+    database.close()  # the last connection removes the write-ahead log, so the file is complete
+    intact = path.read_bytes()
+    path.write_bytes(intact[:start] + b"\xff" * 4096 + intact[start + 4096 :])
     yield
     database.close()
-    path.write_bytes(sound)
+    path.write_bytes(intact)
 
 
 @pytest.mark.parametrize(
@@ -97,21 +97,21 @@ def damaged_table(database: Database) -> Iterator[None]:
     ],
     indirect=["database_url"],
 )
-async def test_while_the_ledger_cannot_be_written_the_answer_is_503_and_the_token_is_good_afterwards(
+async def test_an_unwritable_ledger_gives_503_and_keeps_the_token_valid(
     client: Client, service: Node, database: Database, api_token: str, fault: Callable[[Database], Any]
 ) -> None:
     token = await first_token(client, service, api_token)
     with fault(database):
         answer = await client.request("GET", f"{PAGE}?sso={token}", headers=[("accept", "application/json")])
-        assert not session_in(answer)
+        assert not has_session_cookie(answer)
         assert answer.status == 503, answer
         assert answer.header("retry-after")
     assert (await client.get(f"{PAGE}?sso={token}")).status == 303
     assert (await client.another().get(f"{PAGE}?sso={token}")).status == 401
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
-async def test_a_login_whose_commit_loses_its_connection_is_none_and_says_that_the_outcome_is_unknown(
+@pytest.mark.parametrize("after", [False, True], ids=["before-execution", "after-execution"])
+async def test_a_login_whose_commit_loses_its_connection_is_outcome_unknown(
     client: Client, service: Node, database: Database, api_token: str, after: bool
 ) -> None:
     token = await first_token(client, service, api_token)
@@ -121,7 +121,7 @@ async def test_a_login_whose_commit_loses_its_connection_is_none_and_says_that_t
             if after:
                 cursor.execute(statement)
             cursor.connection.close()
-            raise database.engine.dialect.loaded_dbapi.OperationalError("the connection was lost")
+            raise database.engine.dialect.loaded_dbapi.OperationalError("connection lost")
         if "consumed_nonces" in statement:
             consuming.append(statement)
 
@@ -129,7 +129,7 @@ async def test_a_login_whose_commit_loses_its_connection_is_none_and_says_that_t
     event.listen(database.engine, "do_execute", lose_connection)
     answer = await client.request("GET", f"{PAGE}?sso={token}", headers=[("accept", "application/json")])
     event.remove(database.engine, "do_execute", lose_connection)
-    assert not session_in(answer)
+    assert not has_session_cookie(answer)
     assert (answer.status, answer.error) == (503, "outcome_unknown")
     assert answer.header("retry-after")
     assert number_consumed(database) == after

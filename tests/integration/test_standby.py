@@ -1,4 +1,4 @@
-"""A node that requires a synchronous standby consumes nothing without one, and does everything else."""
+"""A node that requires a synchronous standby consumes nothing without one, but serves everything else."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def service(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Node]:
-    """It requires a standby, which the server of these tests has not."""
+    """A node that requires a standby, while the server of these tests has none."""
     service = Node(
         settings,
         open_database(msgspec.structs.replace(settings, require_sync_standby=True)),
@@ -33,13 +33,13 @@ def service(settings: Settings, keys_dir: Path, clock: Clock) -> Iterator[Node]:
     service.close()
 
 
-def test_it_is_not_required_unless_that_is_set() -> None:
+def test_a_synchronous_standby_is_required_only_if_configured() -> None:
     assert not read_settings({}).require_sync_standby
     assert read_settings({"SSO_REQUIRE_SYNC_STANDBY": "1"}).require_sync_standby
 
 
 @on_postgresql
-async def test_nothing_is_consumed_without_a_standby(
+async def test_nothing_is_consumed_without_a_synchronous_standby(
     client: Client, api_token: str, verifier: str, database: Database
 ) -> None:
     token = await client.issue(api_token)
@@ -59,6 +59,6 @@ async def test_nothing_is_consumed_without_a_standby(
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_sqlite_has_none_and_needs_none(client: Client, api_token: str) -> None:
+async def test_sqlite_ignores_the_standby_requirement(client: Client, api_token: str) -> None:
     assert (await client.get(f"{PAGE}?sso={await client.issue(api_token)}")).status == 303
     assert (await client.get("/readyz")).status == 200

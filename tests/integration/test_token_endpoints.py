@@ -1,4 +1,4 @@
-"""The contract of `verify`, `consume` and `revoke` under `/v1/sso_tokens`: the checks that the three have in common."""
+"""The contract that `verify`, `consume` and `revoke` under `/v1/sso_tokens` share."""
 
 import logging
 from collections.abc import Callable
@@ -41,7 +41,7 @@ from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT
 from tests.support.databases import changing, on_sqlite
 from tests.support.ledger import number_consumed
-from tests.support.outages import away, lost_table, read_only
+from tests.support.outages import lost_table, read_only, unreachable
 from tests.support.redeeming import LIFETIME, browse, ref, token_key
 from tests.support.token_endpoints import CONSUMED, CONSUMING, ENDPOINTS, EXPIRED, GOOD, INVALID, NO_ACCESS, Endpoint
 
@@ -56,7 +56,7 @@ def endpoint(request: pytest.FixtureRequest) -> Endpoint:
 
 @pytest.fixture
 def secrets(endpoint: Endpoint, database: Database, api_token: str, verifier: str, platform: str) -> list[str]:
-    """The secrets of all kinds of API tokens of `ACCOUNT` that may call the endpoint."""
+    """One secret for each kind of API token of `ACCOUNT` that may call the endpoint."""
     both = make_api_token(database, scopes=WRITE | VERIFY)[1]
     return [verifier, platform, both] if endpoint.scope == Scope.VERIFY_SSO else [api_token, both]
 
@@ -67,10 +67,10 @@ def secret(secrets: list[str]) -> str:
     return secrets[0]
 
 
-# --- the token -------------------------------------------------------------------------------------------------------
+# --- The login token -------------------------------------------------------------------------------------------------
 
 
-async def test_a_good_token_is_good_and_consumed_where_the_endpoint_consumes(
+async def test_a_valid_token_is_accepted_and_consumed_if_the_endpoint_consumes(
     client: Client, endpoint: Endpoint, secret: str, api_token: str, database: Database
 ) -> None:
     token = await client.issue(api_token)
@@ -79,7 +79,7 @@ async def test_a_good_token_is_good_and_consumed_where_the_endpoint_consumes(
     assert await endpoint.outcome(client, token, secret) == (CONSUMED if endpoint.consumes else GOOD)
 
 
-async def test_a_token_is_good_until_the_second_of_its_expiry(
+async def test_a_token_is_valid_until_the_second_of_its_expiry(
     client: Client, endpoint: Endpoint, secret: str, api_token: str, database: Database, clock: Clock
 ) -> None:
     clock.now = float(int(clock.now))
@@ -92,10 +92,10 @@ async def test_a_token_is_good_until_the_second_of_its_expiry(
     assert number_consumed(database) == endpoint.consumes
 
 
-async def test_a_token_below_the_purge_floor_has_expired(
+async def test_a_token_below_the_floor_is_reported_as_expired(
     client: Client, endpoint: Endpoint, secret: str, api_token: str, database: Database
 ) -> None:
-    """Its row may be gone, so nobody can say that it was not used; it could not be consumed either."""
+    """Its row may have been purged, so the ledger cannot prove that it is unused."""
     token = await client.issue(api_token)
     with changing(database) as connection:
         connection.execute(update(consumed_floor).values(claims=b"\xff" * 16))
@@ -103,7 +103,7 @@ async def test_a_token_below_the_purge_floor_has_expired(
     assert number_consumed(database) == 0
 
 
-async def test_a_token_that_the_service_did_not_issue_is_invalid_and_consumes_nothing(
+async def test_a_token_that_the_service_did_not_issue_is_invalid(
     client: Client,
     service: Node,
     endpoint: Endpoint,
@@ -142,7 +142,7 @@ async def test_a_token_that_the_service_did_not_issue_is_invalid_and_consumes_no
 
 
 @on_sqlite
-async def test_a_token_that_claims_to_live_longer_than_tokens_do_is_invalid(
+async def test_a_token_that_exceeds_the_maximum_lifetime_is_invalid(
     client: Client, service: Node, endpoint: Endpoint, secret: str, api_token: str, clock: Clock
 ) -> None:
     claims = tokens.unsafe_read_claims(await client.issue(api_token))
@@ -158,7 +158,7 @@ async def test_a_token_that_claims_to_live_longer_than_tokens_do_is_invalid(
     assert await endpoint.outcome(client, overlong, secret) == GOOD
 
 
-async def test_another_account_s_token_is_answered_exactly_like_a_forged_one(
+async def test_another_accounts_token_gets_the_same_response_as_a_forged_one(
     client: Client,
     endpoint: Endpoint,
     secret: str,
@@ -166,10 +166,10 @@ async def test_another_account_s_token_is_answered_exactly_like_a_forged_one(
     database: Database,
     clock: Clock,
 ) -> None:
-    """Also when it is expired, consumed or of nobody: else an account could ask what happens in another."""
+    """This also holds for expired, consumed and unknown tokens, so an account cannot learn about another."""
     other = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
     other_secret = make_api_token(database, account_id=OTHER_ACCOUNT, scopes=frozenset({endpoint.scope}))[1]
-    # Jane belongs to both accounts, John only to the other.
+    # Jane is a member of both accounts, John of the other only.
     await client.issue(api_token)
     foreign, used, revoked, johns = [await client.issue(other, person) for person in (JANE, JANE, JANE, JOHN)]
     assert (await client.another().get(f"/?sso={used}")).status == 303
@@ -179,22 +179,22 @@ async def test_another_account_s_token_is_answered_exactly_like_a_forged_one(
     with changing(database) as connection:
         administration.disable_user(connection, JOHN["email"], now=int(clock()))
 
-    def told(answer: Answer, token: str) -> object:
+    def comparable(answer: Answer, token: str) -> object:
         if endpoint.consumes:
             return answer
-        # Lengths and dates may differ; the names of the headers may not.
+        # Lengths and dates may differ; the header names must not.
         content = answer.json()
         assert content["ref"] == ref(token)
         return answer.status, [name for name, _ in answer.headers], {**content, "ref": None}
 
     async def ask(token: str) -> object:
-        return told(await endpoint.ask(client, token, secret), token)
+        return comparable(await endpoint.ask(client, token, secret), token)
 
     fake = tokens.sign(tokens.unsafe_read_claims(foreign), bytes(32))
     forged = await ask(fake)
     assert await endpoint.outcome(client, fake, secret) == INVALID
-    of_johns = GOOD if endpoint.name == "revoke" else NO_ACCESS  # revoking asks for nobody's access
-    for token, outcome in ((foreign, GOOD), (used, CONSUMED), (revoked, CONSUMED), (johns, of_johns)):
+    for_john = GOOD if endpoint.name == "revoke" else NO_ACCESS  # revoking does not check access
+    for token, outcome in ((foreign, GOOD), (used, CONSUMED), (revoked, CONSUMED), (johns, for_john)):
         assert await ask(token) == forged
         assert await endpoint.outcome(client, token, other_secret) == outcome
         assert await ask(token) == forged
@@ -204,11 +204,11 @@ async def test_another_account_s_token_is_answered_exactly_like_a_forged_one(
         assert await endpoint.outcome(client, token, other_secret) == EXPIRED
 
 
-# --- the key ---------------------------------------------------------------------------------------------------------
+# --- The signing key -------------------------------------------------------------------------------------------------
 
 
 @on_sqlite
-async def test_a_token_is_as_good_as_its_key(
+async def test_a_token_is_valid_as_long_as_its_key_verifies(
     client: Client, service: Node, endpoint: Endpoint, secret: str, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     first, second, used = [await client.issue(api_token) for _ in range(3)]
@@ -230,7 +230,7 @@ async def test_a_token_is_as_good_as_its_key(
 
 
 @on_sqlite
-async def test_a_token_of_a_key_that_was_rotated_out_long_ago_has_expired(
+async def test_a_token_of_a_key_that_was_retired_long_ago_is_expired(
     client: Client, service: Node, endpoint: Endpoint, secret: str, api_token: str, keys_dir: Path, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
@@ -241,7 +241,7 @@ async def test_a_token_of_a_key_that_was_rotated_out_long_ago_has_expired(
 
 
 @on_sqlite
-async def test_a_key_that_another_node_made_just_now_costs_no_login(
+async def test_a_key_that_another_node_has_just_created_is_found(
     client: Client,
     service: Node,
     endpoint: Endpoint,
@@ -258,10 +258,10 @@ async def test_a_key_that_another_node_made_just_now_costs_no_login(
     assert await endpoint.outcome(client, token, secret) == GOOD
 
 
-# --- the order of checking -------------------------------------------------------------------------------------------
+# --- Order of checks -------------------------------------------------------------------------------------------------
 
 
-async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
+async def test_only_the_first_of_several_errors_is_reported(
     client: Client,
     endpoint: Endpoint,
     secrets: list[str],
@@ -283,7 +283,7 @@ async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
     too_large, no_json, no_object, no_token = b"x" * (LIMIT + 1), b"x", b"[]", b"{}"
 
     any_body = [too_large, good.ljust(LIMIT + 1), no_json, no_object, no_token, good]
-    entitled = {
+    authorized = {
         too_large: TOO_LARGE,
         good.ljust(LIMIT + 1): TOO_LARGE,
         padded(LIMIT + 1, {}): TOO_LARGE,
@@ -299,13 +299,13 @@ async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
         encoded({"Token": "x", "sso": "x", "tokens": ["x"]}): missing("token"),
         b'{"token": " \\t"}': missing("token"),
     }
-    entitled |= {encoded({"token": blank}): missing("token") for blank in (None, "", " ", "\n\t ")}
+    authorized |= {encoded({"token": blank}): missing("token") for blank in (None, "", " ", "\n\t ")}
     wrong_types: list[object] = [0, 1, 5, 1.5, True, False, [], ["x"], [token], {}, {"token": "x"}]
-    entitled |= {encoded({"token": value}): invalid("token", "type") for value in wrong_types}
+    authorized |= {encoded({"token": value}): invalid("token", "type") for value in wrong_types}
 
     cases = {(secret, body): MISSING_TOKEN for secret in ("x", expired, revoked) for body in any_body}
     cases |= {(secret, body): endpoint.needs_scope for secret in others for body in any_body}
-    cases |= {(secret, body): told for secret in secrets for body, told in entitled.items()}
+    cases |= {(secret, body): expected for secret in secrets for body, expected in authorized.items()}
     answers = {
         case: await client.request("POST", endpoint.url, headers=bearer(case[0]), body=case[1]) for case in cases
     }
@@ -318,7 +318,7 @@ async def test_of_several_faults_the_first_is_reported_and_consumes_nothing(
 
 
 @on_sqlite
-async def test_path_and_method_come_before_the_api_token(client: Client, endpoint: Endpoint) -> None:
+async def test_path_and_method_are_checked_before_the_api_token(client: Client, endpoint: Endpoint) -> None:
     assert refusal(await client.request("POST", f"{endpoint.url}/x", body=b"x")) == Refusal(404, "not_found")
     for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS"):
         answer = await client.request(method, endpoint.url, body=b"x" * (LIMIT + 1))
@@ -327,14 +327,14 @@ async def test_path_and_method_come_before_the_api_token(client: Client, endpoin
 
 
 @on_sqlite
-async def test_what_is_not_asked_for_is_ignored(
+async def test_unknown_fields_and_query_parameters_are_ignored(
     client: Client, endpoint: Endpoint, secret: str, api_token: str
 ) -> None:
     def ask(query: str, body: bytes) -> Any:
         return client.request("POST", f"{endpoint.url}?{query}", headers=bearer(secret), body=body)
 
     unused = await client.issue(api_token)
-    for before in (b"{", b'{"token": "x", '):  # of equal names the last counts
+    for before in (b"{", b'{"token": "x", '):  # the last of duplicate fields is used
         token = await client.issue(api_token)
         extra = {"token": token, "account_id": OTHER_ACCOUNT, "email": 5, "x": "\0\ud800", "y": [None, {}]}
         answer = await ask(f"token=x&sso={unused}", before + encoded(extra)[1:])
@@ -345,21 +345,21 @@ async def test_what_is_not_asked_for_is_ignored(
     assert await endpoint.outcome(client, unused, secret) == GOOD
 
 
-# --- the database ----------------------------------------------------------------------------------------------------
+# --- Database failures -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("database_url", "fault"),
     [
         ("sqlite", lost_table),
-        ("sqlite", away),
+        ("sqlite", unreachable),
         ("postgresql", lost_table),
         ("postgresql", read_only),
-        ("postgresql", away),
+        ("postgresql", unreachable),
     ],
     indirect=["database_url"],
 )
-async def test_while_the_database_fails_it_is_503_and_the_token_is_good_afterwards(
+async def test_a_database_failure_gives_503_and_keeps_the_token_valid(
     client: Client,
     endpoint: Endpoint,
     secret: str,
@@ -368,14 +368,14 @@ async def test_while_the_database_fails_it_is_503_and_the_token_is_good_afterwar
     fault: Callable[[Database], Any],
 ) -> None:
     token = await settled(client.issue(api_token))
-    # The hour of the API token's last use is recorded now, so that no write is left for later.
+    # Record the API token's hour of use first, so that no write is pending.
     assert await settled(endpoint.outcome(client, await client.issue(api_token), secret)) == GOOD
     reads_only = fault is read_only and not endpoint.consumes
     with fault(database):
         for _ in range(2):
             answer = await endpoint.ask(client, token, secret)
             assert answer.status == 200 if reads_only else refusal(answer) == UNAVAILABLE
-        if fault is away:
+        if fault is unreachable:
             assert refusal(await endpoint.ask(client, "x", secret)) == UNAVAILABLE
         assert refusal(await client.post_json(endpoint.url, {"token": token})) == MISSING_TOKEN
     assert await endpoint.outcome(client, token, secret) == GOOD
@@ -383,12 +383,12 @@ async def test_while_the_database_fails_it_is_503_and_the_token_is_good_afterwar
 
 
 @pytest.mark.parametrize("endpoint", CONSUMING, ids=lambda endpoint: endpoint.name)
-@pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
-async def test_a_commit_that_loses_its_connection_is_answered_as_outcome_unknown(
+@pytest.mark.parametrize("after", [False, True], ids=["before-execution", "after-execution"])
+async def test_a_connection_lost_at_commit_is_reported_as_outcome_unknown(
     client: Client, endpoint: Endpoint, secret: str, api_token: str, database: Database, after: bool
 ) -> None:
     token = await settled(client.issue(api_token))
-    await settled(endpoint.ask(client, "x", secret))  # the hour of the API token's last use is recorded now
+    await settled(endpoint.ask(client, "x", secret))  # records the API token's hour of use
     consuming: list[str] = []
 
     def lose_connection(cursor: Any, statement: str, *_: object) -> None:
@@ -396,7 +396,7 @@ async def test_a_commit_that_loses_its_connection_is_answered_as_outcome_unknown
             if after:
                 cursor.execute(statement)
             cursor.connection.close()
-            raise database.engine.dialect.loaded_dbapi.OperationalError("the connection was lost")
+            raise database.engine.dialect.loaded_dbapi.OperationalError("connection lost")
         if "INSERT INTO consumed_nonces" in statement:
             consuming.append(statement)
 
@@ -408,10 +408,10 @@ async def test_a_commit_that_loses_its_connection_is_answered_as_outcome_unknown
     assert await endpoint.outcome(client, token, secret) == (CONSUMED if after else GOOD)
 
 
-# --- secrets ---------------------------------------------------------------------------------------------------------
+# --- Secrets ---------------------------------------------------------------------------------------------------------
 
 
-async def test_no_answer_and_no_log_line_shows_a_token(
+async def test_responses_and_logs_contain_no_token(
     client: Client,
     endpoint: Endpoint,
     secret: str,
@@ -438,7 +438,7 @@ async def test_no_answer_and_no_log_line_shows_a_token(
     answers.append(await client.post_json(endpoint.url, {"token": unused}, token=secret))
     clock.advance(LIFETIME)
     answers.append(await client.post_json(endpoint.url, {"token": late}, token=secret))
-    with away(database):
+    with unreachable(database):
         answers.append(await client.post_json(endpoint.url, {"token": late}, token=secret))
     statuses = {"verify": set[int](), "consume": {403, 410}, "revoke": {410}}[endpoint.name]
     assert {answer.status for answer in answers} == {200, 400, 401, 404, 405, 422, 503} | statuses

@@ -1,4 +1,4 @@
-"""`POST /v1/sso_tokens/verify`: what a token is worth now, for a Studio that asks. It uses nothing up."""
+"""`POST /v1/sso_tokens/verify`: check a login token without consuming it."""
 
 import asyncio
 from collections.abc import Iterator
@@ -43,17 +43,17 @@ pytestmark = pytest.mark.anyio
 EMAIL = JANE["email"]
 
 
-async def works(client: Client, token: str) -> bool:
-    """True if `token` signs in a browser that nobody is signed in at. Consumes it."""
+async def signs_in(client: Client, token: str) -> bool:
+    """True if `token` signs in a fresh browser. Consumes the token."""
     answer = await client.another().get(f"{PAGE}?sso={token}")
     assert answer.status in {303, 401, 403}
     return answer.status == 303
 
 
-# --- a token that is good --------------------------------------------------------------------------------------------
+# --- Valid tokens ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_good_token_is_answered_with_all_that_a_session_needs(
+async def test_a_valid_token_is_verified_with_user_account_role_and_expiry(
     client: Client, api_token: str, verifier: str, platform: str, clock: Clock
 ) -> None:
     clock.now = int(clock.now) + 0.9
@@ -74,7 +74,7 @@ async def test_a_good_token_is_answered_with_all_that_a_session_needs(
         assert token not in answer.text
 
 
-async def test_role_and_permissions_are_those_of_now(
+async def test_verifying_reports_the_current_role_and_permissions(
     client: Client, api_token: str, verifier: str, database: Database
 ) -> None:
     token = await client.issue(api_token)
@@ -88,7 +88,7 @@ async def test_role_and_permissions_are_those_of_now(
         assert answer["permissions"] == sorted(f"{section}:{action}" for section in sections for action in actions)
 
 
-async def test_a_platform_api_token_verifies_for_every_account_and_says_which(
+async def test_a_platform_api_token_verifies_tokens_of_every_account(
     client: Client, api_token: str, platform: str, database: Database
 ) -> None:
     other = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
@@ -105,31 +105,31 @@ async def test_verifying_consumes_nothing_and_writes_nothing(
     client: Client, api_token: str, verifier: str, database: Database
 ) -> None:
     token = await settled(client.issue(api_token))
-    assert await settled(state(client, token, verifier)) == ACTIVE  # the hour of the API token's last use is noted now
-    with watching(database) as mark:
-        before = mark()
+    assert await settled(state(client, token, verifier)) == ACTIVE  # records the API token's hour of use
+    with watching(database) as fingerprint:
+        before = fingerprint()
         answers = await settled(asyncio.gather(*(state(client.another(), token, verifier) for _ in range(20))))
         assert set(answers) == {ACTIVE}
-        assert mark() == before
-        assert await works(client, token)
-        assert mark() != before  # or this test could not fail
+        assert fingerprint() == before
+        assert await signs_in(client, token)
+        assert fingerprint() != before  # proves that the check above can fail
 
 
-async def test_each_reason_is_told(
+async def test_every_reason_for_an_inactive_token_is_reported(
     client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
 ) -> None:
     used, good, disabled, removed = [
         await client.issue(api_token, {**JANE, "email": f"{name}@example.com"})
         for name in ("used", "good", "disabled", "removed")
     ]
-    assert await works(client, used)
+    assert await signs_in(client, used)
     with changing(database) as connection:
         administration.disable_user(connection, "disabled@example.com", now=int(clock()))
         administration.remove_member(connection, "removed@example.com", ACCOUNT)
     claims = tokens.unsafe_read_claims(good)
     key = token_key(service, clock)
     expired = tokens.sign(Claims(int(clock()), claims.user_id, ACCOUNT, 7), key)
-    nobody = tokens.sign(Claims(claims.expires_at, 4711, ACCOUNT, 7), key)
+    unknown_user = tokens.sign(Claims(claims.expires_at, 4711, ACCOUNT, 7), key)
     expected = {
         good: ACTIVE,
         good[:-1]: MALFORMED,
@@ -138,17 +138,17 @@ async def test_each_reason_is_told(
         used: CONSUMED,
         disabled: NO_ACCESS,
         removed: NO_ACCESS,
-        nobody: NO_ACCESS,
+        unknown_user: NO_ACCESS,
     }
     for secret in (verifier, platform):
         assert {token: await state(client, token, secret) for token in expected} == expected
 
 
-# --- when a token is not good, and why -------------------------------------------------------------------------------
+# --- Inactive tokens -------------------------------------------------------------------------------------------------
 
 
 @on_sqlite
-async def test_any_text_is_judged(client: Client, api_token: str, verifier: str) -> None:
+async def test_malformed_and_forged_texts_are_reported_as_such(client: Client, api_token: str, verifier: str) -> None:
     token = await client.issue(api_token)
     malformed = [
         "x",
@@ -163,7 +163,7 @@ async def test_any_text_is_judged(client: Client, api_token: str, verifier: str)
         "/" + token[1:],
         "+" * 43,
         token[:-1] + "B",  # the spare bits are not zero
-        token[:-1] + chr(0x212A),  # a Kelvin sign, which is a K to some
+        token[:-1] + chr(0x212A),  # the Kelvin sign, which lower-cases to k
         "\0",
         "\x7f\x85",
         "\u00e9" * 43,
@@ -193,19 +193,19 @@ async def test_a_consumed_token_is_never_active_again(
 ) -> None:
     clock.now = float(int(clock.now))
     token, unused = await client.issue(api_token), await client.issue(api_token)
-    assert await works(client, token)
-    for passed, reason, of_unused in (
+    assert await signs_in(client, token)
+    for elapsed, reason, unused_state in (
         (0, CONSUMED, ACTIVE),
         (LIFETIME - 1, CONSUMED, ACTIVE),
         (LIFETIME, EXPIRED, EXPIRED),
         (LIFETIME + 7200, EXPIRED, EXPIRED),
-        (LIFETIME - 1, CONSUMED, ACTIVE),  # a clock that jumps back
+        (LIFETIME - 1, CONSUMED, ACTIVE),  # the clock is set back
         (-60, CONSUMED, ACTIVE),
-        (-61, BAD_SIGNATURE, BAD_SIGNATURE),  # from now on it would live longer than tokens do
+        (-61, BAD_SIGNATURE, BAD_SIGNATURE),  # the lifetime would exceed the maximum
     ):
-        with shifted(clock, passed):
-            assert await state(client, token, verifier) == reason, passed
-            assert await state(client, unused, verifier) == of_unused, passed
+        with shifted(clock, elapsed):
+            assert await state(client, token, verifier) == reason, elapsed
+            assert await state(client, unused, verifier) == unused_state, elapsed
 
 
 @contextmanager
@@ -215,12 +215,12 @@ def shifted(clock: Clock, seconds: float) -> Iterator[None]:
     clock.advance(-seconds)
 
 
-async def test_access_is_what_holds_now_and_a_consumed_token_is_consumed_whoever_has_access(
+async def test_access_is_checked_now_and_a_consumed_token_stays_consumed(
     client: Client, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     clock.now = float(int(clock.now))
     token, used = await client.issue(api_token), await client.issue(api_token)
-    assert await works(client, used)
+    assert await signs_in(client, used)
 
     async def states() -> tuple[str, str]:
         return await state(client, token, verifier), await state(client, used, verifier)
@@ -237,11 +237,11 @@ async def test_access_is_what_holds_now_and_a_consumed_token_is_consumed_whoever
     clock.advance(LIFETIME)
     assert await states() == (EXPIRED, EXPIRED)
     clock.advance(-LIFETIME)
-    await client.issue(api_token)  # makes them a member again
+    await client.issue(api_token)  # renews the membership
     assert await states() == (ACTIVE, CONSUMED)
 
 
-async def test_signing_out_everywhere_ends_sessions_and_no_token(
+async def test_signing_out_everywhere_does_not_affect_unused_tokens(
     client: Client, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
@@ -250,10 +250,10 @@ async def test_signing_out_everywhere_ends_sessions_and_no_token(
     assert await state(client, token, verifier) == ACTIVE
 
 
-# --- what the database is not asked ----------------------------------------------------------------------------------
+# --- Database queries ------------------------------------------------------------------------------------------------
 
 
-async def test_a_malformed_forged_or_expired_token_is_judged_without_asking_the_database_about_it(
+async def test_a_malformed_forged_or_expired_token_costs_no_database_query(
     client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
 ) -> None:
     token = await settled(client.issue(api_token))
@@ -265,25 +265,25 @@ async def test_a_malformed_forged_or_expired_token_is_judged_without_asking_the_
         tokens.sign(Claims(int(clock()) + 1000, claims.user_id, ACCOUNT, 7), key): BAD_SIGNATURE,
         tokens.sign(Claims(int(clock()), claims.user_id, ACCOUNT, 7), key): EXPIRED,
     }
-    asked: list[tuple[str, str]] = []
+    queries: list[tuple[str, str]] = []
 
     @event.listens_for(database.engine, "before_cursor_execute")
-    def note(_c: object, _r: object, statement: str, parameters: object, *_: object) -> None:
+    def record(_c: object, _r: object, statement: str, parameters: object, *_: object) -> None:
         if "SELECT" in statement:
-            asked.append((statement, repr(parameters)))
+            queries.append((statement, repr(parameters)))
 
     for secret in (verifier, platform):
         assert await settled(state(client, token, secret)) == ACTIVE
     with without(database, "consumed_nonces", "consumed_floor"):
         for secret in (verifier, platform):
-            # To all of them the same: who holds this API token?
-            questions = []
+            # The only query looks up the API token, and it is the same for all tokens.
+            recorded = []
             for each, reason in expected.items():
-                asked.clear()
+                queries.clear()
                 assert await state(client, each, secret) == reason
-                questions.append(asked.copy())
-            assert questions == [questions[0]] * len(expected)
-            assert len(questions[0]) == 1
-    asked.clear()
+                recorded.append(queries.copy())
+            assert recorded == [recorded[0]] * len(expected)
+            assert len(recorded[0]) == 1
+    queries.clear()
     assert await state(client, token, verifier) == ACTIVE
-    assert len(asked) > 1  # or this test could not fail
+    assert len(queries) > 1  # proves that the check above can fail

@@ -1,4 +1,4 @@
-"""What an operator or an admin changes in a test: users by address, at a given time, in the test's own transaction."""
+"""Changes by an operator or an admin: users by address, at a given time, in the test's own transaction."""
 
 from typing import cast
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class _Clock:
-    """Stands for a database whose clock shows a given time."""
+    """Stand-in for a database whose clock shows a given time."""
 
     def __init__(self, now: int) -> None:
         self._now = now

@@ -28,7 +28,7 @@ VERIFY = frozenset({Scope.VERIFY_SSO})
 
 
 class Refusal(NamedTuple):
-    """What an error says."""
+    """The status, code and details of an error response."""
 
     status: int
     code: str
@@ -56,14 +56,14 @@ def invalid(field: str, rule: str) -> Refusal:
 
 
 def refusal(answer: Answer) -> Refusal:
-    """What an error says, once its form is found to be that of all errors."""
+    """Parse an error response, and check that it has the format of all errors."""
     content = answer.json()
     assert content.keys() == {"error"}
     error = content["error"]
     assert {"code", "message"} <= error.keys() <= {"code", "message", "details"}
     assert isinstance(error["message"], str)
     assert error["message"]
-    assert error.get("details", True)  # left out rather than empty
+    assert error.get("details", True)  # omitted rather than empty
     assert (answer.header("www-authenticate") == "Bearer") == (answer.status == 401)
     assert (answer.header("retry-after") is not None) == (answer.status == 503)
     assert int(answer.header("retry-after") or 1) > 0
@@ -90,7 +90,7 @@ def make_api_token(
     max_role: Role | None = None,
     expires_at: int | None = None,
 ) -> tuple[int, str]:
-    """Id and secret of a new API token."""
+    """Create an API token and return its id and secret."""
     with changing(database) as connection:
         return administration.create_api_token(
             connection,
@@ -105,7 +105,7 @@ def make_api_token(
 
 @contextmanager
 def node(url: str, keys: Path | KeyDirectory, clock: Clock, **variables: str) -> Iterator[Client]:
-    """A client of a node of its own on the database `url`."""
+    """A client of a separate node that uses the database `url`."""
     settings = read_settings({"SSO_DATABASE_URL": url, **variables})
     directory = KeyDirectory(keys) if isinstance(keys, Path) else keys
     service = Node(settings, open_database(settings), directory, clock=clock)
@@ -116,7 +116,7 @@ def node(url: str, keys: Path | KeyDirectory, clock: Clock, **variables: str) ->
 
 
 async def settled(call: Awaitable[T]) -> T:
-    """What `call` returns, after all that it set going beside itself is done as well."""
+    """Return the result of `call` after all background tasks that it started have finished."""
     before = asyncio.all_tasks()
     result = await call
     await asyncio.gather(*(asyncio.all_tasks() - before))

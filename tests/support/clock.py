@@ -1,8 +1,8 @@
-"""A clock that a test sets."""
+"""A clock that a test controls."""
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that stands still until a test advances it."""
 
     def __init__(self, now: float) -> None:
         self.now = now

@@ -1,4 +1,4 @@
-"""Connections to a running service that cost the load generator little."""
+"""Lean HTTP connections to a running service, so that a load test costs the client little."""
 
 import asyncio
 import json
@@ -13,12 +13,12 @@ from tests.support.processes import Running
 from tests.support.waiting import PATIENCE
 
 CUT_OFF = (ConnectionError, asyncio.IncompleteReadError)
-"""What a client sees of a request that the other side will not answer."""
+"""The errors that a client sees when the server closes the connection without a response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A response: its status, its head as it came, and its body."""
+    """A response: its status, its head as received, and its body."""
 
     status: int
     head: str
@@ -43,8 +43,8 @@ class Reply:
         return code
 
 
-class Line:
-    """One connection that is kept, with one request at a time: as lean as can be, so that the load is the service's."""
+class PersistentConnection:
+    """A persistent connection with one request at a time. Kept lean, so that the load falls on the service."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -52,7 +52,7 @@ class Line:
         self.port: int = writer.get_extra_info("sockname")[1]
 
     async def send(self, request: bytes) -> Reply:
-        """The answer to `request`. Raises one of `CUT_OFF`, or `TimeoutError` after `PATIENCE` seconds."""
+        """Send `request` and return the response. Raises one of `CUT_OFF`, or `TimeoutError` after `PATIENCE`."""
         async with asyncio.timeout(PATIENCE):
             self._writer.write(request)
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -62,11 +62,11 @@ class Line:
 
 
 @asynccontextmanager
-async def line(running: Running) -> AsyncIterator[Line]:
-    """A connection of one's own to a service."""
+async def open_connection(running: Running) -> AsyncIterator[PersistentConnection]:
+    """A new connection to a service, closed at the end of the block."""
     reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(running.url).port)
     try:
-        yield Line(reader, writer)
+        yield PersistentConnection(reader, writer)
     finally:
         writer.transport.abort()
         with suppress(ConnectionError):
@@ -97,6 +97,6 @@ def login(token: str) -> bytes:
 
 
 async def logged_in_again(running: Running, tokens: list[str]) -> list[int]:
-    """The statuses of one more login with each of `tokens`."""
-    async with line(running) as connection:
+    """Open the login link of each of `tokens` once more and return the statuses."""
+    async with open_connection(running) as connection:
         return [(await connection.send(login(token))).status for token in tokens]

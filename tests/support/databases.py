@@ -1,4 +1,4 @@
-"""Databases of the tests: which kind a test uses, how it changes and reads them."""
+"""Databases of the tests: select the kind, change and read the content."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,7 +16,7 @@ from sso_service.database.transactions import Database
 from sso_service.settings import Settings
 from tests.support.clock import Clock
 
-# For what has nothing to do with the kind of database.
+# For tests that apply to one kind of database only.
 on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 on_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
@@ -26,14 +26,14 @@ Query = Callable[[str], Sequence[Row[Any]]]
 
 @contextmanager
 def changing(database: Database) -> Iterator[Connection]:
-    """A connection for what an operator changes, committed at the end of the block."""
+    """A connection for changes that an operator would make. The block is one transaction."""
     with database.connect() as connection, database.writing(connection):
         yield connection
 
 
 @contextmanager
 def watching(database: Database) -> Iterator[Callable[[], object]]:
-    """A function whose result changes whenever something was written to a table or taken from a sequence."""
+    """A function whose result changes whenever a table or a sequence is written to."""
     with database.connect() as connection:
         if database.is_sqlite:
             yield lambda: connection.exec_driver_sql("PRAGMA data_version").scalar_one()
@@ -45,7 +45,7 @@ def watching(database: Database) -> Iterator[Callable[[], object]]:
 
 
 class _ClockedDatabase(Database):
-    """A database whose clock a test moves."""
+    """A database whose clock a test controls."""
 
     clock: Clock
 
@@ -62,7 +62,7 @@ class _ClockedPostgresql(_ClockedDatabase, PostgresqlDatabase):
 
 
 def database_with_clock(settings: Settings, clock: Clock) -> Database:
-    """Return the database of the settings, which takes `clock` for its own."""
+    """Return the database of the settings, with `clock` as its clock."""
     with closing(open_database(settings)) as real:
         kind = _ClockedSqlite if real.is_sqlite else _ClockedPostgresql
         database = kind(real.url)
@@ -71,7 +71,7 @@ def database_with_clock(settings: Settings, clock: Clock) -> Database:
 
 
 def emptied(url: str) -> None:
-    """Takes everything out of a database, so that it is as before the first `init`."""
+    """Empty a database, so that it is as before the first `init`."""
     if make_url(url).get_backend_name() == "sqlite":
         Path(str(make_url(url).database)).write_bytes(b"")
         return

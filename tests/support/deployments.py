@@ -1,4 +1,4 @@
-"""A proxy with the service and a Studio behind it."""
+"""Deployments: a proxy with the service and a Studio behind it."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ NAVIGATION = [("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"), ("
 
 
 @dataclass(frozen=True, slots=True)
-class House:
-    """A proxy with the service and a Studio behind it."""
+class Deployment:
+    """A running proxy with the service and a Studio behind it."""
 
     proxy: Proxy
     studio: Application
@@ -33,8 +33,8 @@ class House:
     api_token: str
 
     def issue(self, person: dict[str, str] = JANE) -> str:
-        """A login token, asked for through the proxy."""
-        answer = self.proxy.ask(
+        """Issue a login token through the proxy."""
+        answer = self.proxy.request(
             "/v1/sso_tokens",
             ("Authorization", f"Bearer {self.api_token}"),
             ("Content-Type", "application/json"),
@@ -46,14 +46,14 @@ class House:
         return token
 
     def sign_in(self, person: dict[str, str] = JANE) -> str:
-        """The session cookie that a login link gives."""
-        answer = self.proxy.ask(f"{PAGE}?sso={self.issue(person)}", *NAVIGATION)
+        """Sign in with a new login link, and return the session cookie."""
+        answer = self.proxy.request(f"{PAGE}?sso={self.issue(person)}", *NAVIGATION)
         assert (answer.status, answer.header("location")) == (303, PAGE), answer
         return (answer.header("set-cookie") or "").partition(";")[0]
 
-    def works(self, token: str) -> bool:
-        """True if `token` still signs in. Consumes it."""
-        return self.proxy.ask(f"{PAGE}?sso={token}").status == 303
+    def accepts(self, token: str) -> bool:
+        """Return whether `token` signs in. Consumes it."""
+        return self.proxy.request(f"{PAGE}?sso={token}").status == 303
 
     def run(self, *arguments: str) -> None:
         done = command(*arguments, env=self.env)
@@ -61,8 +61,8 @@ class House:
 
 
 @contextmanager
-def house_with(kind: str, template: Path, directory: Path) -> Iterator[tuple[House, Callable[[], None]]]:
-    """All of it, and a function that stops the service."""
+def running_deployment(kind: str, template: Path, directory: Path) -> Iterator[tuple[Deployment, Callable[[], None]]]:
+    """Run a deployment. Yields it, and a function that stops the service."""
     shutil.copy(template, directory / "sso.db")
     env = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": "sqlite:///sso.db", "SSO_STUDIO_PAGES": "0"}
     (directory / "keys").mkdir(mode=0o700)
@@ -82,4 +82,4 @@ def house_with(kind: str, template: Path, directory: Path) -> Iterator[tuple[Hou
             running.process.wait(PATIENCE)
 
         with proxying(kind, [f"127.0.0.1:{port}"], studio.port, directory / "proxy") as proxy:
-            yield House(proxy, studio, env, secret), stop
+            yield Deployment(proxy, studio, env, secret), stop

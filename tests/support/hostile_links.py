@@ -1,4 +1,4 @@
-"""Login links that must neither lead off the host nor sign in."""
+"""Login links that must neither redirect to another host nor sign in."""
 
 from urllib.parse import urljoin, urlsplit
 
@@ -20,7 +20,7 @@ NOT_CANONICAL = [
     b"/http://evil.example",
     b"/client/123//t/42/posts",
     b"/client/123/t/42/posts//",
-    # Backslashes, which browsers take for slashes.
+    # Backslashes, which browsers treat as slashes.
     b"/\\evil.example",
     b"/\\/evil.example",
     b"/\\\\evil.example",
@@ -29,7 +29,7 @@ NOT_CANONICAL = [
     b"/%5cevil.example",
     b"/%5C%5Cevil.example",
     b"/%5c/evil.example",
-    # Slashes, dots and percent signs in disguise, once and more often.
+    # Slashes, dots and percent signs, encoded once or more often.
     b"/%2fevil.example",
     b"/%2F%2Fevil.example",
     b"/%2f/evil.example",
@@ -60,7 +60,7 @@ NOT_CANONICAL = [
     b"/a/..;/b",
     b"/a%3bb",
     b"/client/123;x/t/42/posts",
-    # Control characters, which browsers drop from within a URL.
+    # Control characters, which browsers remove from URLs.
     b"/\t/evil.example",
     b"/\n/evil.example",
     b"/\r\n/evil.example",
@@ -87,7 +87,7 @@ NOT_CANONICAL = [
     b"/%c3",
     b"/%ed%a0%80",
     b"/%f5%80%80%80",
-    # Not percent-encoding, and not a path.
+    # Invalid percent-encoding, and values that are not paths.
     b"/%",
     b"/a%2",
     b"/%zz",
@@ -101,7 +101,7 @@ NOT_CANONICAL = [
     b"javascript:alert(1)",
     b"javascript:alert(1)//",
 ]
-ODD = [
+UNUSUAL = [
     b"/@evil.example",
     b"/user:password@evil.example/",
     b"/:80",
@@ -184,12 +184,12 @@ DESTINATIONS = [
 
 
 def refused(answer: Answer) -> bool:
-    """True if the answer neither signs in nor leads anywhere."""
+    """Return whether a response neither signs in nor redirects."""
     return answer.header("location") is None and answer.header("set-cookie") is None
 
 
 def stays_on_this_host(answer: Answer) -> bool:
-    """True if no header of the answer can lead a browser anywhere but to a path of the host that it asked."""
+    """Return whether no header of a response can send a browser to another host."""
     for name, value in answer.headers:
         assert all(" " <= character != "\x7f" for character in value), (name, value)
     locations = [value for name, value in answer.headers if name in {"location", "refresh", "content-location", "link"}]

@@ -1,22 +1,23 @@
-"""The ledger: its rows, and the clocks beside it."""
+"""The ledger: its rows, and the clocks that purging depends on."""
 
 from dataclasses import dataclass, field
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from sso_service.database.ledger import floor_at
 from sso_service.database.purging import Purger
-from sso_service.database.schema import consumed_nonces
+from sso_service.database.schema import consumed_floor, consumed_nonces
 from sso_service.database.transactions import Database
 from sso_service.tokens import unsafe_read_claims
 from tests.support.clock import Clock
 
 NOW = 1_900_000_000
+HOUR = 3600
 
 
 @dataclass
-class World:
-    """A database, and the clocks of a node beside it."""
+class ClockedLedger:
+    """A database and the clocks of a node, all under the test's control."""
 
     database: Database
     database_clock: Clock
@@ -59,4 +60,11 @@ def consumed_claims(database: Database) -> set[bytes]:
         return {bytes(row) for row in connection.execute(select(consumed_nonces.c.claims)).scalars()}
 
 
-HOUR = 3600
+def floor(database: Database) -> bytes:
+    with database.connect() as connection:
+        return bytes(connection.execute(select(consumed_floor.c.claims)).scalar_one())
+
+
+def set_floor(database: Database, value: bytes) -> None:
+    with database.connect() as connection, database.writing(connection):
+        connection.execute(update(consumed_floor).values(claims=value))

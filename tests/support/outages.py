@@ -1,4 +1,4 @@
-"""Databases and files that fail, or that are not there for a while."""
+"""Outages: databases and files that fail or disappear for a while."""
 
 import socket
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def closed(url: str) -> Iterator[None]:
-    """PostgreSQL ends every connection to this database, and takes no new one until the end of the block."""
+    """PostgreSQL ends every connection to this database, and refuses new ones until the end of the block."""
     name = make_url(url).database
     server = make_url(url).set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
     with psycopg.connect(server, autocommit=True) as other:
@@ -31,10 +31,10 @@ def closed(url: str) -> Iterator[None]:
 
 @contextmanager
 def a_database_that(state: str, directory: Path) -> Iterator[str]:
-    """The URL of a database that `state` describes, with a password in it where there can be one."""
+    """The URL of a database in the given `state`, with a password where the kind supports one."""
     if state == "is a directory":
         yield f"sqlite:///{directory}"
-    elif state == "is something else":
+    elif state == "is not a database":
         (directory / "photo.db").write_bytes(b"\x89PNG\r\n\x1a\n" * 1000)
         yield f"sqlite:///{directory / 'photo.db'}"
     elif state == "is empty":
@@ -48,7 +48,7 @@ def a_database_that(state: str, directory: Path) -> Iterator[str]:
 
 @contextmanager
 def renamed(path: Path) -> Iterator[None]:
-    """There is nothing at `path` until the end of the block."""
+    """The file or directory at `path` is missing until the end of the block."""
     elsewhere = path.with_suffix(".away")
     path.rename(elsewhere)
     yield
@@ -56,8 +56,8 @@ def renamed(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def away(database: Database) -> Iterator[None]:
-    """The database cannot be found until the end of the block, and nobody's connection outlives it."""
+def unreachable(database: Database) -> Iterator[None]:
+    """The database cannot be reached until the end of the block. All open connections end as well."""
     database.close()
     if database.is_sqlite:
         path = Path(str(database.url.database))
@@ -79,7 +79,7 @@ def lost_table(database: Database) -> Iterator[None]:
 
 @contextmanager
 def read_only(database: Database) -> Iterator[None]:
-    """As after a failover, when the old primary is a standby now."""
+    """Emulate a failover after which the old primary is a standby: every connection is read-only."""
     _run(database, f"ALTER DATABASE {database.url.database} SET default_transaction_read_only = on")
     database.close()
     yield
@@ -94,7 +94,7 @@ def _run(database: Database, statement: str) -> None:
 
 @contextmanager
 def without(database: Database, *tables: str) -> Iterator[None]:
-    """The database has no such tables until the end of the block."""
+    """The given tables are missing until the end of the block."""
     with changing(database) as connection:
         for table in tables:
             connection.exec_driver_sql(f"ALTER TABLE {table} RENAME TO lost_{table}")
@@ -106,7 +106,7 @@ def without(database: Database, *tables: str) -> Iterator[None]:
 
 @contextmanager
 def stopped(server: "PostgresServer") -> Iterator[None]:
-    """Nobody listens."""
+    """The server does not run until the end of the block."""
     server.stop()
     try:
         yield

@@ -1,7 +1,7 @@
-"""PostgreSQL as it is run where nobody may lose a login: Patroni with etcd, a synchronous standby, HAProxy in front.
+"""A highly available PostgreSQL: Patroni with etcd and a synchronous standby. HAProxy balances the service's nodes.
 
-Everything listens on free ports of the loopback and lives in one temporary directory. PostgreSQL refuses to run as
-root, so for root it all runs as the user `postgres`, whom Debian's package made.
+Everything listens on free loopback ports and keeps its files in one temporary directory. PostgreSQL refuses to run as
+root, so root starts all programs as the user `postgres`, which Debian's package creates.
 """
 
 import json
@@ -25,7 +25,7 @@ from tests.support.programs import program
 
 SUPERUSER = {"username": "postgres", "password": "superuser"}
 REPLICATION = {"username": "replicator", "password": "replicator"}
-# The leader's key lives for `ttl` seconds: that is how long a dead primary is waited for, and most of an outage.
+# The leader's key in etcd expires after `ttl` seconds. A failover starts only then, so this is most of an outage.
 DYNAMIC = {
     "ttl": 20,
     "loop_wait": 2,
@@ -36,31 +36,31 @@ DYNAMIC = {
 }
 
 
-def until(condition: Callable[[], bool], what: str, *, seconds: float = 60) -> None:
-    """Returns as soon as something holds that nobody announces."""
+def until(condition: Callable[[], bool], description: str, *, seconds: float = 60) -> None:
+    """Poll a condition until it holds. Fails with `description` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {description}"
         time.sleep(0.05)
 
 
 class Programs:
-    """Starts programs as somebody whom PostgreSQL accepts, with their output in `directory`."""
+    """Starts programs as a user that PostgreSQL accepts, with their output in `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._user = "postgres" if os.geteuid() == 0 else None
-        self._give(directory)
+        self._change_owner(directory)
 
     def make_directory(self, name: str) -> Path:
-        """A new directory that belongs to the programs."""
+        """Create a directory that belongs to the user of the programs."""
         path = self.directory / name
         path.mkdir(mode=0o700)
-        self._give(path)
+        self._change_owner(path)
         return path
 
     def start(self, name: str, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-        """The process of `command`; what it says is appended to `<name>.log`."""
+        """Start `command`, and append its output to `<name>.log`."""
         with (self.directory / f"{name}.log").open("ab") as log:
             return subprocess.Popen(
                 command,
@@ -74,13 +74,13 @@ class Programs:
                 extra_groups=[] if self._user else None,
             )
 
-    def _give(self, path: Path) -> None:
+    def _change_owner(self, path: Path) -> None:
         if self._user:
             shutil.chown(path, self._user, self._user)
 
 
 class Node:
-    """One PostgreSQL and the Patroni that looks after it."""
+    """A PostgreSQL server and the Patroni that manages it."""
 
     def __init__(self, name: str, programs: Programs, *, etcd_port: int) -> None:
         self.name = name
@@ -112,34 +112,34 @@ class Node:
                     "host replication replicator 127.0.0.1/32 scram-sha-256",
                 ],
                 "basebackup": [{"checkpoint": "fast"}],
-                # A primary that was killed has written what its standby never got. That is undone when it comes back;
-                # if it cannot be, the node is made anew.
+                # A killed primary has WAL that its standby never received. Patroni rewinds it when the node returns;
+                # if that fails, Patroni recreates the node.
                 "use_pg_rewind": True,
                 "remove_data_directory_on_rewind_failure": True,
                 "remove_data_directory_on_diverged_timelines": True,
             },
         }
-        Path(self._command[1]).write_text(json.dumps(configuration, indent=1))  # which is YAML too
+        Path(self._command[1]).write_text(json.dumps(configuration, indent=1))  # JSON is also YAML
 
     @property
-    def has_given_up(self) -> bool:
-        """Whether Patroni was started, and ended by itself."""
+    def patroni_exited(self) -> bool:
+        """True if Patroni was started and ended by itself."""
         return self._patroni is not None and self._patroni.poll() is not None
 
     def start(self) -> None:
-        """Starts Patroni, which starts PostgreSQL as what it has to be."""
+        """Start Patroni, which starts PostgreSQL as primary or standby."""
         self._patroni = self._programs.start(self.name, self._command)
 
     def kill(self) -> None:
-        """Ends Patroni and PostgreSQL between two instructions, as a power cut would."""
-        victims = [*self._patroni_processes(), *self.postgresql_processes()]
-        for victim in victims:
+        """Kill Patroni and PostgreSQL with SIGKILL, as in a power cut."""
+        processes = [*self._patroni_processes(), *self.postgresql_processes()]
+        for process in processes:
             with suppress(psutil.NoSuchProcess):
-                victim.kill()
-        self._wait(victims)
+                process.kill()
+        self._wait(processes)
 
     def stop(self) -> None:
-        """Ends both without a trace in shared memory. The data is not needed any more."""
+        """Stop both without leaving shared memory behind. The data is no longer needed."""
         patroni, postgresql = self._patroni_processes(), self.postgresql_processes()
         for process in patroni:  # first, or it would start PostgreSQL again
             process.kill()
@@ -148,20 +148,20 @@ class Node:
         self._wait([*patroni, *postgresql])
 
     def postgresql_processes(self) -> list[psutil.Process]:
-        """The postmaster and its children; empty if there is none."""
+        """Return the postmaster and its children; empty if it does not run."""
         with suppress(FileNotFoundError, IndexError, ValueError, psutil.Error):
             postmaster = psutil.Process(int((self._data / "postmaster.pid").read_text().splitlines()[0]))
-            if Path(postmaster.cwd()) == self._data:  # else the file outlived it, and its number is somebody else's now
+            if Path(postmaster.cwd()) == self._data:  # else the file is stale
                 return [postmaster, *postmaster.children(recursive=True)]
         return []
 
     def query(self, statement: str, *, database: str = "postgres") -> list[tuple[Any, ...]]:
-        """The rows of a statement here, whatever this node is. Raises `psycopg.OperationalError` if it is not up."""
+        """Run a statement on this node and return its rows. Raises `psycopg.OperationalError` if the node is down."""
         with self.connect(database) as connection:
             return connection.execute(statement.encode()).fetchall()
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[Any, ...]]":
-        """A connection of the superuser, in autocommit mode."""
+        """Connect as the superuser, in autocommit mode."""
         return psycopg.connect(
             host="127.0.0.1",
             port=self.port,
@@ -173,7 +173,7 @@ class Node:
         )
 
     def value(self, expression: str) -> Any:
-        """What an SQL expression is here; None if the node is not up."""
+        """Return the value of an SQL expression on this node; None if the node is down."""
         with suppress(psycopg.OperationalError):
             return self.query(f"SELECT {expression}")[0][0]
         return None
@@ -184,7 +184,7 @@ class Node:
 
     @property
     def has_synchronous_standby(self) -> bool:
-        """Whether commits wait for a standby, and one is there that they can wait for."""
+        """True if commits wait for a standby and one is connected."""
         return (
             self.value(
                 "current_setting('synchronous_standby_names') <> ''"
@@ -194,23 +194,23 @@ class Node:
         )
 
     @property
-    def is_alone(self) -> bool:
-        """Whether it is a primary whose commits wait for nobody."""
+    def is_asynchronous_primary(self) -> bool:
+        """True if this is a primary whose commits wait for no standby."""
         return self.is_primary and self.value("current_setting('synchronous_standby_names')") == ""
 
     def has_waiting_commit(self, application: str) -> bool:
-        """Whether a transaction of that application is durable here and waits for the standby's word."""
+        """True if a transaction of `application` is durable here and waits for the standby's confirmation."""
         waiting = f"SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = '{application}'"
         return self.value(f"EXISTS ({waiting})") is True
 
     @property
     def has_sent_all(self) -> bool:
-        """Whether all that is durable here is on its way to the standby."""
+        """True if all durable WAL was sent to the standby."""
         return self.value("pg_current_wal_flush_lsn() <= (SELECT sent_lsn FROM pg_stat_replication)") is True
 
     @contextmanager
-    def receiving_nothing(self) -> Iterator[None]:
-        """What the primary sends is left lying in the network until the end of the block."""
+    def wal_receiver_paused(self) -> Iterator[None]:
+        """Pause the WAL receiver until the end of the block. Sent WAL remains in the network's buffers."""
         ((receiver,),) = self.query("SELECT pid FROM pg_stat_wal_receiver")
         os.kill(receiver, SIGSTOP)
         try:
@@ -218,8 +218,8 @@ class Node:
         finally:
             os.kill(receiver, SIGCONT)
 
-    def stop_sending(self) -> None:
-        """From here on the standby is sent nothing. For a node that is going to be killed."""
+    def pause_wal_sender(self) -> None:
+        """Pause the WAL sender permanently: the standby receives nothing more. For a node that will be killed."""
         ((sender,),) = self.query("SELECT pid FROM pg_stat_replication")
         os.kill(sender, SIGSTOP)
 
@@ -237,48 +237,48 @@ class Node:
 
 
 class Cluster:
-    """Two nodes, one of them the primary, the other its synchronous standby."""
+    """Two nodes: a primary and its synchronous standby."""
 
     def __init__(self, programs: Programs, *, etcd_port: int) -> None:
         self.nodes = [Node(name, programs, etcd_port=etcd_port) for name in ("one", "two")]
 
     def url(self, user: str, password: str, database: str) -> str:
-        """The URL of a database that names both nodes and takes the one that can write."""
+        """Return a database URL with both nodes, which connects to the writable one."""
         hosts = "&".join(f"host=127.0.0.1:{node.port}" for node in self.nodes)
         return f"postgresql://{user}:{password}@/{database}?{hosts}&target_session_attrs=read-write"
 
     @property
     def primary(self) -> Node:
-        """The node that can write. There must be one."""
+        """The writable node. There must be exactly one."""
         (primary,) = [node for node in self.nodes if node.is_primary]
         return primary
 
     @property
     def others(self) -> list[Node]:
-        """All nodes that cannot."""
+        """All other nodes."""
         primary = self.primary
         return [node for node in self.nodes if node is not primary]
 
     def wait_until_synchronous(self) -> None:
-        """Returns when there is a primary that waits for a standby."""
+        """Wait until a primary has a synchronous standby."""
 
-        def is_so() -> bool:
-            assert not any(node.has_given_up for node in self.nodes)
+        def is_synchronous() -> bool:
+            assert not any(node.patroni_exited for node in self.nodes)
             return any(node.has_synchronous_standby for node in self.nodes)
 
-        until(is_so, "a synchronous standby", seconds=90)
+        until(is_synchronous, "a synchronous standby", seconds=90)
 
 
 @contextmanager
 def running_cluster() -> Iterator[Cluster]:
-    """A cluster with a synchronous standby, until the end of the block.
+    """Run a cluster with a synchronous standby until the end of the block.
 
-    Skips the test if a program is missing; in CI fails it.
+    Skips the test if a program is missing; fails in CI.
     """
     etcd = program("etcd")
     program("patroni")
     _postgresql_programs()
-    # Not below pytest's own directory, which is closed to the user that PostgreSQL runs as.
+    # Not below pytest's directory, which the user `postgres` cannot enter.
     with tempfile.TemporaryDirectory() as directory:
         programs = Programs(Path(directory).resolve())
         etcd_port = free_port()
@@ -311,22 +311,22 @@ def running_cluster() -> Iterator[Cluster]:
 
 @contextmanager
 def balancing(urls: Mapping[str, str], directory: Path) -> Iterator[int]:
-    """The port of an HAProxy that gives each request to the next ready one of the named services.
+    """Run an HAProxy that balances requests between the ready nodes of `urls`. Yields its port.
 
-    The answer says in `X-Node` which one that was; without it HAProxy answered, since none was ready.
+    The response header `X-Node` names the node. It is absent if no node was ready and HAProxy itself answered.
     """
     port = free_port()
     servers = "\n".join(f"    server {name} {url.removeprefix('http://')}" for name, url in urls.items())
     configuration = directory / "haproxy.cfg"
-    # It tries again only where it got no connection, which is its default: what was sent may have been done.
-    nobody_is_ready = """string '{"error": {"code": "unavailable"}}' hdr Retry-After 2"""
+    # HAProxy retries only failed connections, which is its default: a request that was sent may have had an effect.
+    no_node_is_ready = """string '{"error": {"code": "unavailable"}}' hdr Retry-After 2"""
     configuration.write_text(f"""\
 defaults
     mode http
     timeout connect 1s
     timeout client 30s
     timeout server 10s
-    http-error status 503 content-type application/json {nobody_is_ready}
+    http-error status 503 content-type application/json {no_node_is_ready}
 listen sso
     bind 127.0.0.1:{port}
     balance roundrobin
@@ -347,7 +347,7 @@ listen sso
 
 
 def _postgresql_programs() -> Path:
-    """The directory of PostgreSQL's programs: Debian keeps each version in one of its own."""
+    """Return the directory of PostgreSQL's programs. Debian has one for each version."""
     installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     newest_first = sorted(installed, key=lambda path: int(path.parent.parent.name), reverse=True)
     return Path(program(*map(str, newest_first), "postgres")).resolve().parent

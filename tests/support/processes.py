@@ -1,4 +1,4 @@
-"""The service and its command line in processes of their own."""
+"""The service and its command line in separate processes."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from tests.support.waiting import PATIENCE
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A service in processes of its own."""
+    """A service that runs in separate processes."""
 
     url: str
     process: "subprocess.Popen[str]"
@@ -26,7 +26,7 @@ class Running:
 
 
 def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-    """What `sso-service <arguments>` does, with these variables."""
+    """Run `sso-service <arguments>` with additional environment variables, and return its result."""
     return subprocess.run(
         [sys.executable, "-m", "sso_service", *arguments],
         env={**os.environ, **env},
@@ -38,7 +38,7 @@ def command(*arguments: str, env: Mapping[str, str]) -> "subprocess.CompletedPro
 
 
 def wait_for_port(port: int) -> None:
-    """Returns when somebody listens on `port`: uvicorn says that it has started a moment before."""
+    """Wait until a process listens on `port`. uvicorn logs its start slightly earlier."""
     _wait_for(socket.AF_INET, ("127.0.0.1", port))
 
 
@@ -55,7 +55,7 @@ def _wait_for(family: socket.AddressFamily, address: tuple[str, int] | str) -> N
 
 
 def _stop(process: "subprocess.Popen[str]") -> None:
-    """Ends the service and its workers, the hard way if it does not go by itself."""
+    """Stop the service and its workers; kill them if they do not stop within 20 s."""
     if process.poll() is not None:
         return
     workers = psutil.Process(process.pid).children(recursive=True)
@@ -77,7 +77,7 @@ def serving(
     uds: Path | None = None,
     fd: int | None = None,
 ) -> Iterator[Running]:
-    """`sso-service serve` until the end of the block, on a free port if nothing else is said; output goes to `log`."""
+    """Run `sso-service serve` until the end of the block, on a free port by default, with its output in `log`."""
     port = port or free_port()
     arguments = ["--workers", str(workers)]
     arguments += [] if uds is None else ["--uds", str(uds)]

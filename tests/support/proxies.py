@@ -25,7 +25,7 @@ HOST = "studio.example"
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy that runs, and the certificate authority that a browser has to know."""
+    """A running proxy, and a TLS context that trusts its certificate."""
 
     port: int
     http_port: int
@@ -34,11 +34,11 @@ class Proxy:
 
     def connect(self) -> ssl.SSLSocket:
         connection = socket.create_connection(("127.0.0.1", self.port), 10)
-        # Or the request would wait 40 ms for the other side to confirm the end of the handshake.
+        # Nagle's algorithm would delay the request by 40 ms, until the handshake is acknowledged.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.tls.wrap_socket(connection, server_hostname=HOST)
 
-    def ask(
+    def request(
         self,
         target: str | bytes,
         *headers: tuple[str, str],
@@ -47,7 +47,7 @@ class Proxy:
         cookie: str = "",
         host: str = "",
     ) -> Answer:
-        """The answer to a request with exactly these bytes on a connection of its own."""
+        """Send a request with exactly these bytes on a new connection, and return the response."""
         lines = [("Host", host or f"{HOST}:{self.port}"), *headers]
         if cookie:
             lines.append(("Cookie", cookie))
@@ -68,7 +68,7 @@ class Proxy:
                 return Answer(response.status, fields, response.read())
 
     def logged(self) -> str:
-        """All that the proxy has written down."""
+        """Return the contents of all log files of the proxy."""
         return "".join(path.read_text("latin-1") for path in sorted(self.directory.glob("*.log")))
 
 
@@ -108,9 +108,9 @@ http {
 def nginx(
     services: Sequence[str], ports: dict[str, int], directory: Path, certificate: Path, key: Path
 ) -> Iterator[None]:
-    """nginx with `scripts/deploy/nginx.conf`, in which nothing but addresses and paths is replaced."""
+    """Run nginx with `scripts/deploy/nginx.conf`; only addresses and paths are replaced."""
     site = (DEPLOY / "nginx.conf").read_text()
-    for written, times, here in [
+    for pattern, count, replacement in [
         (r"    server 127\.0\.0\.1:8000;", 1, "".join(f"    server {each} fail_timeout=1s;\n" for each in services)),
         (r"127\.0\.0\.1:3000", 1, f"127.0.0.1:{ports['studio']}"),
         (r"listen \[::\]:.*", 3, ""),
@@ -120,8 +120,8 @@ def nginx(
         (r"/etc/ssl/studio\.example/privkey\.pem", 1, str(key)),
         (r"/var/log/nginx/", 1, ""),
     ]:
-        site, replaced = re.subn(written, here, site)
-        assert replaced == times, written
+        site, replaced = re.subn(pattern, replacement, site)
+        assert replaced == count, pattern
     (directory / "site.conf").write_text(site)
     (directory / "nginx.conf").write_text(NGINX)
     arguments = [program("nginx"), "-p", str(directory), "-c", "nginx.conf", "-e", "error.log"]
@@ -133,7 +133,7 @@ def nginx(
 def caddy(
     services: Sequence[str], ports: dict[str, int], directory: Path, certificate: Path, key: Path
 ) -> Iterator[None]:
-    """Caddy with `scripts/deploy/Caddyfile` as it is, but for what it says of several nodes."""
+    """Run Caddy with the unchanged `scripts/deploy/Caddyfile`. Its health checks are enabled for several nodes only."""
     config = DEPLOY / "Caddyfile"
     if len(services) > 1:
         config, site = directory / "Caddyfile", config.read_text()
@@ -161,7 +161,7 @@ PROXIES = {"nginx": nginx, "caddy": caddy}
 
 @contextmanager
 def proxying(kind: str, services: Sequence[str], studio: int, directory: Path) -> Iterator[Proxy]:
-    """A proxy of this kind in front of these nodes of the service, and of what listens on the port `studio`."""
+    """Run a proxy in front of the nodes `services` and of a Studio on the port `studio`."""
     directory.mkdir()
     authority = trustme.CA()
     issued = authority.issue_cert(HOST)

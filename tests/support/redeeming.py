@@ -1,4 +1,4 @@
-"""Login tokens: verify, consume, and open as a link."""
+"""Login tokens: verify them, consume them, and open them as login links."""
 
 import hashlib
 from typing import Any
@@ -11,7 +11,7 @@ from tests.support.data import PAGE
 CONSUME_URL = "/v1/sso_tokens/consume"
 VERIFY_URL = "/v1/sso_tokens/verify"
 ACTIVE = "active"
-# Every answer to a token that is not good is one of these: `{"active": false, "reason": ..., "ref": ...}`.
+# Every token that is not active gets one of these reasons: `{"active": false, "reason": ..., "ref": ...}`.
 MALFORMED, BAD_SIGNATURE, EXPIRED, CONSUMED, NO_ACCESS = (
     "malformed",
     "bad_signature",
@@ -31,7 +31,7 @@ async def consume(client: Client, token: object, secret: str) -> Answer:
 
 
 def login(answer: Answer) -> dict[str, Any]:
-    """Who is let in."""
+    """The content of a successful consumption: the user that signs in."""
     assert answer.status == 200, answer
     content: dict[str, Any] = answer.json()
     assert content["active"] is True
@@ -39,7 +39,7 @@ def login(answer: Answer) -> dict[str, Any]:
 
 
 async def browse(client: Client, token: str) -> tuple[int, str]:
-    """Status, and the code or where it leads, of a browser that opens a link with `token`."""
+    """The status of opening a login link in a browser, and the redirect target or error code."""
     answer = await client.another().get(f"{PAGE}?sso={token}", accept="application/json")
     return answer.status, answer.header("location") or answer.error
 
@@ -57,7 +57,7 @@ async def ask(client: Client, token: object, secret: str) -> Answer:
 
 
 async def state(client: Client, token: str, secret: str) -> str:
-    """`active`, or the reason why not, in an answer that has nothing else to say of a token that is not good."""
+    """`active` or the reason why not. Checks that an inactive token reveals nothing but its reason and ref."""
     answer = await ask(client, token, secret)
     assert answer.status == 200, answer
     assert answer.header("set-cookie") is None

@@ -1,4 +1,4 @@
-"""Sessions: sign in and sign out."""
+"""Helpers that sign in and sign out."""
 
 from sso_service.database.transactions import Database
 from tests.support import administration
@@ -7,11 +7,12 @@ from tests.support.data import JANE, PAGE
 from tests.support.databases import changing
 
 COOKIE = "studio_session"
-HALF_A_DAY = 43_200
+SESSION_LIFETIME = 43_200
+"""Lifetime of sessions in seconds: the default setting."""
 
 
 async def sign_in(client: Client, api_token: str, person: dict[str, str] = JANE, page: str = PAGE) -> str:
-    """The cookie of a new session."""
+    """Sign in with a new login token, and return the session cookie."""
     token = await client.issue(api_token, person)
     answer = await client.get(f"{page}?sso={token}")
     assert answer.status == 303, answer

@@ -1,4 +1,4 @@
-"""An HTTP server that stands for a Studio behind a proxy."""
+"""An HTTP server that records requests, in place of a Studio behind a proxy."""
 
 import socketserver
 import threading
@@ -9,8 +9,8 @@ from typing import cast
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A request as it arrived; header names in lower case, trailers among them."""
+class Received:
+    """A request as it arrived. Header names are in lower case; trailers are included."""
 
     method: str
     target: bytes
@@ -22,24 +22,24 @@ class Seen:
 
 
 class Application(socketserver.ThreadingTCPServer):
-    """An HTTP server that knows nothing of us: it writes down what it gets, and answers the same to everything."""
+    """An HTTP server, independent of the service, that records requests and sends the same response to each."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Conversation)
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.port: int = self.server_address[1]
-        self.seen: list[Seen] = []
+        self.received: list[Received] = []
         self.status = "200 OK"
         self.headers: list[tuple[str, str]] = []
 
-    def take(self) -> list[Seen]:
-        """What arrived since it was last asked."""
-        seen, self.seen = self.seen, []
-        return seen
+    def take(self) -> list[Received]:
+        """Return the requests that arrived since the last call."""
+        received, self.received = self.received, []
+        return received
 
 
-class _Conversation(socketserver.StreamRequestHandler):
+class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         application = cast(Application, self.server)
         method, target, _ = self.rfile.readline().rstrip(b"\r\n").split(b" ", 2)
@@ -47,13 +47,15 @@ class _Conversation(socketserver.StreamRequestHandler):
         body = self._body(dict(headers))
         if ("transfer-encoding", "chunked") in headers:
             headers += self._fields()  # trailers
-        seen = Seen(method.decode(), target, headers, body)
-        application.seen.append(seen)
-        if seen.values("upgrade"):
-            self._send("101 Switching Protocols", [("Upgrade", seen.values("upgrade")[0]), ("Connection", "Upgrade")])
+        request = Received(method.decode(), target, headers, body)
+        application.received.append(request)
+        if request.values("upgrade"):
+            self._send(
+                "101 Switching Protocols", [("Upgrade", request.values("upgrade")[0]), ("Connection", "Upgrade")]
+            )
             self.wfile.write(b"echo " + self.rfile.readline())
         else:
-            # Only its head says how long the body of an answer to HEAD would be, and 204 has none.
+            # A response to HEAD has a Content-Length but no body, and 204 has neither.
             length = [] if application.status.startswith("204") else [("Content-Length", "6")]
             self._send(application.status, [*application.headers, *length, ("Connection", "close")])
             if length and method != b"HEAD":
@@ -76,12 +78,13 @@ class _Conversation(socketserver.StreamRequestHandler):
         pieces = []
         while length := int(self.rfile.readline(), 16):
             pieces.append(self.rfile.read(length))
-            self.rfile.readline()  # what ends a chunk
+            self.rfile.readline()  # the end of the chunk
         return b"".join(pieces)
 
 
 @contextmanager
 def application() -> Iterator[Application]:
+    """Run a server until the end of the block."""
     with Application() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()

@@ -14,7 +14,7 @@ from pathlib import Path
 from sso_service import keyring
 from sso_service.keyring import SigningKey
 from sso_service.tokens import Claims, sign, unsafe_read_claims
-from tests.support.connections import Reply, get, issue, line, logged_in_again, login, post
+from tests.support.connections import Reply, get, issue, logged_in_again, login, open_connection, post
 from tests.support.data import ACCOUNT, PAGE
 from tests.support.keys import TTL
 from tests.support.processes import command, serving
@@ -64,7 +64,7 @@ async def assert_survives(
         }[what]
 
     async def ask(what: str) -> None:
-        async with line(running) as connection:
+        async with open_connection(running) as connection:
             while not over.is_set():
                 token, begun = genuine(), time.monotonic()
                 reply = await connection.send(request(what, token))
@@ -83,7 +83,7 @@ async def assert_survives(
         return all(each.reply.status == GOOD.get(each.what, each.reply.status) for each in answers)
 
     with serving(env, home / "log", workers=2) as running, recording_delays(running.process.pid) as delays:
-        async with line(running) as connection:
+        async with open_connection(running) as connection:
             first = (await connection.send(issue(api_token))).token
             user_id = unsafe_read_claims(first).user_id
             cookie = (await connection.send(login(first))).header("set-cookie").partition(";")[0]

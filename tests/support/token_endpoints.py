@@ -32,7 +32,7 @@ REFUSALS = {
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One of the three: its name, and the scope that it requires."""
+    """One of the three endpoints: its name, and the scope that it requires."""
 
     name: str
     scope: Scope
@@ -43,7 +43,7 @@ class Endpoint:
 
     @property
     def consumes(self) -> bool:
-        """True if it consumes a good token."""
+        """True if the endpoint consumes a valid token."""
         return self.name != "verify"
 
     @property
@@ -51,7 +51,7 @@ class Endpoint:
         return NEEDS_VERIFY_SCOPE if self.scope == Scope.VERIFY_SSO else NEEDS_WRITE_SCOPE
 
     async def ask(self, client: Client, token: object, secret: str) -> Answer:
-        """The answer for `token`. It neither signs in nor redirects, and does not contain the token."""
+        """The response for `token`. Checks that it neither signs in nor redirects, and does not contain the token."""
         answer = await client.post_json(self.url, {"token": token}, token=secret)
         assert answer.header("set-cookie") is None
         assert answer.header("location") is None
@@ -59,7 +59,7 @@ class Endpoint:
         return answer
 
     async def outcome(self, client: Client, token: str, secret: str) -> str:
-        """One of the five outcomes; the form of the answer is checked as well."""
+        """One of the five outcomes. Checks the format of the response as well."""
         answer = await self.ask(client, token, secret)
         if self.name == "verify":
             assert answer.status == 200, answer

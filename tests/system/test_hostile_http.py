@@ -25,7 +25,7 @@ from tests.support import administration
 from tests.support.client import Answer
 from tests.support.data import ACCOUNT, JANE, PAGE
 from tests.support.databases import changing
-from tests.support.deployments import House, house_with
+from tests.support.deployments import Deployment, running_deployment
 from tests.support.processes import Running, serving
 from tests.support.programs import program
 from tests.support.proxies import PROXIES, proxying
@@ -456,10 +456,10 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def house(kind: str, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def deployment(kind: str, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     directory = tmp_path_factory.mktemp(kind)
-    with house_with(kind, sqlite_template, directory) as (house, _):
-        yield house
+    with running_deployment(kind, sqlite_template, directory) as (deployment, _):
+        yield deployment
     assert "Traceback" not in (directory / "service.log").read_text()
 
 
@@ -469,37 +469,37 @@ def hidden_in(token: str) -> bytes:
 
 
 @pytest.mark.parametrize("lines", LENGTHS.values(), ids=LENGTHS)
-def test_no_request_hides_from_a_proxy(house: House, lines: list[bytes]) -> None:
-    token = house.issue()
-    host = b"Host: studio.example:%d" % house.proxy.port
+def test_no_request_hides_from_a_proxy(deployment: Deployment, lines: list[bytes]) -> None:
+    token = deployment.issue()
+    host = b"Host: studio.example:%d" % deployment.proxy.port
     last = message(b"GET /healthz HTTP/1.1", host, b"Connection: close")
     for first in (FIRST_LINES[0], FIRST_LINES[2]):
         for body in bodies(hidden_in(token)):
-            connection = house.proxy.connect()
+            connection = deployment.proxy.connect()
             connection.settimeout(2)
             with suppress(TimeoutError):  # it may read the last request as part of a body, and wait for the rest
                 received = exchanged(connection, outer(first, host, lines, body) + body + last)
                 assert b"HTTP/1.1 303" not in received
-    assert house.works(token)
+    assert deployment.accepts(token)
 
 
 @pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
-def test_no_request_hides_behind_an_upgrade(house: House, protocol: bytes) -> None:
+def test_no_request_hides_behind_an_upgrade(deployment: Deployment, protocol: bytes) -> None:
     """The next request on the proxy's connection to the service belongs to another client, and stays separate."""
-    token = house.issue()
-    host = b"Host: studio.example:%d" % house.proxy.port
+    token = deployment.issue()
+    host = b"Host: studio.example:%d" % deployment.proxy.port
     hidden = hidden_in(token)
     for body in (hidden, hidden[:-2] + b"X: "):
         for first in (FIRST_LINES[0], FIRST_LINES[2]):
             for delay in (0, 0.005, 0.01, 0.02):
                 lines = [b"Connection: Upgrade", b"Upgrade: " + protocol, b"Content-Length: {whole}"]
-                with closing(house.proxy.connect()) as connection:
+                with closing(deployment.proxy.connect()) as connection:
                     connection.sendall(outer(first, host, lines, body))
                     time.sleep(delay)  # the service must have only the head, while the proxy still holds the connection
                     connection.sendall(body)
                     assert connection.recv(65536)[9:12] in {b"401", b"405"}
-                    assert house.proxy.ask("/session").status == 401
-    assert house.works(token)
+                    assert deployment.proxy.request("/session").status == 401
+    assert deployment.accepts(token)
 
 
 def test_the_proxy_forwards_no_upgrade_and_no_expectation(kind: str, tmp_path: Path) -> None:
@@ -510,9 +510,11 @@ def test_the_proxy_forwards_no_upgrade_and_no_expectation(kind: str, tmp_path: P
     ):
         for protocol in ("websocket", "h2c", "WebSocket", "x"):
             for target in (f"{PAGE}?sso=x", "/v1/sso_tokens", "/session", PAGE):
-                proxy.ask(target, ("Connection", "Upgrade, close"), ("Upgrade", protocol), method="POST", body=b"hello")
-                proxy.ask(target, ("Expect", "100-continue"), method="POST", body=b"hello")
-                proxy.ask(target, ("Expect", "x 100-continue"), method="POST", body=b"hello")
+                proxy.request(
+                    target, ("Connection", "Upgrade, close"), ("Upgrade", protocol), method="POST", body=b"hello"
+                )
+                proxy.request(target, ("Expect", "100-continue"), method="POST", body=b"hello")
+                proxy.request(target, ("Expect", "x 100-continue"), method="POST", body=b"hello")
         seen = service.take()
     assert {request.target for request in seen} >= {b"/v1/sso_tokens", b"/session", f"{PAGE}?sso=x".encode()}
     for request in seen:

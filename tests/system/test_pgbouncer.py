@@ -23,10 +23,10 @@ from sso_service.database.transactions import Database
 from sso_service.errors import OutcomeUnknown
 from sso_service.settings import Settings, read_settings
 from tests.support.clock import Clock
-from tests.support.connections import get, issue, line, login
+from tests.support.connections import get, issue, login, open_connection
 from tests.support.data import ACCOUNT
 from tests.support.databases import database_with_clock, on_postgresql
-from tests.support.ledger import NOW, World, claims, put, rows
+from tests.support.ledger import NOW, ClockedLedger, claims, put, rows
 from tests.support.outages import stopped
 from tests.support.processes import command, serving, wait_for_port
 from tests.support.programs import program
@@ -132,7 +132,7 @@ async def test_a_token_that_is_presented_twice_at_once_signs_in_once(
     connections: set[int] = set()  # that PostgreSQL has with PgBouncer
 
     async def visit(number: int) -> None:
-        async with line(running) as one, line(running) as other:
+        async with open_connection(running) as one, open_connection(running) as other:
             for turn in range(20):
                 issued = await one.send(issue(api_token, f"{number}-{turn % 4}@example.com"))
                 answers = await asyncio.gather(one.send(login(issued.token)), other.send(login(issued.token)))
@@ -142,7 +142,7 @@ async def test_a_token_that_is_presented_twice_at_once_signs_in_once(
     env = {"SSO_DATABASE_URL": pgbouncer.url(database.url.database), "SSO_KEYS_DIR": str(keys_dir)}
     with serving(env, tmp_path / "log", workers=2) as running:
         await asyncio.gather(*(visit(number) for number in range(16)))
-        async with line(running) as connection:
+        async with open_connection(running) as connection:
             ready = await connection.send(get("/readyz"))
     assert statuses == {(303, 401): 320}
     assert ready.status == 200
@@ -190,18 +190,18 @@ def test_a_warning_during_the_commit_gets_through_and_leaves_the_outcome_unknown
 @on_postgresql
 def test_the_ledger_is_purged_by_one_at_a_time(pooled: Database, pooled_settings: Settings) -> None:
     clock = Clock(NOW)
-    world = World(database_with_clock(pooled_settings, clock), clock)
-    purger = world.purger()
+    ledger = ClockedLedger(database_with_clock(pooled_settings, clock), clock)
+    purger = ledger.purger()
     put(pooled, *(claims(NOW - 2 * 3600, nonce) for nonce in range(6000)), claims(NOW))
     purger.run()
-    world.wait(61)
+    ledger.wait(61)
     with pooled.connect() as connection, pooled.purging(connection) as alone:
         assert alone
         assert purger.run() == PurgeRound(elsewhere=True)
-    world.wait(61)
+    ledger.wait(61)
     assert purger.run() == PurgeRound(deleted=6000)
     assert rows(pooled) == [claims(NOW)]
-    world.database.close()
+    ledger.database.close()
 
 
 def test_an_operator_can_do_everything_through_it(pgbouncer: PgBouncer, postgresql: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The proof in its short form: under load and faults no promise is broken, and one that is broken is noticed."""
+"""A short proof: it finds no violation under load and faults, and finds one in a broken service."""
 
 import re
 import subprocess
@@ -15,7 +15,7 @@ SEED = 20261124
 
 
 def prove(database: str, *arguments: str, history: Path) -> "subprocess.CompletedProcess[str]":
-    """What `scripts/prove` says."""
+    """Run `scripts/prove` with a small installation, and return its result."""
     small = ("--nodes", "2", "--clients", "48", "--ttl", "4", "--seed", str(SEED))
     proof = subprocess.run(
         [
@@ -39,7 +39,7 @@ def prove(database: str, *arguments: str, history: Path) -> "subprocess.Complete
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_under_load_and_faults_no_promise_is_broken(database: str, tmp_path: Path) -> None:
+def test_a_run_under_load_and_faults_has_no_violations(database: str, tmp_path: Path) -> None:
     proof = prove(database, "--seconds", "15", history=tmp_path)
     assert proof.returncode == 0
     assert f"seed {SEED}" in proof.stdout
@@ -50,13 +50,13 @@ def test_under_load_and_faults_no_promise_is_broken(database: str, tmp_path: Pat
     assert {r.way for r in redeemed if r.success} == {"browser", "consume", "revoke"}
 
 
-def test_a_service_that_lets_a_token_in_twice_is_found_out(tmp_path: Path) -> None:
+def test_a_service_that_accepts_a_token_twice_is_detected(tmp_path: Path) -> None:
     proof = prove("sqlite", "--seconds", "3", "--faults", "none", "--broken", "single-use", history=tmp_path)
     assert proof.returncode == 1
     assert re.search(r"^violations +\d+ single_use", proof.stdout, re.MULTILINE)
 
 
-def judge(path: Path) -> subprocess.CompletedProcess[str]:
+def run_checker(path: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "scripts.tools.proof.checker", str(path)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -65,21 +65,21 @@ def test_a_file_without_violations_exits_0(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.write_bytes(b"".join(map(write_line, HISTORY)) + write_line(KILL).rstrip())
     assert list(read_history(path)) == HISTORY
-    judged = judge(path)
-    assert (judged.returncode, judged.stderr) == (0, "")
-    assert "violations    none" in judged.stdout
+    checked = run_checker(path)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "violations    none" in checked.stdout
 
 
 def test_a_file_with_a_violation_exits_1_and_shows_its_records(tmp_path: Path) -> None:
     path = tmp_path / "history"
     path.write_bytes(b"".join(map(write_line, edited(HISTORY, [drop(FIRST_DECISION)]))))
-    judged = judge(path)
-    assert judged.returncode == 1
-    assert "violations    1 decided" in judged.stdout
-    assert write_line(FIRST_LOGIN).decode() in judged.stdout
+    checked = run_checker(path)
+    assert checked.returncode == 1
+    assert "violations    1 decided" in checked.stdout
+    assert write_line(FIRST_LOGIN).decode() in checked.stdout
 
 
-def test_the_judge_knows_nothing_of_the_service() -> None:
+def test_the_checker_imports_nothing_from_the_service() -> None:
     program = "import sys, scripts.tools.proof.checker; print([name for name in sys.modules if name.startswith('sso')])"
-    judged = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert judged.stdout == "[]\n"
+    checked = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert checked.stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""The service and a Studio behind real reverse proxies, configured by the very files of `scripts/deploy`."""
+"""The service and a Studio behind real reverse proxies, configured by the files of `scripts/deploy`."""
 
 import random
 import re
@@ -13,16 +13,13 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
-from tests.support.deployments import NAVIGATION, House, house_with
+from tests.support.deployments import NAVIGATION, Deployment, running_deployment
 from tests.support.programs import program
 from tests.support.proxies import HOST, PROXIES, proxying
 from tests.support.studio_server import application
 from tests.support.waiting import PATIENCE
 
 IDENTITY = ["x-studio-user", "x-studio-email", "x-studio-account", "x-studio-role"]
-
-
-# --- the proxies -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=PROXIES)
@@ -32,53 +29,52 @@ def kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
-# --- all of it together ----------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
-def shared_house(kind: str, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with house_with(kind, sqlite_template, tmp_path_factory.mktemp(kind)) as (house, _):
-        yield house
+def module_deployment(
+    kind: str, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    with running_deployment(kind, sqlite_template, tmp_path_factory.mktemp(kind)) as (deployment, _):
+        yield deployment
 
 
 @pytest.fixture
-def house(shared_house: House) -> House:
-    shared_house.studio.take()
-    return shared_house
+def deployment(module_deployment: Deployment) -> Deployment:
+    module_deployment.studio.take()
+    return module_deployment
 
 
 # --- signing in ------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_reaches_the_studio_without_having_signed_in(house: House) -> None:
-    ask = house.proxy.ask
+def test_requests_without_a_session_do_not_reach_the_studio(deployment: Deployment) -> None:
+    send = deployment.proxy.request
     for target in ("/", PAGE, f"{PAGE}?a=1", "/static/app.js", "/client/999/t/77/posts"):
         for cookie in ("", "studio_session=WzEsMTIzXQ.aaaaaa.aaaa"):
-            assert ask(target, cookie=cookie).status == 401
-            assert ask(target, cookie=cookie, method="POST", body=b"a=1").status == 401
+            assert send(target, cookie=cookie).status == 401
+            assert send(target, cookie=cookie, method="POST", body=b"a=1").status == 401
             for headers in (NAVIGATION, [("Accept", "text/html")]):
-                answer = ask(target, *headers, cookie=cookie)
+                answer = send(target, *headers, cookie=cookie)
                 assert (answer.status, answer.header("location")) == (303, "https://portal.example/")
                 assert answer.header("cache-control") == "no-store"
             fetch = [("Sec-Fetch-Mode", "cors"), ("Accept", "text/html")]
-            assert ask(target, *fetch, cookie=cookie).status == 401
-    assert not house.studio.seen
+            assert send(target, *fetch, cookie=cookie).status == 401
+    assert not deployment.studio.received
 
 
-def test_a_login_link_opens_the_studio_which_is_told_who_it_is(house: House) -> None:
+def test_the_studio_receives_the_identity_after_a_login(deployment: Deployment) -> None:
     target = f"{PAGE}/7?chromeless=1"
-    answer = house.proxy.ask(f"{target}&sso={house.issue()}", *NAVIGATION)
+    answer = deployment.proxy.request(f"{target}&sso={deployment.issue()}", *NAVIGATION)
     assert (answer.status, answer.header("location")) == (303, target)
     assert answer.header("referrer-policy") == "no-referrer"
     assert answer.header("strict-transport-security")
-    # With `no-referrer` a browser would not say where the answer to a question comes from.
-    assert house.proxy.ask(f"{PAGE}?sso={'A' * 43}", *NAVIGATION).header("referrer-policy") == "strict-origin"
+    # With `no-referrer`, a browser would send no origin with the confirmation form.
+    assert deployment.proxy.request(f"{PAGE}?sso={'A' * 43}", *NAVIGATION).header("referrer-policy") == "strict-origin"
     cookie, _, attributes = (answer.header("set-cookie") or "").partition(";")
-    assert "Secure" in attributes, "the service was not told of TLS"
-    session = house.proxy.ask("/session", cookie=cookie).json()
-    answer = house.proxy.ask(target, *NAVIGATION, cookie=cookie)
+    assert "Secure" in attributes, "the proxy did not forward the scheme"
+    session = deployment.proxy.request("/session", cookie=cookie).json()
+    answer = deployment.proxy.request(target, *NAVIGATION, cookie=cookie)
     assert (answer.status, answer.text) == (200, "Studio")
-    [seen] = house.studio.seen
+    [seen] = deployment.studio.received
     assert (seen.method, seen.target) == ("GET", target.encode())
     assert [seen.values(name) for name in IDENTITY] == [
         [str(session["user"]["id"])],
@@ -86,38 +82,40 @@ def test_a_login_link_opens_the_studio_which_is_told_who_it_is(house: House) -> 
         [str(ACCOUNT)],
         ["editor"],
     ]
-    assert seen.values("host") == [f"{HOST}:{house.proxy.port}"]
+    assert seen.values("host") == [f"{HOST}:{deployment.proxy.port}"]
     assert seen.values("x-forwarded-proto") == ["https"]
     assert seen.values("x-forwarded-for") == ["127.0.0.1"]
 
 
-def test_a_role_is_what_it_is_at_the_next_request(house: House) -> None:
+def test_a_role_change_takes_effect_at_the_next_request(deployment: Deployment) -> None:
     def statuses() -> list[int]:
         paths = (PAGE, f"{PAGE}/7/edit", SETTINGS, f"/client/{ACCOUNT}/t/42/topics", FOREIGN)
-        return [house.proxy.ask(path, *NAVIGATION, cookie=cookie).status for path in paths]
+        return [deployment.proxy.request(path, *NAVIGATION, cookie=cookie).status for path in paths]
 
-    cookie = house.sign_in(JOHN)
+    cookie = deployment.sign_in(JOHN)
     assert statuses() == [200, 200, 403, 403, 403]
-    house.run("user", "set-role", JOHN["email"], "--account", str(ACCOUNT), "admin")
+    deployment.run("user", "set-role", JOHN["email"], "--account", str(ACCOUNT), "admin")
     assert statuses() == [200, 200, 200, 200, 403]
-    assert house.studio.take()[-1].values("x-studio-role") == ["admin"]
-    house.run("user", "set-role", JOHN["email"], "--account", str(ACCOUNT), "publisher")
+    assert deployment.studio.take()[-1].values("x-studio-role") == ["admin"]
+    deployment.run("user", "set-role", JOHN["email"], "--account", str(ACCOUNT), "publisher")
     assert statuses() == [200, 200, 403, 200, 403]
-    house.studio.take()
-    house.run("user", "disable", JOHN["email"])
-    assert [house.proxy.ask(path, cookie=cookie).status for path in (PAGE, "/")] == [401, 401]
-    assert not house.studio.seen
+    deployment.studio.take()
+    deployment.run("user", "disable", JOHN["email"])
+    assert [deployment.proxy.request(path, cookie=cookie).status for path in (PAGE, "/")] == [401, 401]
+    assert not deployment.studio.received
 
 
-def test_signing_out_ends_it(house: House) -> None:
-    cookie = house.sign_in()
-    assert house.proxy.ask(PAGE, cookie=cookie).status == 200
-    foreign = house.proxy.ask("/logout", ("Origin", "https://evil.example"), method="POST", cookie=cookie)
+def test_signing_out_ends_access_to_the_studio(deployment: Deployment) -> None:
+    cookie = deployment.sign_in()
+    assert deployment.proxy.request(PAGE, cookie=cookie).status == 200
+    foreign = deployment.proxy.request("/logout", ("Origin", "https://evil.example"), method="POST", cookie=cookie)
     assert foreign.status == 403
-    answer = house.proxy.ask("/logout", ("Origin", f"https://{HOST}:{house.proxy.port}"), method="POST", cookie=cookie)
+    answer = deployment.proxy.request(
+        "/logout", ("Origin", f"https://{HOST}:{deployment.proxy.port}"), method="POST", cookie=cookie
+    )
     assert answer.status == 204
     kept = (answer.header("set-cookie") or "").partition(";")[0]
-    assert house.proxy.ask(PAGE, cookie=kept).status == 401
+    assert deployment.proxy.request(PAGE, cookie=kept).status == 401
 
 
 SPELLINGS = ["sso", "%73so", "s%73o", "ss%6f", "ss%6F", "%73%73%6F"]
@@ -147,34 +145,34 @@ NO_SSO = [
 ]
 
 
-def test_a_query_with_sso_in_whatever_spelling_never_reaches_the_studio(house: House) -> None:
-    cookie = house.sign_in()
+def test_a_query_with_sso_in_any_spelling_never_reaches_the_studio(deployment: Deployment) -> None:
+    cookie = deployment.sign_in()
     for spelling, query in product(SPELLINGS, ["{}", "{}&a=1", "a=%20&{}", "&{}&"]):
-        token = house.issue()
-        answer = house.proxy.ask(f"{PAGE}?{query.format(f'{spelling}={token}')}")
+        token = deployment.issue()
+        answer = deployment.proxy.request(f"{PAGE}?{query.format(f'{spelling}={token}')}")
         assert answer.status == 303, (spelling, query)
         assert answer.header("location") in {PAGE, f"{PAGE}?a=1", f"{PAGE}?a=%20", f"{PAGE}?&"}
     for query in BROKEN:
-        token = house.issue()
-        assert house.proxy.ask(f"{PAGE}?{query.replace('T', token)}", cookie=cookie).status == 401, query
-        assert house.works(token), query
-    assert house.proxy.ask(f"{PAGE}?a#&sso=T", cookie=cookie).status in {400, 404}
-    assert not house.studio.seen
+        token = deployment.issue()
+        assert deployment.proxy.request(f"{PAGE}?{query.replace('T', token)}", cookie=cookie).status == 401, query
+        assert deployment.accepts(token), query
+    assert deployment.proxy.request(f"{PAGE}?a#&sso=T", cookie=cookie).status in {400, 404}
+    assert not deployment.studio.received
     for query in NO_SSO:
-        assert house.proxy.ask(f"{PAGE}?{query}", cookie=cookie).status == 200, query
-    assert [seen.target for seen in house.studio.seen] == [f"{PAGE}?{query}".encode() for query in NO_SSO]
+        assert deployment.proxy.request(f"{PAGE}?{query}", cookie=cookie).status == 200, query
+    assert [seen.target for seen in deployment.studio.received] == [f"{PAGE}?{query}".encode() for query in NO_SSO]
 
 
-def test_what_only_asks_about_a_link_does_not_use_it_up(house: House) -> None:
-    token = house.issue()
+def test_only_a_navigation_consumes_a_login_link(deployment: Deployment) -> None:
+    token = deployment.issue()
     for method, headers in [("HEAD", []), ("OPTIONS", []), ("POST", []), ("GET", [("Sec-Purpose", "prefetch")])]:
-        answer = house.proxy.ask(f"{PAGE}?sso={token}", *headers, method=method)
+        answer = deployment.proxy.request(f"{PAGE}?sso={token}", *headers, method=method)
         assert (answer.header("location"), answer.header("set-cookie")) == (None, None)
-    assert house.works(token)
-    assert not house.studio.seen
+    assert deployment.accepts(token)
+    assert not deployment.studio.received
 
 
-# --- what is the service's -------------------------------------------------------------------------------------------
+# --- the service's own paths -----------------------------------------------------------------------------------------
 
 INTERNAL = b"""
     /readyz /%72eadyz?sso=T
@@ -186,26 +184,26 @@ INTERNAL = b"""
 """.split()
 
 
-def test_the_services_own_paths_are_reached_but_those_for_the_machines_behind_the_proxy(house: House) -> None:
+def test_internal_paths_of_the_service_are_not_reachable(deployment: Deployment) -> None:
     for path in ("/healthz", "/docs"):
-        assert house.proxy.ask(path).status == 200
+        assert deployment.proxy.request(path).status == 200
     for path in ("/healthz?sso=T", "/session?sso=T"):
-        assert house.proxy.ask(path).status in {200, 401}
-    assert house.proxy.ask("/v1/sso_tokens", method="POST", body=b"{}").error == "missing_token"
+        assert deployment.proxy.request(path).status in {200, 401}
+    assert deployment.proxy.request("/v1/sso_tokens", method="POST", body=b"{}").error == "missing_token"
     for path in ("/v1/nothing", "/sso/nothing"):
-        assert house.proxy.ask(path, ("Accept", "application/json")).error == "not_found"
-    cookie = house.sign_in()
+        assert deployment.proxy.request(path, ("Accept", "application/json")).error == "not_found"
+    cookie = deployment.sign_in()
     for target in INTERNAL:
         headers = [("X-Original-URI", "/"), ("X-Forwarded-Uri", "/")]
-        answer = house.proxy.ask(target, *headers, cookie=cookie)
+        answer = deployment.proxy.request(target, *headers, cookie=cookie)
         assert answer.status in {400, 401, 403, 404}, target
         assert answer.header("set-cookie") is None, target
         assert not {name for name, _ in answer.headers} & set(IDENTITY), target
-    assert not house.studio.seen
+    assert not deployment.studio.received
 
 
-def test_another_host_name_is_not_served(house: House) -> None:
-    cookie, token = house.sign_in(), house.issue()
+def test_another_host_name_is_not_served(deployment: Deployment) -> None:
+    cookie, token = deployment.sign_in(), deployment.issue()
     for path in ("/session", PAGE, f"{PAGE}?sso={token}"):
         for target, host in [
             (path, "evil.example"),
@@ -213,47 +211,47 @@ def test_another_host_name_is_not_served(house: House) -> None:
             (path, f"{HOST}.evil.example"),
             (f"https://evil.example{path}", ""),
         ]:
-            answer = house.proxy.ask(target, *NAVIGATION, cookie=cookie, host=host)
+            answer = deployment.proxy.request(target, *NAVIGATION, cookie=cookie, host=host)
             assert (answer.status, answer.body) == (200, b"") or answer.status == 421, (target, host)
             assert (answer.header("location"), answer.header("set-cookie")) == (None, None)
-    assert not house.studio.seen
-    assert house.works(token)
+    assert not deployment.studio.received
+    assert deployment.accepts(token)
 
 
-def test_without_tls_there_is_nothing_but_the_way_to_it(house: House) -> None:
-    token = house.issue()
+def test_plain_http_only_redirects_to_https(deployment: Deployment) -> None:
+    token = deployment.issue()
     for method, target in [("GET", f"{PAGE}?sso={token}"), ("GET", "/"), ("POST", "/v1/sso_tokens")]:
-        with closing(HTTPConnection("127.0.0.1", house.proxy.http_port, timeout=PATIENCE)) as connection:
+        with closing(HTTPConnection("127.0.0.1", deployment.proxy.http_port, timeout=PATIENCE)) as connection:
             connection.request(method, target, headers={"Host": HOST})
             answer = connection.getresponse()
             assert answer.status in {301, 308}
             assert (answer.headers["Location"], answer.read()[:9]) in [
                 (f"https://{HOST}{target}", b"<html>\r\n<"),
-                (f"https://{HOST}:{house.proxy.port}{target}", b""),
+                (f"https://{HOST}:{deployment.proxy.port}{target}", b""),
                 (f"https://{HOST}{target}", b""),
             ]
-    assert not house.studio.seen
-    assert house.works(token)
+    assert not deployment.studio.received
+    assert deployment.accepts(token)
 
 
-# --- tricks with paths -----------------------------------------------------------------------------------------------
+# --- hostile paths ---------------------------------------------------------------------------------------------------
 
 SETTINGS = f"/client/{ACCOUNT}/t/42/settings"
 FOREIGN = f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/posts"
 
-# What a link can lead to but an editor of account 123 may not see.
+# Valid targets of login links that an editor of account 123 may not see.
 ABOVE_AN_EDITOR = b"""
     /client/123/t/42/settings /client/123/t/42/settings/ /client/123/t/42/settings/posts /client/123/t/42/topics
     /client/123/t/42/Settings /client/123/t/42/%73ettings /client/123/t/42/posts, /client/123/t/42/posts,/settings
     /client/123/t/42/posts%20
 """.split()
 
-# What nobody in account 123 may see, or what can be read in more than one way.
-TRICKS = [
-    # Another account, or a team of another account or of none.
+# Paths that are forbidden to all members of account 123, or that are ambiguous.
+HOSTILE_PATHS = [
+    # Another account, or a team that belongs to another account or does not exist.
     *b"/client/999 /client/999/ /client/999/t/77/posts /client/999/t/42/posts".split(),
     *b"/client/123/t/77/posts /client/123/t/43/posts".split(),
-    # Not of the form of a Studio path.
+    # Paths without the form of a Studio path.
     *b"/client /client/ /client/123/settings /client/123/t /client/123/T/42/settings".split(),
     *b"/client/123,/t/42/settings /client/123/t/42,/settings".split(),
     # Dot segments, raw and encoded.
@@ -265,7 +263,7 @@ TRICKS = [
     /client/123/t/42/posts/%25252e%25252e/settings /client/123/t/42/posts/.. /client/123/t/42/posts/../
     /v1/../client/999/t/77/posts /session/../client/999/t/77/posts /sso/../client/123/t/42/settings
     """.split(),
-    # Slashes: two of them, or one in disguise.
+    # Repeated or encoded slashes.
     *b"""
     //client/999/t/77/posts ///client/999/t/77/posts //studio.example/client/999/t/77/posts
     /client//999/t/77/posts /client/123//t/42/settings /client/123/t/42//settings
@@ -289,7 +287,7 @@ TRICKS = [
     /client/123/t/42/posts/..\settings /client/123/t/42/posts/..%5csettings /client%5c999/t/77/posts
     /client/123/t/42/posts/..%255csettings
     """.split(),
-    # Control characters and what is not UTF-8.
+    # Control characters, and bytes that are not UTF-8.
     *b"""
     /client/123/t/42/posts%00/../settings /client/123/t/42/settings%00 /client/123/t/42/settings%0a
     /client/123/t/42/posts%0d%0a /%09/client/999/t/77/posts /client/123/t/42/settings%09
@@ -298,7 +296,7 @@ TRICKS = [
     b"/client/123/t/42/posts/\xff",
     b"/client/123/t/42/posts/\x01",
     b"/client/123/t/42/posts/\t../settings",
-    # Not only a path, or none.
+    # More than a path, or no path.
     *b"""
     /client/999/t/77/posts#/../../client/123/t/42/posts /client/123/t/42/posts#/../settings
     https://studio.example/client/999/t/77/posts https://studio.example//client/999/t/77/posts
@@ -309,7 +307,7 @@ TRICKS = [
 
 
 def readings(target: bytes) -> Iterator[list[str]]:
-    """The segments of a path in every way that we know some server to read it."""
+    """Yield the segments of a path as various servers might read it."""
     path = re.split(rb"[?#]", target.partition(b"://")[2].partition(b"/")[2] if b"://" in target else target)[0]
     for times, parameters, backslashes in product(range(4), (True, False), (True, False)):
         text = path
@@ -328,7 +326,7 @@ def readings(target: bytes) -> Iterator[list[str]]:
 
 
 def is_for_an_editor_of_the_account(target: bytes) -> bool:
-    """True if there is no reading of the path that an editor of account 123, team 42, may not see."""
+    """Return whether an editor of account 123, team 42, may see the path in every reading of it."""
     for segments in readings(target):
         match segments:
             case ["client", *rest] if (
@@ -340,7 +338,7 @@ def is_for_an_editor_of_the_account(target: bytes) -> bool:
     return True
 
 
-def test_the_reader_of_paths_that_these_tests_rest_on_sees_through_the_tricks() -> None:
+def test_the_path_readings_of_these_tests_detect_hidden_paths() -> None:
     for allowed in (b"/", b"/static/app.js", b"/client/123", b"/client/123/t/42/posts/7?a=/../..", b"/clients/999"):
         assert is_for_an_editor_of_the_account(allowed), allowed
     for hidden in (
@@ -355,18 +353,18 @@ def test_the_reader_of_paths_that_these_tests_rest_on_sees_through_the_tricks() 
         assert not is_for_an_editor_of_the_account(hidden), hidden
 
 
-def test_no_trick_with_the_path_signs_in_or_uses_a_link_up(house: House) -> None:
-    token = house.issue()
-    for trick in TRICKS:
-        for target in (trick + b"?sso=" + token.encode(), trick + b"?a=1&%73so=" + token.encode() + b"&b"):
-            answer = house.proxy.ask(target, *NAVIGATION)
+def test_a_hostile_path_neither_signs_in_nor_consumes(deployment: Deployment) -> None:
+    token = deployment.issue()
+    for path in HOSTILE_PATHS:
+        for target in (path + b"?sso=" + token.encode(), path + b"?a=1&%73so=" + token.encode() + b"&b"):
+            answer = deployment.proxy.request(target, *NAVIGATION)
             assert answer.status in {400, 403, 404, 421}, target
             assert (answer.header("location"), answer.header("set-cookie")) == (None, None), target
-    assert not house.studio.seen
-    assert house.works(token)
+    assert not deployment.studio.received
+    assert deployment.accepts(token)
 
 
-LIES = [
+SPOOFED_HEADERS = [
     [],
     [("X-Forwarded-Uri", PAGE)],
     [("X-Original-URI", PAGE)],
@@ -375,54 +373,58 @@ LIES = [
 ]
 
 
-def test_no_trick_with_the_path_shows_an_editor_what_is_not_theirs(house: House) -> None:
-    cookie = house.sign_in()
-    for trick, lie in product(ABOVE_AN_EDITOR + TRICKS, LIES):
-        answer = house.proxy.ask(trick + b"?a=" + PAGE.encode(), *lie, cookie=cookie)
-        assert answer.status in {400, 403, 404}, (trick, lie)
-        assert not house.studio.seen, (trick, lie)
+def test_a_hostile_path_gives_an_editor_no_other_access(deployment: Deployment) -> None:
+    cookie = deployment.sign_in()
+    for path, spoofed in product(ABOVE_AN_EDITOR + HOSTILE_PATHS, SPOOFED_HEADERS):
+        answer = deployment.proxy.request(path + b"?a=" + PAGE.encode(), *spoofed, cookie=cookie)
+        assert answer.status in {400, 403, 404}, (path, spoofed)
+        assert not deployment.studio.received, (path, spoofed)
 
 
-PIECES = (
+SEGMENTS = (
     b"client CLIENT %63lient 123 0123 999 t 42 77 posts settings a .. . %2e%2e .%2e %252e %20 %C3%A4 \xc3\xa4".split()
 )
-JOINTS = [b"/"] * 12 + b"// %2f %252f \\ %5c ; ;/ %3b # , |".split()
+SEPARATORS = [b"/"] * 12 + b"// %2f %252f \\ %5c ; ;/ %3b # , |".split()
 
 
-def test_what_the_studio_is_asked_for_is_an_editors_in_every_reading(house: House) -> None:
-    cookie = house.sign_in()
-    chance = random.Random(42)
-    beginnings = [b"", b"/client/123", b"/client/123/t/42", PAGE.encode()]
+def test_an_editor_reaches_only_paths_allowed_in_every_reading(deployment: Deployment) -> None:
+    cookie = deployment.sign_in()
+    generator = random.Random(42)
+    prefixes = [b"", b"/client/123", b"/client/123/t/42", PAGE.encode()]
     for _ in range(600):
-        path = chance.choice(beginnings)
-        for _ in range(chance.randint(1, 4)):
-            path += chance.choice(JOINTS) + chance.choice(PIECES)
-        house.proxy.ask(path, cookie=cookie)
-    targets = {request.target for request in house.studio.seen}
+        path = generator.choice(prefixes)
+        for _ in range(generator.randint(1, 4)):
+            path += generator.choice(SEPARATORS) + generator.choice(SEGMENTS)
+        deployment.proxy.request(path, cookie=cookie)
+    targets = {request.target for request in deployment.studio.received}
     assert len(targets) > 30
     for target in targets:
         assert is_for_an_editor_of_the_account(target), target
 
 
-def test_a_client_cannot_say_who_it_is(house: House, kind: str) -> None:
-    cookie = house.sign_in()
+def test_identity_headers_from_the_client_are_removed(deployment: Deployment, kind: str) -> None:
+    cookie = deployment.sign_in()
     names = [*IDENTITY, *(name.upper() for name in IDENTITY), *(name.replace("-", "_") for name in IDENTITY)]
     names += ["X_Studio-Role", "X-Studio_Role", "x_studio_role", "X_STUDIO_FOO"]
     if kind == "caddy":
-        names.append("X-Studio-Foo")  # nginx cannot clear names that it is not told of
-    lies = [(name, value) for name in names for value in ("1", "admin")]
+        names.append("X-Studio-Foo")  # nginx can remove only the names in its configuration
+    spoofed = [(name, value) for name in names for value in ("1", "admin")]
     others = [
         ("X-Original-URL", SETTINGS),
         ("X-Rewrite-URL", SETTINGS),
         ("X-Original-URI", "/"),
         ("X-Forwarded-Uri", "/"),
     ]
-    for headers in (lies, lies + others, [("Connection", "close, X-Studio-Role, X-Studio-User, Cookie, Host"), *lies]):
-        # A client that sends nothing else is not signed in by it.
-        assert house.proxy.ask(PAGE, *headers).status == 401
-        answer = house.proxy.ask(PAGE, *headers, cookie=cookie)
+    for headers in (
+        spoofed,
+        spoofed + others,
+        [("Connection", "close, X-Studio-Role, X-Studio-User, Cookie, Host"), *spoofed],
+    ):
+        # Without a cookie, these headers do not sign in.
+        assert deployment.proxy.request(PAGE, *headers).status == 401
+        answer = deployment.proxy.request(PAGE, *headers, cookie=cookie)
         assert answer.status == 200
-        [seen] = house.studio.take()
+        [seen] = deployment.studio.take()
         assert {name for name, _ in seen.headers if re.match("x.studio", name)} == set(IDENTITY)
         assert [len(seen.values(name)) for name in IDENTITY] == [1, 1, 1, 1]
         assert seen.values("x-studio-role") == ["editor"]
@@ -431,9 +433,9 @@ def test_a_client_cannot_say_who_it_is(house: House, kind: str) -> None:
         assert SETTINGS not in str(seen.headers)
 
 
-# --- what is judged is what is forwarded ------------------------------------------------------------------------------
+# --- the checked request is the forwarded request --------------------------------------------------------------------
 
-ODD = [
+UNUSUAL_TARGETS = [
     *b"/ /? /?a=/../..//&b=%2e%2e%5c;x#y /client/123/t/42/posts/a%20b%C3%A4/".split(),
     b'/client/123/t/42/posts/\xc3\xa4|^[]"<>`{}',
     *b"/client/123/t/42/posts/%7C%5E%41 /a,b:c@d=e+f&g!h$i'(j)*k~ /a%2fb\"c".split(),
@@ -441,36 +443,36 @@ ODD = [
 ]
 
 
-def test_the_service_is_asked_about_exactly_what_the_studio_gets(kind: str, tmp_path: Path) -> None:
+def test_the_service_checks_exactly_what_the_studio_receives(kind: str, tmp_path: Path) -> None:
     with (
         application() as service,
         application() as studio,
         proxying(kind, [f"127.0.0.1:{service.port}"], studio.port, tmp_path / "proxy") as proxy,
     ):
-        # It allows whatever it is asked for, even what ours would refuse.
+        # This replacement of the service allows every request, including those that the service refuses.
         service.status, service.headers = "204 No Content", [(name, "of the service") for name in IDENTITY]
-        for target, method in product(ODD + ABOVE_AN_EDITOR + TRICKS, ("GET", "POST")):
-            lies = [("X-Forwarded-Uri", "/"), ("X-Original-URI", "/"), ("Upgrade", "websocket")]
-            proxy.ask(target, *lies, method=method, cookie="a=b", body=b"body" if method == "POST" else b"")
-            asked, got = service.take(), studio.take()
-            assert len(asked) == len(got) <= 1, target
-            if not got:
-                assert target not in ODD
+        for target, method in product(UNUSUAL_TARGETS + ABOVE_AN_EDITOR + HOSTILE_PATHS, ("GET", "POST")):
+            spoofed = [("X-Forwarded-Uri", "/"), ("X-Original-URI", "/"), ("Upgrade", "websocket")]
+            proxy.request(target, *spoofed, method=method, cookie="a=b", body=b"body" if method == "POST" else b"")
+            checked, forwarded = service.take(), studio.take()
+            assert len(checked) == len(forwarded) <= 1, target
+            if not forwarded:
+                assert target not in UNUSUAL_TARGETS
                 continue
-            original = asked[0].values("x-original-uri") + asked[0].values("x-forwarded-uri")
-            assert original == [got[0].target.decode("latin-1")], target
-            assert (asked[0].method, asked[0].target.rstrip(b"?"), asked[0].body) == ("GET", b"/auth", b"")
-            assert asked[0].values("cookie") == ["a=b"]
-            assert not asked[0].values("upgrade")
-            assert got[0].method == method
-            assert got[0].body == (b"body" if method == "POST" else b"")
-            assert [got[0].values(name) for name in IDENTITY] == [["of the service"]] * 4
+            original = checked[0].values("x-original-uri") + checked[0].values("x-forwarded-uri")
+            assert original == [forwarded[0].target.decode("latin-1")], target
+            assert (checked[0].method, checked[0].target.rstrip(b"?"), checked[0].body) == ("GET", b"/auth", b"")
+            assert checked[0].values("cookie") == ["a=b"]
+            assert not checked[0].values("upgrade")
+            assert forwarded[0].method == method
+            assert forwarded[0].body == (b"body" if method == "POST" else b"")
+            assert [forwarded[0].values(name) for name in IDENTITY] == [["of the service"]] * 4
 
 
-# --- when the service cannot say yes ----------------------------------------------------------------------------------
+# --- refusals and outages of the service -----------------------------------------------------------------------------
 
 
-def test_an_answer_that_is_not_yes_lets_nobody_through(kind: str, tmp_path: Path) -> None:
+def test_only_a_204_from_the_service_lets_a_request_through(kind: str, tmp_path: Path) -> None:
     with (
         application() as service,
         application() as studio,
@@ -479,77 +481,79 @@ def test_an_answer_that_is_not_yes_lets_nobody_through(kind: str, tmp_path: Path
         for status in ("500 No", "503 No", "404 No", "302 No", "400 No", "401 No", "403 No", "429 No"):
             service.status, service.headers = status, [("Location", "/"), ("X-Studio-Role", "admin")]
             for headers in ([], NAVIGATION, [("Upgrade", "websocket"), ("Connection", "Upgrade")]):
-                assert proxy.ask(PAGE, *headers, ("X-Studio-Role", "admin"), cookie="a=b").status >= 300, status
-        assert service.seen
-        assert not studio.seen
+                assert proxy.request(PAGE, *headers, ("X-Studio-Role", "admin"), cookie="a=b").status >= 300, status
+        assert service.received
+        assert not studio.received
         service.status, service.headers = "204 No Content", []
-        assert proxy.ask(PAGE, ("X-Studio-Role", "admin"), ("X-Studio-User", "1")).status == 200
-        assert not {value for name in IDENTITY for value in studio.seen[0].values(name)} & {"admin", "1"}
+        assert proxy.request(PAGE, ("X-Studio-Role", "admin"), ("X-Studio-User", "1")).status == 200
+        assert not {value for name in IDENTITY for value in studio.received[0].values(name)} & {"admin", "1"}
 
 
-def test_without_the_service_nobody_gets_in_and_no_token_into_a_log(
+def test_without_the_service_requests_fail_and_no_token_is_logged(
     kind: str, sqlite_template: Path, tmp_path: Path
 ) -> None:
-    with house_with(kind, sqlite_template, tmp_path) as (house, stop):
-        cookie, token = house.sign_in(), house.issue()
-        assert house.proxy.ask(PAGE, cookie=cookie).status == 200
-        house.studio.take()
+    with running_deployment(kind, sqlite_template, tmp_path) as (deployment, stop):
+        cookie, token = deployment.sign_in(), deployment.issue()
+        assert deployment.proxy.request(PAGE, cookie=cookie).status == 200
+        deployment.studio.take()
         stop()
         for headers in ([], NAVIGATION, [("Upgrade", "websocket"), ("Connection", "Upgrade")]):
-            assert house.proxy.ask(PAGE, *headers, cookie=cookie).status in {500, 502, 503}
+            assert deployment.proxy.request(PAGE, *headers, cookie=cookie).status in {500, 502, 503}
             for target in (f"{PAGE}?sso={token}", f"{PAGE}?a&%73so={token}"):
-                answer = house.proxy.ask(target, *headers, ("Referer", f"https://{HOST}{target}"), cookie=cookie)
+                answer = deployment.proxy.request(
+                    target, *headers, ("Referer", f"https://{HOST}{target}"), cookie=cookie
+                )
                 assert answer.status in {500, 502, 503}
                 assert (answer.header("location"), answer.header("set-cookie")) == (None, None)
-                # Or the address of this error page, with the token, would be the Referer of what the browser asks next.
+                # Otherwise, the browser's next requests would send this URL with the token as their Referer.
                 assert answer.header("referrer-policy") == "no-referrer"
-        assert not house.studio.seen
-        written = everything_logged(house)
+        assert not deployment.studio.received
+        written = logged(deployment)
         assert PAGE in written
         assert token not in written
 
 
-# --- what else passes -------------------------------------------------------------------------------------------------
+# --- logs, upgrades and bodies ---------------------------------------------------------------------------------------
 
 
-def everything_logged(house: House) -> str:
-    """What the proxy and the service have written down about all that was asked until now."""
-    mark = f"/{random.randbytes(8).hex()}"
-    house.proxy.ask(mark)
+def logged(deployment: Deployment) -> str:
+    """Return the logs of the proxy and the service for all requests so far."""
+    marker = f"/{random.randbytes(8).hex()}"
+    deployment.proxy.request(marker)
     deadline = time.monotonic() + PATIENCE
-    while mark not in (written := house.proxy.logged()):
-        assert time.monotonic() < deadline, "the proxy writes no log"
+    while marker not in (written := deployment.proxy.logged()):
+        assert time.monotonic() < deadline, "the proxy has not logged the request"
         time.sleep(0.01)
-    return written + Path(house.env["SSO_HOME"], "service.log").read_text()
+    return written + Path(deployment.env["SSO_HOME"], "service.log").read_text()
 
 
-def test_no_log_has_a_token_in_it(house: House) -> None:
-    used, unused = house.issue(), house.issue()
-    cookie = house.sign_in()
+def test_logs_contain_no_token(deployment: Deployment) -> None:
+    used, unused = deployment.issue(), deployment.issue()
+    cookie = deployment.sign_in()
     referer = ("Referer", f"https://{HOST}{PAGE}?sso={unused}")
     for query in (f"sso={used}", f"sso={used}", f"a&s%73o={used}", f"sso={used}&sso={unused}", f"sso={unused};x"):
-        house.proxy.ask(f"{PAGE}?{query}", referer)
+        deployment.proxy.request(f"{PAGE}?{query}", referer)
     before = [f"{PAGE}?a#&", "/a//b?", "/metrics?", "/session?", f"https://{HOST}{PAGE}?sso&", "x:y?", "/%zz?"]
-    for target in [*(f"{start}sso={unused}" for start in before), f"{PAGE}#?sso={house.issue()}"]:
-        house.proxy.ask(target, referer, cookie=cookie)
+    for target in [*(f"{start}sso={unused}" for start in before), f"{PAGE}#?sso={deployment.issue()}"]:
+        deployment.proxy.request(target, referer, cookie=cookie)
     for method in ("HEAD", "POST", "BREW"):
-        house.proxy.ask(f"{PAGE}?sso={unused}", referer, method=method)
-    # Nor is a body of any length waited for, and kept, before the service has said no.
+        deployment.proxy.request(f"{PAGE}?sso={unused}", referer, method=method)
+    # The proxy refuses without first reading or storing the body.
     for length in ("100000", "9999999999"):
-        answer = house.proxy.ask(f"{PAGE}?sso={unused}", ("Content-Length", length), method="POST")
+        answer = deployment.proxy.request(f"{PAGE}?sso={unused}", ("Content-Length", length), method="POST")
         assert answer.status in {405, 413}
-    house.proxy.ask(f"{PAGE}?sso={unused}", host="evil.example")
-    house.proxy.ask(PAGE, referer, cookie=cookie)
-    written = everything_logged(house)
+    deployment.proxy.request(f"{PAGE}?sso={unused}", host="evil.example")
+    deployment.proxy.request(PAGE, referer, cookie=cookie)
+    written = logged(deployment)
     assert f"{PAGE}" in written
-    for secret in (used, unused, unused[:20], cookie.partition("=")[2], house.api_token):
+    for secret in (used, unused, unused[:20], cookie.partition("=")[2], deployment.api_token):
         assert secret not in written
 
 
-def converse(house: House, target: str, *headers: tuple[str, str]) -> tuple[int, bytes]:
-    """The status of the answer to a request that may upgrade, and what is said after it if it did."""
+def upgrade(deployment: Deployment, target: str, *headers: tuple[str, str]) -> tuple[int, bytes]:
+    """Send an upgrade request. Returns the status, and after an upgrade the reply to a line of text."""
     lines = [f"GET {target} HTTP/1.1", f"Host: {HOST}", *(f"{name}: {value}" for name, value in headers), "", ""]
-    with closing(house.proxy.connect()) as connection:
+    with closing(deployment.proxy.connect()) as connection:
         connection.sendall("\r\n".join(lines).encode())
         received = b""
         while not received.endswith(b"\n\r\n") and (piece := connection.recv(1)):
@@ -563,46 +567,46 @@ def converse(house: House, target: str, *headers: tuple[str, str]) -> tuple[int,
         return status, received if status == 101 else b""
 
 
-def test_a_websocket_is_opened_for_who_may_see_its_path(house: House) -> None:
+def test_a_websocket_requires_access_to_its_path(deployment: Deployment) -> None:
     websocket = [("Upgrade", "WebSocket"), ("Connection", "keep-alive, Upgrade"), ("Sec-WebSocket-Key", "YQ==")]
-    assert converse(house, PAGE, *websocket) == (401, b"")
-    cookie = ("Cookie", house.sign_in())
-    assert converse(house, SETTINGS, *websocket, cookie) == (403, b"")
-    assert converse(house, "/client/123/t/42/posts/../settings", *websocket, cookie) == (403, b"")
-    assert not house.studio.seen
-    assert converse(house, PAGE, *websocket, ("X-Studio-Role", "admin"), cookie) == (101, b"echo hello\n")
-    [seen] = house.studio.take()
+    assert upgrade(deployment, PAGE, *websocket) == (401, b"")
+    cookie = ("Cookie", deployment.sign_in())
+    assert upgrade(deployment, SETTINGS, *websocket, cookie) == (403, b"")
+    assert upgrade(deployment, "/client/123/t/42/posts/../settings", *websocket, cookie) == (403, b"")
+    assert not deployment.studio.received
+    assert upgrade(deployment, PAGE, *websocket, ("X-Studio-Role", "admin"), cookie) == (101, b"echo hello\n")
+    [seen] = deployment.studio.take()
     assert seen.values("x-studio-role") == ["editor"]
     assert seen.values("sec-websocket-key") == ["YQ=="]
 
 
-def test_no_other_upgrade_passes(house: House) -> None:
-    cookie = house.sign_in()
+def test_upgrades_other_than_websocket_are_not_forwarded(deployment: Deployment) -> None:
+    cookie = deployment.sign_in()
     several = [["h2c", "websocket"], ["websocket", "h2c"], ["h2c, websocket"]]
     for upgrades in (["h2c"], ["websocketx"], ["TLS/1.0"], *several):
         for connection in ("Upgrade, HTTP2-Settings", "close, upgrade"):
             headers = [("Connection", connection), ("HTTP2-Settings", "AAMAAABkAAQAAP__")]
-            answer = house.proxy.ask(PAGE, *(("Upgrade", each) for each in upgrades), *headers, cookie=cookie)
-            # Of two headers nginx reads the first, and sends on that alone.
+            answer = deployment.proxy.request(PAGE, *(("Upgrade", each) for each in upgrades), *headers, cookie=cookie)
+            # Of repeated headers, nginx reads and forwards only the first.
             assert answer.status in {101, 200, 400}, upgrades
-            for seen in house.studio.take():
+            for seen in deployment.studio.take():
                 assert not [value for value in seen.values("upgrade") if value.lower() != "websocket"], upgrades
 
 
-def test_a_body_reaches_the_studio_whole_and_nobody_else(house: House) -> None:
-    cookie = house.sign_in()
+def test_a_body_reaches_the_studio_unchanged(deployment: Deployment) -> None:
+    cookie = deployment.sign_in()
     body = random.randbytes(300_000)
-    assert house.proxy.ask(PAGE, method="PUT", body=body, cookie=cookie).status == 200
+    assert deployment.proxy.request(PAGE, method="PUT", body=body, cookie=cookie).status == 200
     chunked = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in (body[:7], body[7:200_000], body[200_000:]))
     trailer = b"0\r\nX-Studio-Role: admin\r\nX-Studio-Foo: admin\r\n\r\n"
     headers = [("Transfer-Encoding", "chunked"), ("Trailer", "X-Studio-Role, X-Studio-Foo")]
-    assert house.proxy.ask(PAGE, *headers, method="POST", body=chunked + trailer, cookie=cookie).status == 200
-    put, post = house.studio.take()
+    assert deployment.proxy.request(PAGE, *headers, method="POST", body=chunked + trailer, cookie=cookie).status == 200
+    put, post = deployment.studio.take()
     assert (put.method, put.body) == ("PUT", body)
     assert (post.method, post.body) == ("POST", body)
     assert post.values("x-studio-role") == ["editor"]
     assert not post.values("x-studio-foo")
-    # Who may not pass, passes with no body either.
-    # A short one: of a long one Caddy does not read the end, and may hang up while it is being sent.
-    assert house.proxy.ask(SETTINGS, method="POST", body=body[:10_000], cookie=cookie).status == 403
-    assert not house.studio.seen
+    # A request with a body is refused like any other. The body is short: Caddy does not read a long one to its end,
+    # and may close the connection while it is sent.
+    assert deployment.proxy.request(SETTINGS, method="POST", body=body[:10_000], cookie=cookie).status == 403
+    assert not deployment.studio.received

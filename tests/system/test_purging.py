@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sso_service.database.purging import PurgeRound
-from tests.support.ledger import HOUR, NOW, World, claims, put
+from tests.support.ledger import HOUR, NOW, ClockedLedger, claims, put
 from tests.support.waiting import PATIENCE
 
 
@@ -18,12 +18,12 @@ from tests.support.waiting import PATIENCE
     indirect=["database_url"],
 )
 def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_from_it(
-    world: World, database_url: str, end: signal.Signals
+    ledger: ClockedLedger, database_url: str, end: signal.Signals
 ) -> None:
-    database, purger = world.database, world.purger()
+    database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR))
     purger.run()
-    world.wait(61)
+    ledger.wait(61)
     victim = subprocess.Popen(
         [sys.executable, "-c", _DELETES_FOR_EVER, database_url], stdout=subprocess.PIPE, text=True
     )
@@ -31,13 +31,13 @@ def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_fr
         assert victim.stdout is not None
         assert victim.stdout.readline() == "True\n"
         assert purger.run() == PurgeRound(elsewhere=True)
-        world.wait(61)
+        ledger.wait(61)
         try:
             victim.send_signal(end)
             deadline = time.monotonic() + PATIENCE
             while (done := purger.run()).elsewhere:
                 assert time.monotonic() < deadline
-                world.wait(61)
+                ledger.wait(61)
                 time.sleep(0.05)
         finally:
             victim.kill()

@@ -18,7 +18,7 @@ import pytest
 
 from scripts.tools.ports import free_port
 from sso_service.database.transactions import Database
-from tests.support.connections import Line, Reply, issue, login
+from tests.support.connections import PersistentConnection, Reply, issue, login
 from tests.support.databases import on_postgresql, on_sqlite
 from tests.support.ledger import claims_of, consumed_claims
 from tests.support.processes import Running, serving
@@ -46,7 +46,7 @@ class Load:
     async def sign_in(self, name: str, *, keep: bool) -> None:
         """Sign in a new user each time. With `keep`, use one connection as long as possible, otherwise new ones."""
         async with AsyncExitStack() as stack:
-            line: Line | None = None
+            line: PersistentConnection | None = None
 
             async def send(request: bytes) -> Reply:
                 nonlocal line
@@ -73,11 +73,11 @@ class Load:
             return {(await line.send(login(token))).status for token in self.logins[-50:]}
 
     @asynccontextmanager
-    async def _line(self) -> AsyncIterator[Line]:
+    async def _line(self) -> AsyncIterator[PersistentConnection]:
         name = HOST if self._tls else None
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port, ssl=self._tls, server_hostname=name)
         try:
-            yield Line(reader, writer)
+            yield PersistentConnection(reader, writer)
         finally:
             writer.transport.abort()
             with suppress(ConnectionError, ssl.SSLError):
@@ -242,7 +242,7 @@ def test_a_request_that_one_node_has_read_is_not_sent_to_another(kind: str, tmp_
         with proxying(kind, services, studio.port, tmp_path / kind) as proxy:
             for request in requests:
                 method, target = request.split()
-                answer = proxy.ask(target, method=method, body=b"{}" if method == "POST" else b"")
+                answer = proxy.request(target, method=method, body=b"{}" if method == "POST" else b"")
                 assert answer.status in {502, 503}
                 time.sleep(1.2)  # until the proxy uses both nodes again
         for node in (first, second):
@@ -257,7 +257,7 @@ def test_nginx_goes_to_another_node_if_one_refuses_connections(tmp_path: Path) -
             for request in (f"GET /?sso={'A' * 43}", "POST /?sso=A", "POST /v1/sso_tokens", "GET /session"):
                 method, target = request.split()
                 for _ in range(3):
-                    answer = proxy.ask(target, method=method, body=b"{}" if method == "POST" else b"")
+                    answer = proxy.request(target, method=method, body=b"{}" if method == "POST" else b"")
                     assert answer.status == 200, request
                     [seen] = service.take()
                     assert seen.body == (b"{}" if method == "POST" else b"")

@@ -118,7 +118,7 @@ async def test_every_response_during_outages_is_documented(
     _, secret = make_api_token(database, scopes=frozenset(Scope))
     await client.get(f"{PAGE}?sso={await client.issue(secret)}")
     (config := tmp_path / "outages.toml").write_text(CONFIG_FOR_OUTAGES)
-    options = f"--checks {','.join(CHECKS_FOR_OUTAGES)} --phases examples,fuzzing --max-time 15 --workers 4"
+    options = f"--checks {','.join(CHECKS_FOR_OUTAGES)} --phases examples,fuzzing --max-examples 40 --workers 4"
     with serving({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}, tmp_path / "log") as running:
         process = await start_schemathesis(
             tmp_path, client, secret, config=config, options=f"{options} --continue-on-failure", url=running.url

@@ -18,7 +18,16 @@ from sso_service import keyring
 from sso_service.database.transactions import Database
 from sso_service.keyring import SigningKey
 from sso_service.tokens import sign, unsafe_read_claims
-from tests.support.connections import CUT_OFF, Line, Reply, get, issue, line, logged_in_again, login
+from tests.support.connections import (
+    CUT_OFF,
+    PersistentConnection,
+    Reply,
+    get,
+    issue,
+    logged_in_again,
+    login,
+    open_connection,
+)
 from tests.support.databases import on_sqlite
 from tests.support.ledger import claims_of, consumed_claims
 from tests.support.outages import stopped
@@ -53,7 +62,7 @@ async def test_three_rotations_under_load_lose_no_login(
     signed_by: Counter[str] = Counter()  # logins while a key was the one that signs
 
     async def visit(running: Running) -> None:
-        async with line(running) as connection:
+        async with open_connection(running) as connection:
             while not over.is_set():
                 issued = await connection.send(issue(api_token))
                 entered = await connection.send(login(issued.token))
@@ -63,7 +72,7 @@ async def test_three_rotations_under_load_lose_no_login(
     async def rotate_three_times(running: Running) -> None:
         nonlocal current
         for _ in range(3):
-            async with line(running) as connection:
+            async with open_connection(running) as connection:
                 before = [(await connection.send(issue(api_token))).token for _ in range(2)]
                 assert [made_by(keys_dir, token) for token in before] == [current] * 2
                 rotated = await asyncio.to_thread(command, "keys", "rotate", "--lead", "6", env=env)
@@ -74,7 +83,7 @@ async def test_three_rotations_under_load_lose_no_login(
             async with asyncio.timeout(PATIENCE):
                 while current == old:
                     current = await asyncio.to_thread(signing_key, env)
-            async with line(running) as connection:  # one that is idle for five seconds is closed
+            async with open_connection(running) as connection:  # one that is idle for five seconds is closed
                 assert made_by(keys_dir, (await connection.send(issue(api_token))).token) == current
                 assert (await connection.send(login(before[1]))).status == 303
         over.set()
@@ -123,7 +132,7 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_
     entered: list[str] = []
     cut: list[tuple[int, str]] = []  # port, and the token that was about to be used, if any
 
-    async def visit(first: Line) -> None:
+    async def visit(first: PersistentConnection) -> None:
         async with AsyncExitStack() as stack:
             connection = first
             while not over.is_set():
@@ -134,7 +143,7 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_
                     login_answer = await connection.send(login(token))
                 except CUT_OFF:
                     cut.append((connection.port, token))
-                    connection = await stack.enter_async_context(line(running))
+                    connection = await stack.enter_async_context(open_connection(running))
                     continue
                 answers[issued.status] += 1
                 answers[login_answer.status] += 1
@@ -143,10 +152,10 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_
     with serving(env, tmp_path / "log", workers=2) as running:
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
             workers: dict[int, set[int]] = {}
-            lines: list[Line] = []
+            lines: list[PersistentConnection] = []
             while len(lines) < 16 or len(workers) < 2 or min(map(len, workers.values())) < 4:
                 assert len(lines) < 400
-                lines.append(await stack.enter_async_context(line(running)))
+                lines.append(await stack.enter_async_context(open_connection(running)))
                 assert (await lines[-1].send(get("/healthz"))).status == 200
                 workers = workers_of(running)
             for each in lines:
@@ -162,7 +171,7 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_
             await until(lambda: len(entered) > before + 100)
             while not any(peers for pid, peers in workers_of(running).items() if pid not in workers):
                 assert time.monotonic() - killed < PATIENCE
-                newcomer = await stack.enter_async_context(line(running))
+                newcomer = await stack.enter_async_context(open_connection(running))
                 assert (await newcomer.send(get("/healthz"))).status == 200
                 await asyncio.sleep(0.05)
             assert len(workers_of(running)) == 2
@@ -221,18 +230,18 @@ async def test_a_service_that_is_told_to_stop_answers_what_it_has_begun_and_anot
     logins: list[str] = []
     by_second = 0
 
-    async def asked(requests: bytes, lines: list[Line], stack: AsyncExitStack) -> tuple[Reply, bool]:
+    async def asked(requests: bytes, lines: list[PersistentConnection], stack: AsyncExitStack) -> tuple[Reply, bool]:
         """The answer of the first instance, or if that has closed the connection, of the second; and which it was."""
         if len(lines) == 1:
             with suppress(*CUT_OFF):
                 return await lines[0].send(requests), False
-            lines.append(await stack.enter_async_context(line(second)))
+            lines.append(await stack.enter_async_context(open_connection(second)))
         return await lines[1].send(requests), True
 
     async def visit(name: str) -> None:
         nonlocal by_second
         async with AsyncExitStack() as stack:
-            lines = [await stack.enter_async_context(line(first))]
+            lines = [await stack.enter_async_context(open_connection(first))]
             number = 0
             while not over.is_set():
                 # Somebody new each time: had the first instance made them and not said so, the second would know them.

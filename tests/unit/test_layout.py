@@ -1,4 +1,4 @@
-"""The layout of the tests: what a module may import, and what a unit test may use."""
+"""The layout of the tests: allowed imports of test modules, tools and unit tests."""
 
 import ast
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ import pytest
 from tests.support.repository import ROOT, TESTS
 
 SHARED = ("tests.support", "scripts.tools")
-"""The packages of this repository that tests share. The service itself is `sso_service`."""
+"""The packages that tests share, apart from `sso_service` itself."""
 NOT_IN_UNIT_TESTS = {"asyncpg", "httpx", "psycopg", "socket", "sqlalchemy", "sqlite3", "subprocess", "uvicorn"}
-FIXTURES_WITH_IO = {"api_token", "client", "database", "database_url", "env", "postgresql", "service", "world"}
+FIXTURES_WITH_IO = {"api_token", "client", "database", "database_url", "env", "postgresql", "service", "ledger"}
 
-every_test_module = pytest.mark.parametrize(
+for_each_test_module = pytest.mark.parametrize(
     "path", [pytest.param(path, id=str(path.relative_to(TESTS))) for path in sorted(TESTS.rglob("test_*.py"))]
 )
 
@@ -33,24 +33,24 @@ def is_in(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-@every_test_module
-def test_test_modules_import_only_what_tests_share(path: Path) -> None:
+@for_each_test_module
+def test_test_modules_import_only_shared_packages(path: Path) -> None:
     own = [name for name in imports(path) if is_in(name, "tests", "scripts", "conftest")]
     assert [name for name in own if not is_in(name, *SHARED)] == []
 
 
-def test_the_shared_parts_import_no_test_module() -> None:
+def test_shared_packages_import_no_test_module() -> None:
     files = [*(TESTS / "support").rglob("*.py"), *TESTS.rglob("conftest.py")]
     names = [(path.name, name) for path in files for name in imports(path) if is_in(name, "tests", "scripts")]
     assert [each for each in names if not is_in(each[1], *SHARED)] == []
 
 
-def test_the_tools_import_nothing_of_the_tests() -> None:
+def test_tools_do_not_import_tests() -> None:
     files = (ROOT / "scripts" / "tools").rglob("*.py")
     assert [(path.name, name) for path in files for name in imports(path) if is_in(name, "tests")] == []
 
 
-def test_every_test_is_a_unit_an_integration_or_a_system_test() -> None:
+def test_every_test_is_a_unit_integration_or_system_test() -> None:
     assert {path.relative_to(TESTS).parts[0] for path in TESTS.rglob("test_*.py")} == {"unit", "integration", "system"}
 
 

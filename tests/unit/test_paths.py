@@ -1,4 +1,4 @@
-"""The one judge of paths: what is a Studio path, what is none, and what is not canonical and therefore refused."""
+"""Paths: Studio paths, other canonical paths, and paths that are refused because they are not canonical."""
 
 from urllib.parse import unquote_to_bytes
 
@@ -18,7 +18,7 @@ def refused(path: bytes) -> None:
         judge(path)
 
 
-# --- what a path addresses -------------------------------------------------------------------------------------------
+# --- Canonical paths -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,21 +69,21 @@ SPELLINGS = rb"client Client CLIENT cLIENt %63lient clien%74 %63%6C%69%65%6e%74 
 
 @pytest.mark.parametrize("first", SPELLINGS)
 @pytest.mark.parametrize("rest", [b"", b"/", b"/0123", b"/123/t", b"/123/posts", b"/123/t/042/posts"])
-def test_client_in_whatever_spelling_opens_nothing_but_a_studio_path(first: bytes, rest: bytes) -> None:
+def test_a_malformed_client_path_is_refused_in_every_spelling(first: bytes, rest: bytes) -> None:
     with pytest.raises(NotAStudioPath):
         judge(b"/" + first + rest)
 
 
 @pytest.mark.parametrize("first", SPELLINGS[1:])
 @pytest.mark.parametrize("rest", [b"/123", b"/123/", b"/123/t/42", b"/123/t/42/posts"])
-def test_another_spelling_of_client_is_no_studio_path(first: bytes, rest: bytes) -> None:
+def test_another_spelling_of_client_is_not_a_studio_path(first: bytes, rest: bytes) -> None:
     with pytest.raises(NotAStudioPath):
         judge(b"/" + first + rest)
 
 
 @pytest.mark.parametrize("separator", [b"T", b"%74", b"teams", b"x", b"42"])
 @pytest.mark.parametrize("rest", [b"", b"/", b"/42", b"/42/", b"/42/posts"])
-def test_between_account_and_team_stands_a_t_to_the_letter(separator: bytes, rest: bytes) -> None:
+def test_account_and_team_are_separated_by_a_literal_t(separator: bytes, rest: bytes) -> None:
     with pytest.raises(NotAStudioPath):
         judge(b"/client/123/" + separator + rest)
 
@@ -127,13 +127,13 @@ def test_a_section_in_another_spelling_is_another_section(section: bytes) -> Non
     assert addressed.section not in {None, "posts", "ideas", "areas", "topics", "templates", "settings"}
 
 
-# --- what is not canonical -------------------------------------------------------------------------------------------
+# --- Paths that are not canonical ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "path", [b"", b"client/123", b"welcome", b"*", b"https://studio.example/client/123", b"?", b" /"]
 )
-def test_a_path_begins_with_a_slash(path: bytes) -> None:
+def test_a_path_must_begin_with_a_slash(path: bytes) -> None:
     refused(path)
 
 
@@ -141,7 +141,7 @@ def test_a_path_begins_with_a_slash(path: bytes) -> None:
 @pytest.mark.parametrize(
     "path", [b"/%b", b"/%b/", b"/a/%b", b"/%b/a", b"/client/123/t/42/posts/%b/settings", b"/%b/client/1"]
 )
-def test_dot_segments_are_refused_in_any_spelling(path: bytes, segment: bytes) -> None:
+def test_dot_segments_are_refused_in_every_spelling(path: bytes, segment: bytes) -> None:
     refused(path.replace(b"%b", segment))
 
 
@@ -161,7 +161,7 @@ def test_dot_segments_are_refused_in_any_spelling(path: bytes, segment: bytes) -
         b"/client/123/t/42/posts//",
     ],
 )
-def test_empty_segments_are_refused_and_only_one_trailing_slash_is_fine(path: bytes) -> None:
+def test_empty_segments_are_refused_except_for_one_trailing_slash(path: bytes) -> None:
     refused(path)
 
 
@@ -177,8 +177,8 @@ AMBIGUOUS = {
     "encoded dot": b"%2e",
     "encoded dot, upper case": b"%2E",
     "encoded percent sign": b"%25",
-    "twice encoded slash": b"%252f",
-    "twice encoded letter": b"%2563",
+    "doubly encoded slash": b"%252f",
+    "doubly encoded letter": b"%2563",
 }
 NOT_UTF_8 = {
     "lone start byte": b"\xc3",
@@ -187,7 +187,7 @@ NOT_UTF_8 = {
     "encoded Latin-1": b"%E9",
     "encoded lone start byte": b"%C3",
     "encoded lone continuation byte": b"%80",
-    "cut off sequence": b"%E2%82",
+    "truncated sequence": b"%E2%82",
     "overlong dot": b"%C0%AE",
     "overlong slash": b"%C0%AF",
     "raw overlong slash": b"\xc0\xaf",
@@ -197,15 +197,15 @@ NOT_UTF_8 = {
     "FF": b"%FF",
 }
 INVALID_ESCAPES = {
-    "percent sign alone": b"%",
+    "bare percent sign": b"%",
     "one digit": b"%4",
     "no digits": b"%zz",
     "second digit missing": b"%4g",
     "signed": b"%+1",
     "white space": b"% 41",
     "IIS style": b"%u002e",
-    "a percent sign in front of an escape": b"%%41",
-    "a percent sign within an escape": b"%4%31",
+    "percent sign in front of an escape": b"%%41",
+    "percent sign within an escape": b"%4%31",
     "fullwidth digits": b"%\xef\xbc\x94\xef\xbc\x91",
 }
 CONTROLS = {
@@ -221,23 +221,23 @@ REFUSED = AMBIGUOUS | NOT_UTF_8 | INVALID_ESCAPES | CONTROLS
 
 
 @pytest.mark.parametrize("bad", REFUSED.values(), ids=REFUSED)
-def test_what_could_be_read_in_two_ways_is_refused_wherever_it_stands(bad: bytes) -> None:
+def test_an_ambiguous_sequence_is_refused_anywhere_in_a_path(bad: bytes) -> None:
     for before in (b"/", b"/a", b"/a/", b"/client", b"/client/", b"/client/123/t/42/", b"/client/123/t/42/posts/x"):
         for after in (b"", b"/", b"x", b"/client/123/t/42/settings"):
             refused(before + bad + after)
 
 
-def test_a_character_may_not_be_spelled_half_raw_and_half_encoded() -> None:
-    """The raw bytes alone are not UTF-8."""
+def test_a_character_that_is_partly_encoded_is_refused() -> None:
+    """The raw bytes alone are not valid UTF-8."""
     refused(b"/caf\xc3%A9")
     refused(b"/caf%C3\xa9")
 
 
-def test_a_sequence_of_utf_8_does_not_reach_over_a_slash() -> None:
+def test_a_utf_8_sequence_does_not_extend_across_a_slash() -> None:
     refused(b"/caf%C3/%A9")
 
 
-# --- whatever the bytes ----------------------------------------------------------------------------------------------
+# --- Arbitrary bytes -------------------------------------------------------------------------------------------------
 
 fragments = st.sampled_from(
     [
@@ -252,7 +252,7 @@ paths = st.binary() | st.lists(fragments | st.binary(max_size=3), max_size=12).m
 
 
 @given(paths)
-def test_a_path_that_is_not_refused_can_be_read_in_one_way_only(path: bytes) -> None:
+def test_an_accepted_path_has_exactly_one_reading(path: bytes) -> None:
     try:
         addressed = judge(path)
     except (NotCanonical, NotAStudioPath):
@@ -278,6 +278,6 @@ def test_a_path_that_is_not_refused_can_be_read_in_one_way_only(path: bytes) -> 
 
 
 @given(st.integers(1, 2**32 - 1), st.integers(1, 2**32 - 1), st.from_regex(r"[a-z]{1,12}", fullmatch=True))
-def test_every_well_formed_studio_path_is_understood(account: int, team: int, section: str) -> None:
+def test_every_well_formed_studio_path_is_parsed(account: int, team: int, section: str) -> None:
     path = f"/client/{account}/t/{team}/{section}".encode()
     assert judge(path) == judge(path + b"/") == judge(path + b"/7/edit") == StudioPath(account, team, section)

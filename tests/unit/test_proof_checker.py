@@ -1,15 +1,16 @@
-"""The judge of histories: it finds every violation that is planted, under its name, and none in what is right."""
+"""The checker of histories finds every planted violation under the name of its rule, and no other."""
 
 import pytest
 from msgspec.structs import replace
 
 from scripts.tools.proof.checker import RULES, check, read_claims
+from tests.support.proof_edits import HARMLESS_CHANGES, VIOLATIONS
 from tests.support.proof_history import (
-    CALM_DECISION,
     FIRST_DECISION,
     FIRST_LOGIN,
     FORGED,
     HISTORY,
+    NEW_KEY_DECISION,
     REVOCATION,
     UNUSED,
     Edit,
@@ -20,55 +21,50 @@ from tests.support.proof_history import (
     redeem,
     row_added,
 )
-from tests.support.proof_plants import EXCUSES, PLANTS
 
 
-def test_a_token_is_read_as_the_design_lays_it_out() -> None:
+def test_the_claims_of_a_token_are_read_in_the_documented_layout() -> None:
     claims = read_claims("cT-zAAAAAAEAAAB73q2-77ZWSycVSMWcdGWPaRxidQA")
     assert claims == (bytes.fromhex("713fb300000000010000007bdeadbeef"), 1_900_000_000, 1, 123)
 
 
 @pytest.mark.parametrize("token", ["", "A" * 42, "A" * 44, "A" * 42 + "B", "A" * 42 + "=", "+" + "A" * 42])
-def test_nothing_is_read_from_what_has_not_the_form_of_a_token(token: str) -> None:
+def test_a_malformed_token_has_no_claims(token: str) -> None:
     assert read_claims(token) is None
 
 
-# --- a history by hand -----------------------------------------------------------------------------------------------
-# Two nodes with one key directory, and "c", which at times has its own. The times are seconds after START.
+# --- edits of a hand-written history ---------------------------------------------------------------------------------
 
 
-# --- what is done to it ----------------------------------------------------------------------------------------------
-
-
-def test_a_history_that_is_right_has_no_violations() -> None:
+def test_a_correct_history_has_no_violations() -> None:
     assert check(HISTORY).violations == []
 
 
-@pytest.mark.parametrize(("rule", "edits"), [pytest.param(rule, edits, id=name) for rule, name, edits in PLANTS])
-def test_a_planted_violation_is_found_under_the_name_of_its_rule_and_no_other(rule: str, edits: list[Edit]) -> None:
+@pytest.mark.parametrize(("rule", "edits"), [pytest.param(rule, edits, id=name) for rule, name, edits in VIOLATIONS])
+def test_a_planted_violation_is_found_by_exactly_one_rule(rule: str, edits: list[Edit]) -> None:
     assert found(edited(HISTORY, edits)) == {rule}
 
 
-@pytest.mark.parametrize("edits", [pytest.param(edits, id=name) for name, edits in EXCUSES])
-def test_what_has_an_innocent_explanation_is_no_violation(edits: list[Edit]) -> None:
+@pytest.mark.parametrize("edits", [pytest.param(edits, id=name) for name, edits in HARMLESS_CHANGES])
+def test_a_harmless_change_is_not_a_violation(edits: list[Edit]) -> None:
     assert edited(HISTORY, edits) != HISTORY
     assert found(edited(HISTORY, edits)) == set()
 
 
 def test_every_rule_has_a_planted_violation() -> None:
-    assert {rule for rule, _, _ in PLANTS} == {rule.__name__ for rule in RULES}
+    assert {rule for rule, _, _ in VIOLATIONS} == {rule.__name__ for rule in RULES}
 
 
-def test_the_records_that_show_a_violation_are_named() -> None:
+def test_a_violation_contains_its_records() -> None:
     (violation,) = check(edited(HISTORY, [drop(FIRST_DECISION)])).violations
     assert violation.records[0] == FIRST_LOGIN
-    (violation,) = check(edited(HISTORY, [change(CALM_DECISION, key_id="old")])).violations
-    assert violation.records == (REVOCATION, replace(CALM_DECISION, key_id="old"))
+    (violation,) = check(edited(HISTORY, [change(NEW_KEY_DECISION, key_id="old")])).violations
+    assert violation.records == (REVOCATION, replace(NEW_KEY_DECISION, key_id="old"))
     (violation,) = check(edited(HISTORY, [row_added(FORGED), row_added(UNUSED)])).violations[:1]
     assert violation.words.startswith("no request can have consumed")
 
 
-def test_the_report_says_what_the_history_is_made_of() -> None:
+def test_the_report_counts_the_records_of_a_history() -> None:
     counts = check(HISTORY).counts
     assert (counts.requests, counts.issued, counts.redemptions, counts.lost) == (25, 10, 14, 2)
     assert (counts.pauses, counts.revocations) == (1, 1)
@@ -84,7 +80,7 @@ def test_the_report_says_what_the_history_is_made_of() -> None:
     }
 
 
-def test_of_many_violations_of_a_rule_ten_are_shown() -> None:
+def test_the_report_shows_ten_violations_of_a_rule() -> None:
     failures = [redeem(at, UNUSED, "browser", status=500) for at in range(20, 50)]
     report = str(check([*HISTORY, *failures]))
     assert "violations    30 known_answers" in report

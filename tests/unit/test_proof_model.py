@@ -1,4 +1,4 @@
-"""The proof's checker, judging histories of a model of the service."""
+"""The proof's checker on random histories of a model of the service."""
 
 import struct
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from scripts.tools.proof.history import (
     Separation,
     Way,
 )
+from tests.support.proof_edits import VIOLATIONS
 from tests.support.proof_history import HISTORY, TTL, Edit, change_database, edited, found, make_token
-from tests.support.proof_plants import PLANTS
 
 MODEL_WALL = 1_000_000_000
 Fate = Literal["answered", "lost", "lost but done", "unknown", "unknown but done", "unavailable"]
@@ -34,7 +34,7 @@ Fate = Literal["answered", "lost", "lost but done", "unknown", "unknown but done
 
 @dataclass
 class Node:
-    """One process at a time, which learns of a revocation when it has run for the seconds in `unread`."""
+    """A node with one process. It applies a key's revocation after running for the seconds in `unread`."""
 
     name: str
     pid: int = 1
@@ -53,7 +53,7 @@ class Node:
 
 
 class Model:
-    """A correct service: a dictionary of people, a set of what was consumed, and clocks. It writes its own history."""
+    """A correct service: users, consumed claims, keys and clocks. It records its own history."""
 
     def __init__(self) -> None:
         self.at = 100.0
@@ -67,7 +67,7 @@ class Model:
         self.tokens: list[tuple[str, str]] = []
 
     def wait(self, seconds: float) -> None:
-        """Time passes, and what was on its way to the database arrives."""
+        """Advance the time, and apply delayed writes to the database."""
         self.at += seconds
         self.consumed |= {claims for claims in self.late if claims >= self.floor}
         self.late.clear()
@@ -161,7 +161,7 @@ class Model:
         node.unread = {key: 5.0 for key in node.unread if key not in node.dead}
 
     def revoke(self) -> None:
-        """The key that signs is revoked, and another signs at once, where it is read."""
+        """Revoke the signing key. Nodes that read the directory sign with a new key at once."""
         key = self.keys[-1]
         self.keys.append(f"key {len(self.keys)}")
         readers = [node for node in self.nodes.values() if node.separated_since is None]
@@ -172,7 +172,7 @@ class Model:
             node.unread[key] = 5.0
 
     def kill(self, name: str) -> None:
-        """A node starts anew, and reads its directory."""
+        """Kill and restart a node, which then reads its key directory."""
         node = self.nodes[name]
         if node.paused_since is not None:
             return
@@ -188,7 +188,7 @@ class Model:
     def clock(self, node: Node) -> int:
         return MODEL_WALL + int(self.at) + node.ahead
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         for name, node in self.nodes.items():
             self.move_clock(name, 0)
             if node.paused_since is not None:
@@ -197,8 +197,8 @@ class Model:
                 self.separate(name)
 
     def end(self) -> list[AnyRecord]:
-        """What is broken is mended, and the history is whole."""
-        self.mend()
+        """Repair all faults, and return the complete history."""
+        self.repair()
         self.wait(1)
         database = Database(
             consumed=tuple(claims.hex() for claims in self.consumed),
@@ -209,21 +209,21 @@ class Model:
         return [Run(seed=0, database="sqlite", token_ttl=TTL), *self.records, database]
 
 
-def operations(*, clocks: bool) -> st.SearchStrategy[list[Callable[[Model], None]]]:
-    """What may happen to the model. Requests take time before and after the moment that counts, so they overlap."""
+def model_operations(*, clocks: bool) -> st.SearchStrategy[list[Callable[[Model], None]]]:
+    """Return a strategy for lists of operations. Requests take time before and after their effect, so they overlap."""
     names, spans = st.sampled_from("xyz"), st.floats(0, 3)
     fates = st.sampled_from([*["answered"] * 12, *get_args(Fate)])
 
     def op(method: Callable[..., None], *values: st.SearchStrategy[Any]) -> st.SearchStrategy[Callable[[Model], None]]:
         return st.tuples(*values).map(lambda drawn: lambda model: method(model, *drawn))
 
-    often = [
+    common = [
         op(Model.issue, names, st.integers(0, 3), st.integers(1, 2), spans, spans, fates),
         op(Model.redeem, names, st.sampled_from(get_args(Way)), st.integers(0, 4), spans, spans, fates),
         op(Model.redeem, names, st.just("browser"), st.integers(1, 2), spans, spans, st.just("answered")),
         op(Model.wait, st.floats(0.1, 6)),
     ]
-    seldom = [
+    rare = [
         op(Model.wait, st.sampled_from([60, TTL, 4000])),
         op(Model.pause, names),
         op(Model.separate, names),
@@ -232,39 +232,41 @@ def operations(*, clocks: bool) -> st.SearchStrategy[list[Callable[[Model], None
         op(Model.purge),
     ]
     if clocks:
-        seldom.append(op(Model.move_clock, names, st.sampled_from([-5000, -100, -1, 0, 1, 100, 5000])))
-    one = st.sampled_from([*often * 8, *seldom, *[op(Model.mend)] * 2]).flatmap(
+        rare.append(op(Model.move_clock, names, st.sampled_from([-5000, -100, -1, 0, 1, 100, 5000])))
+    one = st.sampled_from([*common * 8, *rare, *[op(Model.repair)] * 2]).flatmap(
         lambda chosen: chosen
-    )  # one_of() would count each once
+    )  # one_of() would ignore the repetitions
     return st.lists(one, min_size=30, max_size=60)
 
 
-# A machine that is busy with something else finds nothing wrong.
-unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# On a busy machine, slow examples are not failures.
+without_deadline = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def play(happenings: list[Callable[[Model], None]]) -> list[AnyRecord]:
+def run_model(operations: list[Callable[[Model], None]]) -> list[AnyRecord]:
     model = Model()
-    for happening in happenings:
-        happening(model)
+    for operation in operations:
+        operation(model)
     return model.end()
 
 
 @pytest.mark.slow
-@unhurried
-@given(operations(clocks=True))
-def test_whatever_happens_to_a_correct_service_is_no_violation(happenings: list[Callable[[Model], None]]) -> None:
-    assert check(play(happenings)).violations == []
+@without_deadline
+@given(model_operations(clocks=True))
+def test_a_correct_service_has_no_violations(operations: list[Callable[[Model], None]]) -> None:
+    assert check(run_model(operations)).violations == []
 
 
 @pytest.mark.slow
-@unhurried
-@given(operations(clocks=False), st.sampled_from(PLANTS))
-def test_a_violation_is_found_in_whatever_else_happened(
-    happenings: list[Callable[[Model], None]], plant: tuple[str, str, list[Edit]]
+@without_deadline
+@given(model_operations(clocks=False), st.sampled_from(VIOLATIONS))
+def test_a_planted_violation_is_found_in_a_random_history(
+    operations: list[Callable[[Model], None]], violation: tuple[str, str, list[Edit]]
 ) -> None:
-    rule, _, edits = plant
-    run, *others, there = play(happenings)
-    assert isinstance(there, Database)
-    joined = change_database(consumed=lambda rows: rows + there.consumed, people=lambda people: there.people + people)
+    rule, _, edits = violation
+    run, *others, database = run_model(operations)
+    assert isinstance(database, Database)
+    joined = change_database(
+        consumed=lambda rows: rows + database.consumed, people=lambda people: database.people + people
+    )
     assert found(edited([run, *others, *joined(HISTORY[1:])], edits)) == {rule}

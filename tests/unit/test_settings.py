@@ -1,4 +1,4 @@
-"""The settings: their defaults, and that a wrong one is named without its value being repeated."""
+"""Settings: defaults, parsing, and errors that name the variable without repeating its value."""
 
 import traceback
 from pathlib import Path
@@ -12,7 +12,7 @@ from sso_service.settings import Settings, read_settings
 SECRET = "hunter2"
 
 
-def test_the_defaults_are_those_of_the_design() -> None:
+def test_the_defaults_are_the_documented_ones() -> None:
     settings = read_settings({})
     assert settings.host == "127.0.0.1"
     assert settings.port == 8000
@@ -49,7 +49,7 @@ def test_other_variables_are_ignored() -> None:
     assert read_settings({"PORT": "x", "sso_port": "x", "PATH": "/bin", "XSSO_PORT": "x"}) == read_settings({})
 
 
-def test_settings_cannot_be_changed() -> None:
+def test_settings_are_immutable() -> None:
     settings = read_settings({})
     with pytest.raises(AttributeError):
         settings.port = 1  # type: ignore[misc]
@@ -60,7 +60,7 @@ def test_a_switch_is_on_or_off(value: str, expected: bool) -> None:
     assert read_settings({"SSO_CONFIRM_LOGIN": value}).confirm_login is expected
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -97,16 +97,16 @@ def test_an_error_names_the_variable_and_never_repeats_the_value(variable: str, 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
-# --- paths and the database ------------------------------------------------------------------------------------------
+# --- Paths and the database ------------------------------------------------------------------------------------------
 
 
-def test_relative_paths_resolve_against_sso_home() -> None:
+def test_relative_paths_are_resolved_against_sso_home() -> None:
     settings = read_settings({"SSO_HOME": "/srv/sso"})
     assert settings.keys_path == Path("/srv/sso/keys")
     assert database_url(settings).database == "/srv/sso/var/sso.db"
 
 
-def test_sso_home_is_the_working_directory_unless_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sso_home_defaults_to_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for settings in (read_settings({}), read_settings({"SSO_HOME": "."})):
         assert settings.keys_path.absolute() == tmp_path / "keys"
@@ -115,7 +115,7 @@ def test_sso_home_is_the_working_directory_unless_set(tmp_path: Path, monkeypatc
     assert database_url(read_settings({"SSO_HOME": "home"})).database == str(tmp_path / "home" / "var" / "sso.db")
 
 
-def test_absolute_paths_stay_as_they_are() -> None:
+def test_absolute_paths_are_unchanged() -> None:
     settings = read_settings(
         {"SSO_HOME": "/srv/sso", "SSO_KEYS_DIR": "/etc/sso/keys", "SSO_DATABASE_URL": "sqlite:////data/sso.db"}
     )
@@ -124,7 +124,7 @@ def test_absolute_paths_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"])
-def test_postgresql_is_reached_by_psycopg_and_the_rest_of_the_url_is_kept(scheme: str) -> None:
+def test_a_postgresql_url_selects_psycopg_and_is_otherwise_kept(scheme: str) -> None:
     given = f"{scheme}://sso:p%40ss@db.example:5433/sso?sslmode=verify-full"
     url = database_url(read_settings({"SSO_DATABASE_URL": given}))
     assert url.drivername == "postgresql+psycopg"
@@ -133,5 +133,5 @@ def test_postgresql_is_reached_by_psycopg_and_the_rest_of_the_url_is_kept(scheme
     assert dict(url.query) == {"sslmode": "verify-full"}
 
 
-def test_a_settings_object_made_in_code_is_like_one_that_was_read() -> None:
+def test_settings_created_in_code_equal_settings_that_were_read() -> None:
     assert Settings(home="/srv/sso", token_ttl=60) == read_settings({"SSO_HOME": "/srv/sso", "SSO_TOKEN_TTL": "60"})

@@ -1,4 +1,4 @@
-"""The site's hook removes links to files that the site does not contain."""
+"""The documentation site replaces links to files outside it by text."""
 
 from pathlib import Path
 

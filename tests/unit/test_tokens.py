@@ -1,4 +1,4 @@
-"""The token: what it looks like, who can make one, and that nothing else is taken for one."""
+"""Login tokens: their format, their signature, their expiry, and the refusal of all other texts."""
 
 import hashlib
 import hmac
@@ -34,10 +34,10 @@ def read_now(token: str, *keys: bytes) -> Claims:
     return read(token, keys or (KEY,), now=NOW, lifetime=LIFETIME)
 
 
-# --- form and signature ----------------------------------------------------------------------------------------------
+# --- Format and signature --------------------------------------------------------------------------------------------
 
 
-def test_the_token_of_the_design_is_made_and_read() -> None:
+def test_the_first_test_vector_is_signed_and_read() -> None:
     assert sign(CLAIMS, KEY) == TOKEN
     assert read_now(TOKEN) == CLAIMS
 
@@ -54,17 +54,15 @@ def test_packed_claims_sort_by_expiry() -> None:
     assert soon.pack() < later.pack()
 
 
-def test_the_tag_is_hmac_sha_256_128_of_rfc_4868_made_by_itsdangerous() -> None:
+def test_the_tag_is_hmac_sha_256_128_of_rfc_4868() -> None:
     algorithm = HMACSHA256128()
     assert isinstance(algorithm, SigningAlgorithm)
-    # Section 2.7.2.1 of the RFC, test case AUTH256-1, cut to 16 bytes.
+    # Section 2.7.2.1 of the RFC, test case AUTH256-1, truncated to 16 bytes.
     assert algorithm.get_signature(b"\x0b" * 32, b"Hi There").hex() == "198a607eb44bfbc69903a0f1cf2bbdc5"
 
 
 @given(any_claims, st.binary(min_size=32, max_size=32), st.integers(1, LIFETIME + 60))
-def test_every_token_has_43_url_safe_characters_and_reads_as_what_was_signed(
-    claims: Claims, key: bytes, remaining: int
-) -> None:
+def test_every_token_has_43_url_safe_characters_and_reads_as_signed(claims: Claims, key: bytes, remaining: int) -> None:
     token = sign(claims, key)
     assert len(token) == 43
     assert set(token) <= set(ALPHABET)
@@ -73,18 +71,18 @@ def test_every_token_has_43_url_safe_characters_and_reads_as_what_was_signed(
 
 @pytest.mark.parametrize("field", ["expires_at", "user_id", "account_id", "nonce"])
 @pytest.mark.parametrize("value", [-1, 2**32])
-def test_claims_that_do_not_fit_are_not_signed(field: str, value: int) -> None:
+def test_claims_that_exceed_32_bits_are_not_signed(field: str, value: int) -> None:
     fields = {"expires_at": NOW, "user_id": 1, "account_id": 1, "nonce": 1, field: value}
     with pytest.raises(struct.error):
         sign(Claims(**fields), KEY)
 
 
-def test_a_token_of_any_of_the_keys_is_accepted_whatever_their_order() -> None:
+def test_a_token_of_any_given_key_is_accepted_in_any_order_of_keys() -> None:
     assert read_now(TOKEN, OTHER_KEY, KEY) == read_now(TOKEN, KEY, OTHER_KEY) == CLAIMS
     assert read(TOKEN, iter([OTHER_KEY, KEY]), now=NOW, lifetime=LIFETIME) == CLAIMS
 
 
-def test_a_token_of_a_foreign_key_is_forged() -> None:
+def test_a_token_of_another_key_is_forged() -> None:
     with pytest.raises(ForgedToken):
         read_now(TOKEN, OTHER_KEY)
 
@@ -95,7 +93,7 @@ def test_without_keys_every_token_is_forged() -> None:
 
 
 def alterations(token: str) -> Iterator[str]:
-    """Everything one slip or one trick away from `token`: some 8,000 texts, none of which may be accepted."""
+    """About 8,000 small alterations of `token`, none of which may be accepted."""
     raw = urlsafe_b64decode(token + "=")
     for bit in range(256):
         flipped = bytearray(raw)
@@ -109,13 +107,13 @@ def alterations(token: str) -> Iterator[str]:
         yield extra + token
     for position in range(43):
         before, after = token[:position], token[position + 1 :]
-        # Other letters; the alphabet of standard base64; white space; digits and letters that are not ASCII. In the
-        # last position, three of the other letters differ in nothing but the spare bits.
+        # Other letters; standard base64; white space; digits and letters outside ASCII. In the last position, three of
+        # the other letters differ only in the spare bits.
         for other in ALPHABET + "+/= \t\n\r\0%.\u0663\u0967\uff13\U0001d7dc\uff21\u0430\u212a\xe9":
             yield before + other + after
             yield before + other + token[position:]
         yield before + after
-    # What a lenient decoder would take for the same bytes.
+    # Texts that a lenient decoder would decode to the same bytes.
     yield token.translate(str.maketrans("-_", "+/"))
     yield token.swapcase()
     yield raw.hex()
@@ -124,7 +122,7 @@ def alterations(token: str) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_none_of_100_000_altered_tokens_is_accepted() -> None:
-    random = Random(4868)  # the same ones on every run
+    random = Random(4868)  # the same alterations on every run
     refused = 0
     for _ in range(15):
         user, account, nonce = (random.getrandbits(32) for _ in range(3))
@@ -138,7 +136,7 @@ def test_none_of_100_000_altered_tokens_is_accepted() -> None:
 
 
 @given(st.text() | st.text(ALPHABET, min_size=43, max_size=43))
-def test_whatever_text_is_given_it_is_refused_with_one_kind_of_error(text: str) -> None:
+def test_any_other_text_is_refused_with_one_kind_of_error(text: str) -> None:
     with pytest.raises(BadData):
         read_now(text)
 
@@ -150,7 +148,7 @@ def test_a_last_character_with_spare_bits_set_is_malformed(last: str) -> None:
         read_now(TOKEN[:-1] + last, OTHER_KEY)
 
 
-# --- time ------------------------------------------------------------------------------------------------------------
+# --- Expiry ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_token_is_valid_until_the_last_second_before_its_expiry() -> None:
@@ -166,14 +164,14 @@ def test_a_token_is_refused_from_the_second_of_its_expiry_on(late: int) -> None:
 
 
 @pytest.mark.parametrize("lifetime", [30, 300, 3600])
-def test_a_token_that_lives_longer_than_lifetime_and_allowance_is_refused(lifetime: int) -> None:
+def test_a_token_that_exceeds_lifetime_and_clock_allowance_is_refused(lifetime: int) -> None:
     longest = CLAIMS.expires_at - lifetime - 60
     assert read(TOKEN, [KEY], now=longest, lifetime=lifetime) == CLAIMS
     with pytest.raises(OverlongToken):
         read(TOKEN, [KEY], now=longest - 1, lifetime=lifetime)
 
 
-# --- the order of the checks -----------------------------------------------------------------------------------------
+# --- Order of checks -------------------------------------------------------------------------------------------------
 
 EXPIRED = CLAIMS.expires_at
 TOO_EARLY = CLAIMS.expires_at - LIFETIME - 61
@@ -191,7 +189,7 @@ TOO_EARLY = CLAIMS.expires_at - LIFETIME - 61
         (TOKEN, KEY, EXPIRED, TokenExpired),
     ],
 )
-def test_form_is_checked_before_signature_and_signature_before_time(
+def test_format_is_checked_before_signature_and_signature_before_expiry(
     token: str, key: bytes, now: int, error: type[BadData]
 ) -> None:
     with pytest.raises(BadData) as caught:
@@ -199,7 +197,7 @@ def test_form_is_checked_before_signature_and_signature_before_time(
     assert type(caught.value) is error
 
 
-def test_the_errors_extend_the_ladder_of_itsdangerous() -> None:
+def test_the_errors_extend_those_of_itsdangerous() -> None:
     assert issubclass(MalformedToken, BadData)
     assert not issubclass(MalformedToken, BadSignature)
     assert issubclass(ForgedToken, BadSignature)
@@ -209,7 +207,7 @@ def test_the_errors_extend_the_ladder_of_itsdangerous() -> None:
     assert issubclass(TokenExpired, SignatureExpired)
 
 
-# --- naming a token, and looking into one without trust --------------------------------------------------------------
+# --- ref and unverified claims ---------------------------------------------------------------------------------------
 
 
 def test_a_ref_is_the_first_12_hex_digits_of_the_sha_256_of_the_token() -> None:
@@ -218,24 +216,24 @@ def test_a_ref_is_the_first_12_hex_digits_of_the_sha_256_of_the_token() -> None:
 
 
 @given(st.text() | st.just("\udcff"))
-def test_any_text_has_a_ref_even_one_that_is_no_token(text: str) -> None:
+def test_any_text_has_a_ref(text: str) -> None:
     assert len(bytes.fromhex(ref(text))) == 6
 
 
-def test_claims_can_be_looked_into_without_the_key_but_only_in_the_form_of_a_token() -> None:
+def test_unverified_claims_require_only_the_format_of_a_token() -> None:
     assert unsafe_read_claims(sign(CLAIMS, OTHER_KEY)) == CLAIMS
     with pytest.raises(MalformedToken):
         unsafe_read_claims(TOKEN + "=")
 
 
 @pytest.mark.parametrize("broken", [TOKEN + "\n", TOKEN[:-1] + "E"])
-def test_an_error_repeats_nothing_of_the_token(broken: str) -> None:
+def test_an_error_contains_nothing_of_the_token(broken: str) -> None:
     with pytest.raises(BadData) as caught:
         read_now(broken)
     assert TOKEN[:8] not in f"{caught.value!s} {caught.value!r} {vars(caught.value)}"
 
 
-# --- the test vectors ------------------------------------------------------------------------------------------------
+# --- Test vectors ----------------------------------------------------------------------------------------------------
 
 
 class Vector(msgspec.Struct, forbid_unknown_fields=True):
@@ -272,12 +270,12 @@ def derived(secret: str) -> bytes:
     return hmac.digest(bytes.fromhex(secret), b"sso-token/v1", "sha256")
 
 
-def test_the_first_vector_is_the_one_of_the_design() -> None:
+def test_the_first_vector_is_the_documented_one() -> None:
     assert VECTORS.vectors[0] == Vector(bytes(range(32)).hex(), CLAIMS, TOKEN)
 
 
 @pytest.mark.parametrize("vector", VECTORS.vectors, ids=lambda vector: vector.token)
-def test_a_vector_follows_from_the_description_alone(vector: Vector) -> None:
+def test_a_vector_follows_from_the_documentation_alone(vector: Vector) -> None:
     claims = vector.claims
     packed = struct.pack(">IIII", claims.expires_at, claims.user_id, claims.account_id, claims.nonce)
     raw = packed + hmac.digest(derived(vector.secret), packed, "sha256")[:16]
@@ -285,7 +283,7 @@ def test_a_vector_follows_from_the_description_alone(vector: Vector) -> None:
 
 
 @pytest.mark.parametrize("vector", VECTORS.vectors, ids=lambda vector: vector.token)
-def test_a_vector_is_made_and_read(vector: Vector) -> None:
+def test_a_vector_is_signed_and_read(vector: Vector) -> None:
     key = derived(vector.secret)
     assert sign(vector.claims, key) == vector.token
     for now in (vector.claims.expires_at - VECTORS.lifetime, vector.claims.expires_at - 1):

@@ -1,5 +1,5 @@
--- Sends the requests in a file, which NUL bytes separate, one after the other and then from the beginning again, and
--- counts the answers by their status. Prints one line of JSON.
+-- Sends the requests in a file, separated by NUL bytes, in order and repeatedly. Counts the responses by status and prints
+-- one line of JSON.
 --   wrk [...] --script wrk.lua URL -- FILE
 
 local requests = {}

@@ -88,7 +88,7 @@ class Faults:
             return self._store.no_volume
         return ""
 
-    # --- when ---
+    # --- schedule ---
 
     async def run(self) -> None:
         """Inject faults until cancelled, and repair whatever is broken then."""

@@ -56,7 +56,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def run_trial(options: Options, history: Path) -> Outcome:
-    """Run a trial. Only its `history` and the logs background it remain."""
+    """Run a trial. Only its `history` and the logs of the nodes beside it remain."""
     begin = time.monotonic()
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proof-")))

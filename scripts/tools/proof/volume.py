@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _NEEDED = ("mkfs.ext4", "mount", "chattr")
+_UNMOUNT_ATTEMPTS = 300
 
 
 class NoVolume(Exception):
@@ -58,13 +59,13 @@ class Volume:
         _run("mount", "-o", f"remount,{'ro' if read_only else 'rw'}", self.path)
 
     def unmount(self) -> None:
-        """Unmount the file system. Processes that used it may take a moment to exit."""
-        for attempt in range(50):
+        """Unmount the file system. Killed processes keep it busy until they have exited, which can take seconds."""
+        for attempt in range(_UNMOUNT_ATTEMPTS):
             try:
                 _run("umount", self.path)
                 break
             except subprocess.CalledProcessError:
-                if attempt == 49:
+                if attempt == _UNMOUNT_ATTEMPTS - 1:
                     raise
                 time.sleep(0.1)
         self._image.unlink()

@@ -124,4 +124,4 @@ def _login_tokens(service: Node) -> Iterator[Case]:
     kinds = (lambda: forged(16), lambda: forged(31))
     yield Case("login token, first or last byte of its tag", read, kinds)
     yield Case("the same, through the service", read_in_service, kinds)
-    yield Case("planted: comparison ends at the first difference", compare_until_it_differs, kinds, planted=True)
+    yield Case("planted: compared up to the first difference", compare_until_it_differs, kinds, planted=True)

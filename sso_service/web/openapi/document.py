@@ -6,10 +6,10 @@ error code in `problems.py`.
 
 import json
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from msgspec import Struct
 
+from sso_service import __version__
 from sso_service.problems import ENTRIES
 from sso_service.web.openapi.components import (
     HEADERS,
@@ -31,7 +31,10 @@ redemption of a login token ever succeeds.
 
 Errors are JSON: `code` is for programs and never changes, `message` is for people. The API token is checked before \
 the body, so an unauthorized client learns nothing about its body. `HEAD` is supported wherever `GET` is. Unknown \
-fields and parameters are ignored. Caches may keep this document and its page, and no other response."""
+fields and parameters are ignored. Caches may keep this document and its page, and no other response.
+
+Tutorials, guides for each language and proxy, and explanations are in `sso_service/docs/` of the source: start with \
+`index.md`. `scripts/docs` builds them as a site."""
 
 _TAGS = {
     "Integrations": "For intranets, and for Studio frontends with their own sessions. Every operation needs an API "
@@ -58,7 +61,7 @@ def document() -> Json:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation, components)
     return {
         "openapi": "3.1.1",
-        "info": {"title": "sso-service", "version": _version(), "description": _ABOUT},
+        "info": {"title": "sso-service", "version": __version__, "description": _ABOUT},
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": paths,
@@ -69,13 +72,6 @@ def document() -> Json:
             "securitySchemes": SECURITY_SCHEMES,
         },
     }
-
-
-def _version() -> str:
-    try:
-        return version("sso-service")
-    except PackageNotFoundError:  # a source tree that is not installed
-        return "unknown"
 
 
 def _bodies() -> list[type[Struct]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from scripts.tools.ports import free_port
+from sso_service.errors import OutcomeUnknown
+from sso_service.services.accounts import Accounts
 from tests.support.command_line import EMAIL, assert_refused, assert_usage_error, run
 from tests.support.data import ACCOUNT
 from tests.support.databases import on_sqlite
@@ -130,3 +132,14 @@ def test_every_command_refuses_invalid_settings(
     before = contents(keys_dir)
     assert_refused(run(*arguments, env=sqlite_env | {"SSO_PORT": PASSWORD}), "SSO_PORT")
     assert contents(keys_dir) == before
+
+
+def test_an_unknown_outcome_is_not_reported_as_a_failure(
+    sqlite_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lose_connection(*_: object, **__: object) -> int:
+        raise OutcomeUnknown("the connection was lost")
+
+    monkeypatch.setattr(Accounts, "add_account", lose_connection)
+    outcome = run("account", "add", "New", env=sqlite_env)
+    assert_refused(outcome, "the change may or may not have been made", "the connection was lost")

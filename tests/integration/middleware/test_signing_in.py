@@ -20,8 +20,8 @@ from tests.support.hostile_links import (
     DESTINATIONS,
     HOSTILE_QUERIES,
     NOT_CANONICAL,
-    ODD,
     PREFETCHES,
+    UNUSUAL,
     refused,
     stays_on_this_host,
 )
@@ -127,7 +127,7 @@ async def test_the_redirect_keeps_everything_but_the_token(
 
 async def test_no_login_link_redirects_to_another_host(browser: Client, client: Client, api_token: str) -> None:
     token = (await client.issue(api_token)).encode()
-    targets = [path + b"?sso=T" for path in ODD]
+    targets = [path + b"?sso=T" for path in UNUSUAL]
     for target in targets + [path + b"?" + query for path in (b"/", PAGE.encode()) for query in HOSTILE_QUERIES]:
         answer = await browser.another().get(target.replace(b"sso=T", b"sso=" + token))
         assert answer.status in {303, 400}, target[:80]

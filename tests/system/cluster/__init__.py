@@ -1,1 +1,1 @@
-"""What only a cluster can show: three nodes of the service over two of PostgreSQL, and the loss of one of those."""
+"""Tests with a cluster: three nodes of the service, two of PostgreSQL, and the loss of one of those."""

@@ -1,8 +1,8 @@
-"""Single use across the loss of the primary: a history is recorded by clients, and checked without asking the service.
+"""Single use across the loss of the primary: clients record a history, which is checked against the database.
 
 Three nodes of the service behind HAProxy redeem tokens while Patroni and PostgreSQL of the primary are killed. Patroni
-promotes the synchronous standby; the service has to find it by itself. What the clients were told then has to agree
-with what the new primary knows.
+promotes the synchronous standby, and the service has to reconnect to it. The responses to the clients must then agree
+with the ledger of the new primary.
 """
 
 import asyncio
@@ -28,19 +28,20 @@ from tests.support.processes import Running, command, serving
 pytestmark = [pytest.mark.anyio, pytest.mark.cluster]
 
 TOKENS = 20_000
-"""Tokens that are redeemed at least; the primary is killed when half of them are."""
-PEOPLE = 24
-"""Browsers that sign in at the same time, with three connections each."""
+"""The minimum number of redeemed tokens. The primary is killed after half of them."""
+BROWSERS = 24
+"""Browsers that sign in concurrently, with three connections each."""
 RESERVE = 400
-"""Tokens for each node that are kept for the outage, when there are no new ones."""
+"""Tokens issued in advance for each node, since none can be issued during the outage."""
 ANSWERED_IN, RECOVERED_IN = 3.0, 30.0
+"""Limits in seconds: the time to a response, and the time from the failure to the first login."""
 
 USER, PASSWORD, DATABASE = "sso", "secret", "sso"
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a client was told. Status 0: nothing, the connection ended. `at` is monotonic, when the answer came."""
+    """A response to a client. Status 0: the connection ended without one. `at` is the monotonic time of its arrival."""
 
     status: int
     code: str
@@ -52,21 +53,17 @@ class Answer:
 
     @property
     def name(self) -> str:
-        """What it is counted as."""
+        """Status and error code."""
         return f"{self.status} {self.code}".strip()
 
     @property
-    def says_nothing_happened(self) -> bool:
-        return self.status == 503 and self.code == "unavailable"
-
-    @property
-    def says_nothing(self) -> bool:
-        """Whether the token may be used or not, as far as the client knows."""
+    def outcome_is_unknown(self) -> bool:
+        """True if the response leaves open whether the token was consumed."""
         return self.status == 0 or self.code == "outcome_unknown"
 
 
 class Connection:
-    """A client's connection, made anew when it ended. `node` is who answers if the answer does not say."""
+    """A client's connection, reopened after it ended. `node` is the node's name if a response contains none."""
 
     def __init__(self, port: int, node: str = "balancer") -> None:
         self._port = port
@@ -96,7 +93,7 @@ class Connection:
         self.close()
 
     async def _request(self, request: str) -> Answer:
-        began = time.monotonic()
+        started = time.monotonic()
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)
@@ -108,18 +105,18 @@ class Connection:
         except (OSError, asyncio.IncompleteReadError):
             self.close()
             now = time.monotonic()
-            return Answer(0, "no answer", self._node, "", now, now - began, b"")
+            return Answer(0, "no answer", self._node, "", now, now - started, b"")
         if headers.get("connection") == "close":
             self.close()
         status, now = int(first.split()[1]), time.monotonic()
         code = json.loads(body)["error"]["code"] if status >= 400 and b'"error"' in body else ""
         node, retry_after = headers.get("x-node", self._node), headers.get("retry-after", "")
-        return Answer(status, code, node, retry_after, now, now - began, body)
+        return Answer(status, code, node, retry_after, now, now - started, body)
 
 
 @dataclass
 class History:
-    """All that the clients were told, and nothing else."""
+    """All responses to the clients, and nothing else."""
 
     issues: list[Answer] = field(default_factory=list)
     attempts: dict[str, list[Answer]] = field(default_factory=dict)
@@ -127,12 +124,12 @@ class History:
     _milestones: dict[int, asyncio.Event] = field(default_factory=dict)
 
     async def until_redeemed(self, count: int) -> None:
-        """Returns when there were `count` logins."""
+        """Wait for `count` logins."""
         if self.redeemed < count:
             await self._milestones.setdefault(count, asyncio.Event()).wait()
 
     async def issue(self, connection: Connection, api_token: str, email: str) -> str | None:
-        """A token, or None."""
+        """Issue a token. Returns None if that failed."""
         answer = await connection.issue(api_token, email)
         self.issues.append(answer)
         if answer.status != 201:
@@ -156,39 +153,40 @@ class History:
 
     @property
     def acknowledged(self) -> set[str]:
-        """Tokens that somebody was told to be signed in with."""
+        """Tokens with a successful login."""
         return {token for token, answers in self.attempts.items() if any(a.status == 303 for a in answers)}
 
     @property
     def in_doubt(self) -> set[str]:
-        """Tokens with which nobody is known to be signed in, but somebody may be."""
+        """Tokens without a known login, at least one of whose attempts has an unknown outcome."""
         return {
             token
             for token, answers in self.attempts.items()
-            if any(answer.says_nothing for answer in answers) and not any(answer.status == 303 for answer in answers)
+            if any(answer.outcome_is_unknown for answer in answers)
+            and not any(answer.status == 303 for answer in answers)
         }
 
     def violations(self, consumed: set[bytes]) -> list[str]:
-        """What could not have happened if each token were good once, given the claims that the ledger has at the end.
+        """Describe each contradiction of single use, given the claims in the ledger at the end.
 
-        Every token must have been tried until somebody had a clear answer.
+        Every token must have been redeemed until one response was definite.
         """
         found: list[str] = []
         for token, answers in self.attempts.items():
             logins = sum(answer.status == 303 for answer in answers)
-            told = ", ".join(answer.name for answer in sorted(answers, key=lambda answer: answer.at))
+            responses = ", ".join(answer.name for answer in sorted(answers, key=lambda answer: answer.at))
             if logins > 1:
-                found.append(f"redeemed {logins} times: {told}")
+                found.append(f"redeemed {logins} times: {responses}")
             if logins and claims(token) not in consumed:
-                found.append(f"a login is forgotten: {told}")
-            if not logins and not any(answer.says_nothing for answer in answers):
-                found.append(f"used up without a login, though no answer left that open: {told}")
+                found.append(f"a login is missing in the ledger: {responses}")
+            if not logins and not any(answer.outcome_is_unknown for answer in answers):
+                found.append(f"consumed without a login, though every response is definite: {responses}")
         return found
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """Three nodes of the service over a cluster, the balancer's port, and a node that gets nothing from it."""
+    """A cluster, three nodes of the service behind a balancer, the balancer's port, and a node outside it."""
 
     cluster: Cluster
     api_token: str
@@ -202,7 +200,7 @@ class Deployment:
 
 
 def claims(token: str) -> bytes:
-    """The sixteen bytes that the ledger keeps of a token."""
+    """Return the claims of a token: the 16 bytes that the ledger stores."""
     return base64.urlsafe_b64decode(token + "=")[:16]
 
 
@@ -215,7 +213,7 @@ def port_of(node: Running) -> int:
 
 
 def email(number: int) -> str:
-    return f"person{number}@example.com"
+    return f"user{number}@example.com"
 
 
 @pytest.fixture(scope="module")
@@ -226,14 +224,14 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def env(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The settings of nodes on a new database of the cluster, which is as an operator would make it."""
+    """The settings of nodes with a new database of the cluster, created as by an operator."""
     with cluster.primary.connect() as superuser:
         superuser.execute(f"CREATE ROLE {USER} LOGIN PASSWORD '{PASSWORD}'".encode())
         superuser.execute(f"CREATE DATABASE {DATABASE} OWNER {USER}".encode())
     env = {
         "SSO_HOME": str(tmp_path_factory.mktemp("home")),
         "SSO_DATABASE_URL": cluster.url(USER, PASSWORD, DATABASE),
-        "SSO_TOKEN_TTL": "900",  # nothing is to expire before it was tried again
+        "SSO_TOKEN_TTL": "900",  # no token may expire before its last attempt
     }
     run("init", env=env)
     run("account", "add", "One", "--id", str(ACCOUNT), env=env)
@@ -251,7 +249,7 @@ def api_token(env: dict[str, str]) -> str:
 def deployment(
     cluster: Cluster, env: dict[str, str], api_token: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
-    """Nodes that go on when there is no standby left."""
+    """Nodes that continue without a standby."""
     logs = tmp_path_factory.mktemp("logs")
     with ExitStack() as stack:
 
@@ -261,73 +259,73 @@ def deployment(
 
         balanced = {name: start(name) for name in ("a", "b", "c")}
         port = stack.enter_context(balancing({name: node.url for name, node in balanced.items()}, logs))
-        # PostgreSQL is told another name of this one, so that its commits can be told from the others'.
+        # This node has another application name, which distinguishes its commits from the others'.
         idle = start("idle", f"{env['SSO_DATABASE_URL']}&application_name=idle")
         yield Deployment(cluster, api_token, balanced, port, idle)
 
 
 def run(*arguments: str, env: Mapping[str, str]) -> str:
-    """What an `sso-service` command prints."""
+    """Run an `sso-service` command that must succeed, and return its output."""
     done = command(*arguments, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 class Load:
-    """People who sign in through the balancer, most of them by two or three requests at once."""
+    """Browsers that sign in through the balancer, mostly with two or three concurrent requests for each token."""
 
     def __init__(self, deployment: Deployment, history: History) -> None:
         self._deployment = deployment
         self._history = history
         self._requests_at_once = cycle([2, 3, 2, 3, 1])
-        self._over = asyncio.Event()
+        self._stopped = asyncio.Event()
 
-    async def make_people_known(self) -> None:
-        await asyncio.gather(*(self.reserve(1, person) for person in range(PEOPLE)))
+    async def create_users(self) -> None:
+        await asyncio.gather(*(self.reserve(1, user) for user in range(BROWSERS)))
 
-    async def reserve(self, count: int, person: int) -> list[str]:
-        """Tokens of a person for later."""
+    async def reserve(self, count: int, user: int) -> list[str]:
+        """Issue tokens of a user for later."""
         with Connection(self._deployment.port) as connection:
             tokens = [
-                await self._history.issue(connection, self._deployment.api_token, email(person)) for _ in range(count)
+                await self._history.issue(connection, self._deployment.api_token, email(user)) for _ in range(count)
             ]
         issued = [token for token in tokens if token is not None]
         assert len(issued) == count, Counter(answer.name for answer in self._history.issues)
         return issued
 
     async def run(self) -> None:
-        """Goes on until it is stopped."""
-        await asyncio.gather(*(self._sign_in_again_and_again(person) for person in range(PEOPLE)))
+        """Sign in repeatedly until `stop` is called."""
+        await asyncio.gather(*(self._sign_in_repeatedly(user) for user in range(BROWSERS)))
 
     def stop(self) -> None:
-        self._over.set()
+        self._stopped.set()
 
-    async def _sign_in_again_and_again(self, person: int) -> None:
+    async def _sign_in_repeatedly(self, user: int) -> None:
         with ExitStack() as stack:
             connections = [stack.enter_context(Connection(self._deployment.port)) for _ in range(3)]
-            while not self._over.is_set():
-                token = await self._history.issue(connections[0], self._deployment.api_token, email(person))
+            while not self._stopped.is_set():
+                token = await self._history.issue(connections[0], self._deployment.api_token, email(user))
                 if token is None:
                     await asyncio.sleep(0.2)
                     continue
-                at_once = connections[: next(self._requests_at_once)]
-                await asyncio.gather(*(self._history.redeem(connection, token) for connection in at_once))
+                concurrent = connections[: next(self._requests_at_once)]
+                await asyncio.gather(*(self._history.redeem(connection, token) for connection in concurrent))
 
     async def settle(self) -> None:
-        """Tries each token that signed nobody in twice more."""
+        """Redeem each token without a login twice more."""
         history = self._history
         tokens = iter(history.attempts.keys() - history.acknowledged)
 
-        async def try_again() -> None:
+        async def redeem_remaining() -> None:
             with Connection(self._deployment.port) as one, Connection(self._deployment.port) as another:
-                for token in tokens:  # shared: each token is taken by one of us
+                for token in tokens:  # shared iterator: each task takes other tokens
                     await asyncio.gather(history.redeem(one, token), history.redeem(another, token))
 
-        await asyncio.gather(*(try_again() for _ in range(16)))
+        await asyncio.gather(*(redeem_remaining() for _ in range(16)))
 
 
 async def recovery(history: History, name: str, port: int, tokens: Sequence[str]) -> list[Answer]:
-    """What is answered there, asked ten times a second for a login, until somebody is signed in."""
+    """Redeem tokens at a port ten times a second until the first login. Returns the responses."""
     answers: list[Answer] = []
     with Connection(port, name) as connection:
         for token in tokens:
@@ -339,10 +337,10 @@ async def recovery(history: History, name: str, port: int, tokens: Sequence[str]
 
 
 async def kill_with_commits_in_doubt(deployment: Deployment, history: History, token: str) -> None:
-    """Kills the primary when it has commits that its standby gets, and one, of `token`, that it never will.
+    """Kill the primary while commits wait for the standby. The standby receives all of them except that of `token`.
 
-    Nobody was told of any of them. An acknowledgement that does not wait would be wrong now, and so would be an answer
-    that takes the loss of a connection during `COMMIT` for a failure.
+    None of them was acknowledged. An acknowledgement before the standby's confirmation would be wrong, and so would a
+    response that treats a connection lost during `COMMIT` as a failure.
     """
     primary, (standby,) = deployment.cluster.primary, deployment.cluster.others
 
@@ -352,34 +350,34 @@ async def kill_with_commits_in_doubt(deployment: Deployment, history: History, t
     def idle_node_waits() -> bool:
         return primary.has_waiting_commit("idle")
 
-    # All in other threads, so that meanwhile the load goes on.
+    # The blocking steps run in threads, so that the load continues.
     with ExitStack() as stack:
         connection = stack.enter_context(Connection(port_of(deployment.idle), "idle"))
-        await asyncio.to_thread(stack.enter_context, standby.receiving_nothing())
+        await asyncio.to_thread(stack.enter_context, standby.wal_receiver_paused())
         await asyncio.to_thread(until, sent_commit_waits, "a commit waits", seconds=10)
-        await asyncio.to_thread(primary.stop_sending)
+        await asyncio.to_thread(primary.pause_wal_sender)
         async with asyncio.TaskGroup() as group:
             group.create_task(history.redeem(connection, token))
             await asyncio.to_thread(until, idle_node_waits, "one more commit waits", seconds=10)
             await asyncio.to_thread(primary.kill)
 
 
-async def test_a_failover_forgets_no_login_repeats_none_and_ends_by_itself(deployment: Deployment) -> None:
+async def test_a_failover_loses_no_login_and_repeats_none(deployment: Deployment) -> None:
     cluster, history = deployment.cluster, History()
     load = Load(deployment, history)
-    await load.make_people_known()
+    await load.create_users()
     ports = {**{name: port_of(node) for name, node in deployment.balanced.items()}, "balancer": deployment.port}
-    reserves = [await load.reserve(RESERVE, person) for person in range(len(ports))]
-    (doubtful,) = await load.reserve(1, 0)
+    reserves = [await load.reserve(RESERVE, user) for user in range(len(ports))]
+    (uncertain,) = await load.reserve(1, 0)
     await report_cost(deployment, load, history)
 
     (new,) = cluster.others
     async with asyncio.TaskGroup() as group:
         group.create_task(load.run())
         await history.until_redeemed(TOKENS // 2)
-        await kill_with_commits_in_doubt(deployment, history, doubtful)
+        await kill_with_commits_in_doubt(deployment, history, uncertain)
         killed_at = time.monotonic()
-        # What is asked from now on is not decided by the old primary any more.
+        # From here on, the old primary decides nothing.
         recoveries = await asyncio.gather(*map(partial(recovery, history), ports, ports.values(), reserves))
         await history.until_redeemed(TOKENS)
         load.stop()
@@ -389,23 +387,23 @@ async def test_a_failover_forgets_no_login_repeats_none_and_ends_by_itself(deplo
     used = in_doubt - history.acknowledged
 
     print(f"{history.redeemed} logins with {len(history.attempts)} tokens")
-    print("answers:", *sorted(Counter(answer.name for answer in history.answers).items()))
-    print("answers after the primary was killed:", *sorted(after.items()))
-    print(f"tokens whose use was in doubt: {len(used)} were used, {len(in_doubt - used)} were good once more")
+    print("responses:", *sorted(Counter(answer.name for answer in history.answers).items()))
+    print("responses after the primary was killed:", *sorted(after.items()))
+    print(f"tokens with unknown outcome: {len(used)} were used, {len(in_doubt - used)} were still valid")
     recovered_in = {name: answers[-1].at - killed_at for name, answers in zip(ports, recoveries, strict=True)}
     print("seconds until the first login:", *(f"{name} {seconds:.1f}" for name, seconds in recovered_in.items()))
-    print(f"longest answer: {max(answer.seconds for answer in history.answers):.2f} s")
+    print(f"longest response time: {max(answer.seconds for answer in history.answers):.2f} s")
 
-    # The promise.
+    # Single use.
     assert cluster.primary is new
     assert history.violations(consumed(new)) == []
-    # It was a test of what it is to test.
+    # The load and the failure had the intended effect.
     assert history.redeemed >= TOKENS
     by_several = [answers for answers in history.attempts.values() if len({answer.node for answer in answers}) > 1]
     assert len(by_several) > TOKENS / 2
     assert used
-    assert doubtful in in_doubt - used
-    # The outage: each node says of itself that it cannot, soon, and when to come back; and then it can.
+    assert uncertain in in_doubt - used
+    # During the outage, every node answers 503 with `Retry-After` in time. Then it recovers.
     for answers in recoveries:
         assert [answer.name for answer in answers] == ["503 unavailable"] * (len(answers) - 1) + ["303"]
         assert len(answers) > 1
@@ -418,13 +416,13 @@ async def test_a_failover_forgets_no_login_repeats_none_and_ends_by_itself(deplo
     }
 
 
-async def test_without_a_standby_a_node_that_requires_one_consumes_nothing_until_there_is_one_again(
+async def test_a_node_that_requires_a_standby_consumes_nothing_without_one(
     cluster: Cluster, env: dict[str, str], api_token: str, tmp_path: Path
 ) -> None:
     primary, others = cluster.primary, cluster.others
     for other in others:
         other.kill()
-    until(lambda: primary.is_alone, "a primary without a standby")
+    until(lambda: primary.is_asynchronous_primary, "a primary without a standby")
     with ExitStack() as stack:
         node = stack.enter_context(serving({**env, "SSO_REQUIRE_SYNC_STANDBY": "1"}, tmp_path / "log"))
         history = History()
@@ -438,12 +436,12 @@ async def test_without_a_standby_a_node_that_requires_one_consumes_nothing_until
         assert consumed(primary).isdisjoint(map(claims, history.attempts))
         assert await history.issue(connection, api_token, email(0))
 
-        began = time.monotonic()
+        started = time.monotonic()
         for other in others:
             other.start()
         cluster.wait_until_synchronous()
-        print(f"seconds until the old primary was a synchronous standby: {time.monotonic() - began:.1f}")
-        connection.close()  # the service did so long ago
+        print(f"seconds until the old primary was a synchronous standby: {time.monotonic() - started:.1f}")
+        connection.close()  # the service has already closed its end
         assert (await connection.get("/readyz")).status == 200
         for token in history.attempts:
             first, second = [await history.redeem(connection, token) for _ in range(2)]
@@ -452,7 +450,7 @@ async def test_without_a_standby_a_node_that_requires_one_consumes_nothing_until
         assert node.process.poll() is None
 
 
-async def test_what_breaks_the_promise_is_found_in_a_history() -> None:
+async def test_violations_of_single_use_are_found_in_a_history() -> None:
     login, used, unavailable, unknown = (
         Answer(status, code, "a", "", 0, 0, b"")
         for status, code in (
@@ -470,17 +468,17 @@ async def test_what_breaks_the_promise_is_found_in_a_history() -> None:
     assert violations(login, used, unavailable, unknown) == []
     assert violations(unknown, used) == []
     assert violations(login, login) == ["redeemed 2 times: 303, 303"]
-    assert violations(login, in_ledger=False) == ["a login is forgotten: 303"]
+    assert violations(login, in_ledger=False) == ["a login is missing in the ledger: 303"]
     (found,) = violations(unavailable, used)
-    assert found.startswith("used up without a login")
+    assert found.startswith("consumed without a login")
 
 
-# --- what a login costs ----------------------------------------------------------------------------------------------
+# --- cost of a login -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What was used so far: seconds of processor time, bytes of WAL, transactions that wrote."""
+class Usage:
+    """Resources used so far: processor time (seconds), WAL (bytes), and writing transactions."""
 
     service: float
     primary: float
@@ -489,13 +487,13 @@ class Spent:
     transactions: int
 
 
-def spent(deployment: Deployment) -> Spent:
+def usage(deployment: Deployment) -> Usage:
     primary = deployment.cluster.primary
     ((wal, transactions),) = primary.query(
         "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint,"
         " pg_snapshot_xmax(pg_current_snapshot())::text::bigint"
     )
-    return Spent(
+    return Usage(
         processor_time([psutil.Process(node.process.pid) for node in deployment.nodes]),
         processor_time(primary.postgresql_processes()),
         processor_time(deployment.cluster.others[0].postgresql_processes()),
@@ -507,19 +505,19 @@ def spent(deployment: Deployment) -> Spent:
 def processor_time(processes: Sequence[psutil.Process]) -> float:
     total = 0.0
     for process in processes:
-        with suppress(psutil.NoSuchProcess):  # a backend of somebody who has only asked something
+        with suppress(psutil.NoSuchProcess):  # a short-lived backend has ended
             times = process.cpu_times()
             total += times.user + times.system
     return total
 
 
 async def report_cost(deployment: Deployment, load: Load, history: History) -> None:
-    """Prints what one login costs, one after the other and many at once."""
-    for at_once, count in ((1, 500), (64, 4000)):
+    """Print the cost of a login, sequentially and under concurrency."""
+    for concurrency, count in ((1, 500), (64, 4000)):
         tokens = iter(
             [
                 token
-                for reserve in await asyncio.gather(*(load.reserve(count // 20, person) for person in range(20)))
+                for reserve in await asyncio.gather(*(load.reserve(count // 20, user) for user in range(20)))
                 for token in reserve
             ]
         )
@@ -529,16 +527,16 @@ async def report_cost(deployment: Deployment, load: Load, history: History) -> N
                 for token in tokens:
                     await history.redeem(connection, token)
 
-        before, began = spent(deployment), time.monotonic()
-        await asyncio.gather(*(redeem_all() for _ in range(at_once)))
-        seconds, after = time.monotonic() - began, spent(deployment)
+        before, started = usage(deployment), time.monotonic()
+        await asyncio.gather(*(redeem_all() for _ in range(concurrency)))
+        seconds, after = time.monotonic() - started, usage(deployment)
         print(
-            f"{at_once} at once: {count / seconds:.0f} logins/s;"
+            f"{concurrency} concurrently: {count / seconds:.0f} logins/s;"
             f" each {(after.service - before.service) / count * 1e6:.0f} us of the services' processor time,"
             f" {(after.primary - before.primary) / count * 1e6:.0f} of the primary's,"
             f" {(after.standby - before.standby) / count * 1e6:.0f} of the standby's,"
             f" {(after.wal - before.wal) / count:.0f} bytes of WAL;"
             f" {count / (after.transactions - before.transactions):.1f} in a transaction"
         )
-        # A tenth of it, usually. Compiling a statement, as PostgreSQL does with what it takes for dear, is 80 ms.
+        # Usually a tenth of this. If PostgreSQL's JIT compiled a statement, that alone would take 80 ms.
         assert (after.primary - before.primary) / count < 0.005

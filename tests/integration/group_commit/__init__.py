@@ -1,0 +1,1 @@
+"""Group commit: operations of many requests that share a transaction."""
