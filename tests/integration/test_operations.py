@@ -5,14 +5,13 @@ import time
 from pathlib import Path
 
 import pytest
-from starlette.exceptions import HTTPException
 
 from sso_service import keyring
 from sso_service.database.transactions import Database
 from sso_service.errors import InsufficientScope, RateLimited, ServiceError
 from sso_service.http import Problem
 from sso_service.keyring import KeyDirectory
-from sso_service.problems import ENTRIES, problem
+from sso_service.problems import ENTRIES
 from sso_service.web.problems import problem_of
 from tests.support.api import node
 from tests.support.client import Answer, Client
@@ -249,7 +248,6 @@ def test_errors_with_details_are_reported_with_them() -> None:
     limited = problem_of(RateLimited(7))
     assert limited is not None
     assert limited.headers == {"Retry-After": "7"}
-    assert problem_of(HTTPException(404)) == problem("not_found")
     assert problem_of(ValueError()) is None, "bugs are not reported to clients"
 
 
