@@ -171,6 +171,11 @@ ENTRIES: dict[str, Entry] = {
             "Die Seite war zu lange offen. Öffne den Anmeldelink noch einmal.",
         ),
     ),
+    "last_admin": Entry(
+        409,
+        "The account would have no admin.",
+        "The change would leave the account without an admin.",
+    ),
     # --- requests
     "bad_path": Entry(
         400,

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import URL, ColumnElement, Connection, Engine, Executable, FromClause, Table
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeEngine
 
@@ -44,7 +44,8 @@ class Database(ABC):
         """Yield a connection from the pool. Raises `Unavailable`."""
         try:
             connection = self.engine.connect()
-        except (DBAPIError, PoolTimeout, OSError) as error:  # OSError: out of file descriptors
+        # InvalidRequestError: one connection after another was closed before its first use. OSError: no descriptors.
+        except (DBAPIError, InvalidRequestError, PoolTimeout, OSError) as error:
             raise Unavailable(f"cannot connect to {self}: {reason(error)}") from error
         with connection:
             yield connection

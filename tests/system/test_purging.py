@@ -25,7 +25,7 @@ def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_fr
     purger.run()
     ledger.wait(61)
     victim = subprocess.Popen(
-        [sys.executable, "-c", _DELETES_FOR_EVER, database_url], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _DELETES_UNTIL_KILLED, database_url], stdout=subprocess.PIPE, text=True
     )
     with victim:
         assert victim.stdout is not None
@@ -44,7 +44,7 @@ def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_fr
     assert done == PurgeRound(deleted=1)
 
 
-_DELETES_FOR_EVER = """
+_DELETES_UNTIL_KILLED = """
 import sys, time
 from sso_service.database import open_database
 from sso_service.settings import read_settings
