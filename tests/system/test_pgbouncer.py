@@ -133,7 +133,11 @@ async def test_a_token_that_is_presented_twice_at_once_signs_in_once(
 
     async def visit(number: int) -> None:
         async with open_connection(running) as one, open_connection(running) as other:
-            for turn in range(20):
+            turn = 0
+            # On a busy machine it takes longer until PgBouncer needs all of its connections at once.
+            while turn < 20 or len(connections) < POOL:
+                assert turn < 200
+                turn += 1
                 issued = await one.send(issue(api_token, f"{number}-{turn % 4}@example.com"))
                 answers = await asyncio.gather(one.send(login(issued.token)), other.send(login(issued.token)))
                 statuses[tuple(sorted(answer.status for answer in answers))] += 1
@@ -144,7 +148,8 @@ async def test_a_token_that_is_presented_twice_at_once_signs_in_once(
         await asyncio.gather(*(visit(number) for number in range(16)))
         async with open_connection(running) as connection:
             ready = await connection.send(get("/readyz"))
-    assert statuses == {(303, 401): 320}
+    assert statuses.keys() == {(303, 401)}
+    assert statuses[303, 401] >= 320
     assert ready.status == 200
     assert len(connections) == POOL
     assert "WARNING" not in (tmp_path / "log").read_text()
