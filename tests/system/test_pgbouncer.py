@@ -134,7 +134,11 @@ async def test_two_concurrent_logins_with_one_token_succeed_once(
 
     async def sign_in_repeatedly(number: int) -> None:
         async with open_connection(running) as first, open_connection(running) as second:
-            for attempt in range(20):
+            attempt = 0
+            # On a busy machine it takes longer until PgBouncer needs all of its connections at once.
+            while attempt < 20 or len(connections) < POOL:
+                assert attempt < 200
+                attempt += 1
                 issued = await first.send(issue(api_token, f"{number}-{attempt % 4}@example.com"))
                 answers = await asyncio.gather(first.send(login(issued.token)), second.send(login(issued.token)))
                 statuses[tuple(sorted(answer.status for answer in answers))] += 1
@@ -145,7 +149,8 @@ async def test_two_concurrent_logins_with_one_token_succeed_once(
         await asyncio.gather(*(sign_in_repeatedly(number) for number in range(16)))
         async with open_connection(running) as connection:
             ready = await connection.send(get("/readyz"))
-    assert statuses == {(303, 401): 320}
+    assert statuses.keys() == {(303, 401)}
+    assert statuses[303, 401] >= 320
     assert ready.status == 200
     assert len(connections) == POOL
     assert "WARNING" not in (tmp_path / "log").read_text()
