@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ from sso_service.keyring import KeyDirectory
 from sso_service.permissions import Scope
 from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
-from sso_service.web import app
 from sso_service.web.app import create_app
 from tests.support import administration
 from tests.support.client import Client
@@ -52,15 +50,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if "postgresql" in parameters or {"postgresql", "own_postgresql"} & {*item.fixturenames}:
             item.add_marker(pytest.mark.postgresql)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_openapi_page() -> Iterator[None]:
-    """Make the OpenAPI document and its page once: rendering takes longer than most tests, and each makes an app."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("docs_endpoint", "openapi_endpoint"):
-            patch.setattr(app, name, cache(getattr(app, name)))
-        yield
 
 
 @pytest.fixture

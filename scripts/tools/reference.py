@@ -116,7 +116,8 @@ def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Co
 
 
 def _command(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name)
+    # click keeps the first help option of a command, so it must have the names that the command line gives it.
+    context = click.Context(command, info_name=name, help_option_names=["-h", "--help"])
     usage = " ".join([name, *(piece for piece in command.collect_usage_pieces(context))])
     records = [record for each in command.params if (record := each.get_help_record(context)) and record[1]]
     return "\n\n".join(

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from sso_service import keyring
 from sso_service.cli.output import time_text
@@ -60,7 +61,8 @@ def read_keys(settings: Settings) -> KeyRing:
 @contextmanager
 def database_with_any_schema(settings: Settings) -> Iterator[Database]:
     """Yield the existing database, and close it at the end. Raises `SchemaMismatch`."""
-    with closing(open_database(settings)) as database:
+    # Commands consume no tokens, and `serve` starts without a standby: its nodes answer 503 until there is one.
+    with closing(open_database(msgspec.structs.replace(settings, require_sync_standby=False))) as database:
         installation.check_database_exists(database)
         yield database
 

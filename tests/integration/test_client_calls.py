@@ -288,6 +288,7 @@ async def test_creating_is_not_retried_after_a_permanent_error(kind: Kind, reply
     assert len(wire.requests) == 1
 
 
+@pytest.mark.slow
 async def test_creating_waits_for_the_seconds_in_retry_after(kind: Kind) -> None:
     wire = Wire((503, error_body("unavailable"), {"Retry-After": "1"}), CREATE[2])
     await call(kind, "create_token", transport=wire, **JANE)
@@ -305,6 +306,7 @@ async def test_a_retry_after_beyond_the_limit_is_an_error_at_once(kind: Kind, se
     assert len(wire.requests) == 1
 
 
+@pytest.mark.slow
 async def test_creating_stops_in_time_with_few_attempts(kind: Kind) -> None:
     wire = Wire((503, error_body("unavailable"), {"Retry-After": "0"}))
     started = Stopwatch()
@@ -361,7 +363,10 @@ async def speaks_another_protocol(reader: asyncio.StreamReader, writer: asyncio.
     writer.write(b"SSH-2.0-OpenSSH_9.9\r\n")
 
 
-@pytest.mark.parametrize("respond", [never_responds, disconnects, stops_in_the_body, speaks_another_protocol])
+@pytest.mark.parametrize(
+    "respond",
+    [pytest.param(never_responds, marks=pytest.mark.slow), disconnects, stops_in_the_body, speaks_another_protocol],
+)
 @pytest.mark.parametrize("method", [CREATE, *NEVER_RETRIED], ids=lambda method: method[0])
 async def test_a_failed_response_leaves_the_outcome_unknown(kind: Kind, method: Method, respond: Responder) -> None:
     name, arguments, _ = method
@@ -381,6 +386,7 @@ async def test_without_a_connection_the_service_is_unavailable(kind: Kind) -> No
     assert started.own_seconds < 8
 
 
+@pytest.mark.slow
 async def test_time_outs_count_towards_the_limit_for_retries(kind: Kind) -> None:
     async with listening(never_responds) as (url, received):
         started = Stopwatch()

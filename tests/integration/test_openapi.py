@@ -86,6 +86,7 @@ class Observer:
         self.seen.add((method, path, status))
 
 
+@pytest.mark.slow
 async def test_every_documented_response_occurs(
     client: Client, database: Database, database_url: str, keys_dir: Path, clock: Clock, tmp_path: Path
 ) -> None:

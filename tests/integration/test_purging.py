@@ -342,6 +342,7 @@ async def signs_in(node: Client, token: str) -> bool:
 AHEAD = 2 * HOUR
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 @pytest.mark.parametrize("restarted", [False, True], ids=["", "purgers-restarted"])
 @pytest.mark.parametrize("issued_ahead", [False, True], ids=["issued-before", "issued-ahead"])

@@ -1,4 +1,4 @@
-"""An HTTP client that calls the application in this process."""
+"""An HTTP client that calls an ASGI application in this process."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from tests.support.data import JANE
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response: status, headers in lower case, body. Its id is no header here, since it is another each time."""
+    """A response: status, headers with lower-case names, body. The request id is separate, since it always differs."""
 
     status: int
     headers: list[tuple[str, str]]
@@ -22,7 +22,7 @@ class Answer:
     request_id: str = field(default="", compare=False)
 
     def header(self, name: str) -> str | None:
-        """The only occurrence of a header, or None."""
+        """Return the value of a header, or None. The header must not be repeated."""
         values = [value for key, value in self.headers if key == name]
         assert len(values) < 2, f"{name} occurs {len(values)} times"
         return values[0] if values else None
@@ -32,19 +32,19 @@ class Answer:
         return self.body.decode()
 
     def json(self) -> Any:
-        """The body as JSON, which its type must say it is."""
+        """Return the parsed body. The content type must be JSON."""
         assert self.header("content-type") == "application/json"
         return json.loads(self.body)
 
     @property
     def error(self) -> str:
-        """The code of the JSON error."""
+        """The error code of a JSON error."""
         code: str = self.json()["error"]["code"]
         return code
 
 
 class Client:
-    """Calls the application with exactly these bytes, as no HTTP library would, and keeps cookies."""
+    """Calls an application with raw bytes, which HTTP libraries would normalise, and keeps cookies."""
 
     def __init__(self, app: ASGIApp, *, scheme: str = "http", host: str = "studio.example") -> None:
         self.app = app
@@ -53,7 +53,7 @@ class Client:
         self.cookies: dict[str, str] = {}
 
     def another(self) -> "Client":
-        """Another browser at the same application."""
+        """Return a client of the same application without cookies, like another browser."""
         return Client(self.app, scheme=self.scheme, host=self.host)
 
     async def request(
@@ -66,9 +66,9 @@ class Client:
         pieces: Sequence[bytes] | None = None,
         ends: asyncio.Event | None = None,
     ) -> Answer:
-        """The answer to a request for `target` (path and query, raw). `pieces` sends the body in several messages.
+        """Send a request for `target` (path and query, raw). `pieces` sends the body in several messages.
 
-        The end of the body comes once `ends` is set, if that is given.
+        If `ends` is given, the end of the body arrives only once it is set.
         """
         raw = target.encode() if isinstance(target, str) else target
         path, _, query = raw.partition(b"?")
@@ -120,18 +120,18 @@ class Client:
         return answer
 
     async def get(self, target: str | bytes, **headers: str) -> Answer:
-        """GET; `accept_language="de"` is the header `Accept-Language: de`."""
+        """Send a GET request. `accept_language="de"` sends the header `Accept-Language: de`."""
         return await self.request("GET", target, headers=_dashed(headers))
 
     async def post_json(self, target: str, content: object, *, token: str | None = None) -> Answer:
-        """POST of JSON with an API token."""
+        """Send JSON in a POST request, with an API token if given."""
         headers = [("content-type", "application/json")]
         if token is not None:
             headers.append(("authorization", f"Bearer {token}"))
         return await self.request("POST", target, headers=headers, body=json.dumps(content).encode())
 
     async def issue(self, token: str, person: Mapping[str, str] = JANE) -> str:
-        """A login token for `person`."""
+        """Issue a login token for `person`, with the API token `token`."""
         answer = await self.post_json("/v1/sso_tokens", person, token=token)
         assert answer.status == 201, answer
         issued: str = answer.json()["token"]

@@ -1,4 +1,4 @@
-"""The accounts in every test database, and two persons."""
+"""The accounts and teams in every test database, and two persons as an integration sends them."""
 
 ACCOUNT, TEAM = 123, 42
 OTHER_ACCOUNT, OTHER_TEAM = 999, 77

@@ -20,6 +20,8 @@ from tests.support.proxies import Proxy, proxying
 from tests.support.studio_server import Application, application
 from tests.support.waiting import PATIENCE
 
+IDENTITY = ["x-studio-user", "x-studio-email", "x-studio-account", "x-studio-role"]
+"""The headers in which a proxy forwards the user's identity to the Studio."""
 NAVIGATION = [("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document"), ("Accept", "text/html,*/*;q=0.8")]
 
 

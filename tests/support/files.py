@@ -4,5 +4,5 @@ from pathlib import Path
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a directory."""
+    """Return the content of every file in a directory, by name."""
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}

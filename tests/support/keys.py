@@ -1,4 +1,4 @@
-"""Signing keys, and login tokens that they sign."""
+"""Signing keys, and login tokens signed with them."""
 
 import secrets
 from pathlib import Path
@@ -13,7 +13,7 @@ TTL = 300
 
 
 def forge(key: SigningKey, now: float, user_id: int = 1) -> str:
-    """Return a login token signed with `key`, as the service or a thief of the key would make it."""
+    """Return a login token signed with `key`, as the service or an attacker with the key would make it."""
     return sign(Claims(int(now) + TTL, user_id, ACCOUNT, secrets.randbits(32)), key.token_key)
 
 

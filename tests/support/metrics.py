@@ -8,7 +8,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def samples_in(text: str) -> Samples:
-    """Every sample by its name and its labels."""
+    """Parse every sample, by name and labels."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -17,4 +17,5 @@ def samples_in(text: str) -> Samples:
 
 
 def sample_of(samples: Samples, name: str, labels: Mapping[str, str] | None = None) -> float:
+    """Return the value of a sample, or 0 if there is none."""
     return samples.get((name, frozenset((labels or {}).items())), 0)

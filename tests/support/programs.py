@@ -1,4 +1,4 @@
-"""Programs that tests start and that may be missing on a machine."""
+"""External programs that tests need and that may not be installed."""
 
 import os
 import shutil

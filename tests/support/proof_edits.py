@@ -237,7 +237,7 @@ VIOLATIONS: list[tuple[str, str, list[Edit]]] = [
     ),
     (
         "not_expired_early",
-        "the fault was of another kind",
+        "the fault was not of a clock",
         [add(refused(UNUSED, "token_expired"), replace(clock_fault(UNUSED, "a"), kind="kill -9"))],
     ),
     (

@@ -1,4 +1,4 @@
-"""A check of a service under load while its database is not there."""
+"""A check of a service under load during an outage of its database."""
 
 import asyncio
 import math
@@ -22,36 +22,40 @@ from tests.support.waiting import recording_delays, until
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request: what for, when (monotonic), with which login token, how long it took (seconds), and the answer."""
+class Request:
+    """A request: kind, start (monotonic), login token, duration (seconds), and response."""
 
-    what: str
+    kind: str
     at: float
     token: str
-    took: float
+    seconds: float
     reply: Reply
 
 
 GOOD = {"issue": 201, "login": 303, "revoke": 200, "session": 200, "auth": 204, "ready": 200}
-"""What needs the database, and the status when it is there."""
+"""The requests that need the database, and their status while it is available."""
 
 
 async def assert_survives(
     outage: Callable[[], AbstractContextManager[None]], seconds: float, url: str, home: Path
 ) -> None:
-    """A service on the database `url` that is under load before, during and after an `outage`."""
+    """Run a service with the database `url` under load before, during and after an outage of at least `seconds`.
+
+    During the outage, requests fail in time with 503, and other requests succeed. Every response is true: after the
+    outage, each token is consumed if and only if its login succeeded, unless the response was `outcome_unknown`.
+    """
     env = {"SSO_HOME": str(home), "SSO_DATABASE_URL": url}
-    made = command("init", "--demo", env=env)
-    api_token = re.findall(r"wf_live_\S+", made.stdout)[0]
+    initialised = command("init", "--demo", env=env)
+    api_token = re.findall(r"wf_live_\S+", initialised.stdout)[0]
     [key] = (key for key in keyring.load(home / "keys")[0].values() if isinstance(key, SigningKey))
-    over = asyncio.Event()
-    asked: list[Asked] = []
+    finished = asyncio.Event()
+    requests: list[Request] = []
 
     def genuine() -> str:
-        """A login token that needs no database to be made."""
+        """Return a valid login token, without the database."""
         return sign(Claims(int(time.time()) + TTL, user_id, ACCOUNT, secrets.randbits(32)), key.token_key)
 
-    def request(what: str, token: str) -> bytes:
+    def message(kind: str, token: str) -> bytes:
         return {
             "issue": issue(api_token),
             "login": login(token),
@@ -61,26 +65,26 @@ async def assert_survives(
             "ready": get("/readyz"),
             "forged": login(token[:22] + secrets.token_urlsafe(15) + "A"),
             "healthy": get("/healthz"),
-        }[what]
+        }[kind]
 
-    async def ask(what: str) -> None:
+    async def send_repeatedly(kind: str) -> None:
         async with open_connection(running) as connection:
-            while not over.is_set():
-                token, begun = genuine(), time.monotonic()
-                reply = await connection.send(request(what, token))
-                asked.append(Asked(what, begun, token, time.monotonic() - begun, reply))
-                await asyncio.sleep(0.05)  # or a database that refuses at once makes this a flood
+            while not finished.is_set():
+                token, started = genuine(), time.monotonic()
+                reply = await connection.send(message(kind, token))
+                requests.append(Request(kind, started, token, time.monotonic() - started, reply))
+                await asyncio.sleep(0.05)  # limits the rate while the database refuses immediately
 
-    def begun_in(start: float, end: float = math.inf) -> list[Asked]:
-        return [each for each in asked if start <= each.at and each.at + each.took <= end]
+    def within(start: float, end: float = math.inf) -> list[Request]:
+        return [each for each in requests if start <= each.at and each.at + each.seconds <= end]
 
-    def fewest_without_database(answers: list[Asked]) -> int:
-        """How often each request that needs no database was answered, at least."""
-        counts = Counter(each.what for each in answers if each.what not in GOOD)
+    def fewest_without_database(answers: list[Request]) -> int:
+        """Return the smaller number of responses to the two kinds of requests that need no database."""
+        counts = Counter(each.kind for each in answers if each.kind not in GOOD)
         return min(counts["forged"], counts["healthy"])
 
-    def all_good(answers: list[Asked]) -> bool:
-        return all(each.reply.status == GOOD.get(each.what, each.reply.status) for each in answers)
+    def all_good(answers: list[Request]) -> bool:
+        return all(each.reply.status == GOOD.get(each.kind, each.reply.status) for each in answers)
 
     with serving(env, home / "log", workers=2) as running, recording_delays(running.process.pid) as delays:
         async with open_connection(running) as connection:
@@ -88,53 +92,53 @@ async def assert_survives(
             user_id = unsafe_read_claims(first).user_id
             cookie = (await connection.send(login(first))).header("set-cookie").partition(";")[0]
         async with asyncio.TaskGroup() as group:
-            for what in ("forged", "healthy", *GOOD, *GOOD, "issue", "login", "login", "login"):
-                group.create_task(ask(what))
-            await until(lambda: len(asked) > 200)
-            leaving = time.monotonic()
-            # Begun and ended in a thread, or the times below would be those of waiting here.
-            with ExitStack() as absence:
-                await asyncio.to_thread(absence.enter_context, outage())
-                gone = time.monotonic()
+            for kind in ("forged", "healthy", *GOOD, *GOOD, "issue", "login", "login", "login"):
+                group.create_task(send_repeatedly(kind))
+            await until(lambda: len(requests) > 200)
+            before_outage = time.monotonic()
+            # Starts and ends in a thread: blocking the event loop would falsify the measured times.
+            with ExitStack() as stack:
+                await asyncio.to_thread(stack.enter_context, outage())
+                outage_started = time.monotonic()
                 await asyncio.sleep(seconds)
-                await until(lambda: fewest_without_database(begun_in(gone)) > 50)
-                returning = time.monotonic()
-                await asyncio.to_thread(absence.close)
-            back = time.monotonic()
-            # The service has recovered when nothing has failed for a second.
-            while time.monotonic() < back + 1 or not all_good(begun_in(time.monotonic() - 1)):
-                assert time.monotonic() - delays.between(back, time.monotonic()) < back + 6
+                await until(lambda: fewest_without_database(within(outage_started)) > 50)
+                outage_ends = time.monotonic()
+                await asyncio.to_thread(stack.close)
+            outage_ended = time.monotonic()
+            # The service has recovered once no request has failed for a second.
+            while time.monotonic() < outage_ended + 1 or not all_good(within(time.monotonic() - 1)):
+                assert time.monotonic() - delays.between(outage_ended, time.monotonic()) < outage_ended + 6
                 await asyncio.sleep(0.1)
-            settled = time.monotonic()
-            over.set()
+            recovered = time.monotonic()
+            finished.set()
 
-        for each in asked:
-            took = each.took - delays.between(each.at, each.at + each.took)
-            match each.what:
+        for each in requests:
+            seconds_taken = each.seconds - delays.between(each.at, each.at + each.seconds)
+            match each.kind:
                 case "forged":
-                    assert (each.reply.status, took < 0.5) == (401, True), each
+                    assert (each.reply.status, seconds_taken < 0.5) == (401, True), each
                 case "healthy":
-                    assert (each.reply.status, took < 0.5) == (200, True), each
+                    assert (each.reply.status, seconds_taken < 0.5) == (200, True), each
                 case _:
-                    assert each.reply.status in {GOOD[each.what], 503}, each
-                    assert took < 3, each
+                    assert each.reply.status in {GOOD[each.kind], 503}, each
+                    assert seconds_taken < 3, each
                     assert each.reply.status != 503 or each.reply.header("retry-after"), each
-        assert all_good(begun_in(0, leaving))
-        during = begun_in(gone, returning)
-        assert {(each.what, each.reply.status) for each in during if each.what in GOOD} == {
-            (what, 503) for what in GOOD
+        assert all_good(within(0, before_outage))
+        during = within(outage_started, outage_ends)
+        assert {(each.kind, each.reply.status) for each in during if each.kind in GOOD} == {
+            (kind, 503) for kind in GOOD
         }
         assert fewest_without_database(during) > 50
-        assert {each.what for each in begun_in(settled - 1)} >= set(GOOD)
-        # In the log it is an event, not a line for each of these.
-        refused = sum(each.reply.status == 503 and each.what != "ready" for each in asked)
-        told = [text for text in (home / "log").read_text().splitlines() if " WARNING " in text]
-        assert 0 < len(told) < 2 * (2 + (returning - gone) / 4)
-        counted = sum(int(found[1]) if (found := re.search(r"(\d+) more requests", text)) else 1 for text in told)
+        assert {each.kind for each in within(recovered - 1)} >= set(GOOD)
+        # The log summarises the outage in few lines.
+        refused = sum(each.reply.status == 503 and each.kind != "ready" for each in requests)
+        warnings = [text for text in (home / "log").read_text().splitlines() if " WARNING " in text]
+        assert 0 < len(warnings) < 2 * (2 + (outage_ends - outage_started) / 4)
+        counted = sum(int(found[1]) if (found := re.search(r"(\d+) more requests", text)) else 1 for text in warnings)
         assert counted <= refused
 
-        # What was said of a link is true: used, not used, or, if that could not be told, one of both.
-        logins = [each for each in asked if each.what == "login"]
+        # Each login response was true: a token was consumed or not, or the outcome was reported as unknown.
+        logins = [each for each in requests if each.kind == "login"]
         again = await logged_in_again(running, [each.token for each in logins])
         for each, status in zip(logins, again, strict=True):
             if each.reply.status == 303:

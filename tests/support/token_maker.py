@@ -1,4 +1,4 @@
-"""Login tokens that a command or a service judges: good ones, and ones with a single fault."""
+"""Login tokens for tests: valid ones, and ones with a single fault."""
 
 import time
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tests.support.databases import changing
 
 @dataclass(frozen=True, slots=True)
 class TokenMaker:
-    """A member of `ACCOUNT`, a key that signs, and the settings (`env`) of the commands."""
+    """A member of `ACCOUNT`, a signing key, and the settings (`env`) of the commands."""
 
     env: dict[str, str]
     database: Database
@@ -31,7 +31,7 @@ class TokenMaker:
         return Claims(**fields | changes)
 
     def token(self, **changes: int) -> str:
-        """Return a token for these claims, signed by the key."""
+        """Return a token for these claims, signed with the key."""
         return tokens.sign(self.claims(**changes), self.key.token_key)
 
     def consume(self, claims: Claims) -> None:

@@ -1,4 +1,4 @@
-// Where a browser would go: reads [[page, location], ...] as JSON and writes the URLs, by the WHATWG URL standard.
+// Reads [[page, location], ...] as JSON, and writes the URLs that browsers would open (WHATWG URL standard).
 import { readFileSync } from "node:fs";
 
 const cases = JSON.parse(readFileSync(0, "utf8"));

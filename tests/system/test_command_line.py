@@ -1,4 +1,4 @@
-"""Commands in new processes: against a running service, at the same time, and what they import."""
+"""Commands in new processes: with a running service, concurrently, and the modules that they import."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def env(database_url: str, tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def sqlite_env(sqlite_template: Path, tmp_path: Path) -> dict[str, str]:
-    """The same on SQLite, for tests that do not depend on the kind of database."""
+    """The same settings with SQLite, for tests that do not depend on the kind of database."""
     (tmp_path / "sso.db").write_bytes(sqlite_template.read_bytes())
     return {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": "sqlite:///sso.db"}
 

@@ -1,4 +1,4 @@
-"""The files of `scripts/deploy` that no proxy reads: systemd's own checks, and what the container runs."""
+"""The systemd units and the container's health check in `scripts/deploy`."""
 
 import json
 import os
@@ -21,7 +21,7 @@ INSTALLED = "/opt/sso-service/bin/sso-service"
 
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
-    """The units, with the program at a place where there is one."""
+    """The units, with the path of an existing program."""
     for name in UNITS:
         text = (DEPLOY / name).read_text()
         (tmp_path / name).write_text(text.replace(INSTALLED, sys.executable))
@@ -36,18 +36,18 @@ def systemd_analyze(*arguments: str, units: Path) -> "subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("name", UNITS)
-def test_systemd_finds_nothing_wrong_with_our_units(units: Path, name: str) -> None:
+def test_systemd_units_are_valid(units: Path, name: str) -> None:
     done = systemd_analyze("verify", "--man=no", str(units / name), units=units)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
-def test_what_systemd_takes_from_the_service_leaves_it_little_to_do_harm_with(units: Path, name: str) -> None:
+def test_systemd_units_restrict_the_service(units: Path, name: str) -> None:
     done = systemd_analyze("security", "--offline=true", "--threshold=13", str(units / name), units=units)
     assert done.returncode == 0, done.stdout
 
 
-def test_the_commands_in_the_units_are_ours() -> None:
+def test_systemd_units_run_existing_commands() -> None:
     commands = [
         command.split()
         for name in UNITS
@@ -62,7 +62,9 @@ def test_the_commands_in_the_units_are_ours() -> None:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_container_is_healthy_while_it_answers(settings: Settings, keys_dir: Path, tmp_path: Path) -> None:
+def test_the_container_is_healthy_while_the_service_responds(
+    settings: Settings, keys_dir: Path, tmp_path: Path
+) -> None:
     found = re.search(r"^HEALTHCHECK .*? CMD (\[.*\])$", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
     assert found is not None
     check = [sys.executable, *json.loads(found[1])[1:]]

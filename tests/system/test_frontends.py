@@ -1,4 +1,4 @@
-"""The Python client and frontends with the middleware over the network."""
+"""The Python client, and frontends with its middleware, over the network."""
 
 import asyncio
 import html
@@ -41,22 +41,22 @@ async def test_the_client_works_with_a_service_over_the_network(
     caplog.set_level(logging.DEBUG)
     secret = make_api_token(database, scopes=BOTH)[1]
     with serving({"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url}, tmp_path / "log") as running:
-        ask = partial(call, kind, url=running.url, api_token=secret)
-        url = await ask("login_url", studio_url=f"{running.url}{PAGE}?chromeless=1#top", **JANE)
+        call_client = partial(call, kind, url=running.url, api_token=secret)
+        url = await call_client("login_url", studio_url=f"{running.url}{PAGE}?chromeless=1#top", **JANE)
         async with httpx.AsyncClient() as browser:
             answer = await browser.get(url)
         assert (answer.status_code, answer.headers["location"]) == (303, f"{PAGE}?chromeless=1")
 
-        token = (await ask("create_token", **JANE)).token
-        assert (await ask("verify", token=token)).active
-        assert (await ask("consume", token=token)).user.email == JANE["email"]
-        assert type(await error_of(ask("consume", token=token))) is TokenConsumed
-        assert await ask("revoke", token=token) is False
+        token = (await call_client("create_token", **JANE)).token
+        assert (await call_client("verify", token=token)).active
+        assert (await call_client("consume", token=token)).user.email == JANE["email"]
+        assert type(await error_of(call_client("consume", token=token))) is TokenConsumed
+        assert await call_client("revoke", token=token) is False
         key = KeyDirectory(keys_dir)
         key.refresh()
         signing = key.ring.signing_key(int(time.time()))
         old = tokens.sign(Claims(int(time.time()), 1, ACCOUNT, 0), signing.token_key)
-        assert type(await error_of(ask("consume", token=old))) is TokenExpired
+        assert type(await error_of(call_client("consume", token=old))) is TokenExpired
     for each in (secret, token, old):
         assert each not in caplog.text
 

@@ -27,8 +27,7 @@ from tests.support.data import ACCOUNT, JANE, PAGE
 from tests.support.databases import changing
 from tests.support.deployments import Deployment, running_deployment
 from tests.support.processes import Running, serving
-from tests.support.programs import program
-from tests.support.proxies import PROXIES, proxying
+from tests.support.proxies import proxying
 from tests.support.studio_server import application
 from tests.support.waiting import PATIENCE
 
@@ -446,13 +445,6 @@ def test_no_request_hides_inside_another(wire: Wire, lines: list[bytes]) -> None
 
 
 # --- behind a proxy --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=PROXIES)
-def kind(request: pytest.FixtureRequest) -> str:
-    kind: str = request.param
-    program(kind)
-    return kind
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Installations without the server, each in a process of its own."""
+"""Installations without the server's dependencies, each in a separate process."""
 
 import subprocess
 import sys
@@ -14,11 +14,11 @@ SERVER = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["option
 
 
 def run(program: str) -> "subprocess.CompletedProcess[str]":
-    """Run a program in Python."""
+    """Run a Python program in a new process."""
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_client_and_its_middleware_load_nothing_of_the_server() -> None:
+def test_the_client_imports_no_server_dependencies() -> None:
     done = run("import sys, sso_service.client.middleware; print(*sys.modules)")
     assert done.returncode == 0, done.stderr
     loaded = done.stdout.split()
@@ -32,7 +32,7 @@ def test_the_client_and_its_middleware_load_nothing_of_the_server() -> None:
 
 
 def test_the_command_without_the_server_names_the_missing_extra() -> None:
-    # A module that is None in sys.modules cannot be imported, as if it were not installed.
+    # An import fails if the module is None in sys.modules, as if it were not installed.
     done = run("import sys; sys.modules['click'] = None; from sso_service.__main__ import main")
     assert (done.returncode, done.stdout) == (1, "")
     assert len(done.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""What `scripts/deploy` has for Prometheus and Grafana: that they take it, and that it asks for what we tell."""
+"""The files for Prometheus and Grafana in `scripts/deploy`: they are valid, and use existing metrics."""
 
 import json
 import re
@@ -48,11 +48,11 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
-def promtool(*arguments: str | Path, given: str = "") -> None:
-    """What promtool has no complaint about."""
+def promtool(*arguments: str | Path, text: str = "") -> None:
+    """Run promtool, and assert that it reports no problem."""
     done = subprocess.run(
         [program("promtool"), *arguments],
-        input=given,
+        input=text,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -65,7 +65,7 @@ def promtool(*arguments: str | Path, given: str = "") -> None:
 # --- the files -------------------------------------------------------------------------------------------------------
 
 
-def test_prometheus_takes_its_configuration_and_the_rules_with_it(tmp_path: Path) -> None:
+def test_prometheus_accepts_its_configuration_and_rules(tmp_path: Path) -> None:
     for name in ("prometheus.yml", "alerts.yml"):
         (tmp_path / name).write_text((DEPLOY / name).read_text())
     (tmp_path / "sso-metrics-token").write_text("hunter2")
@@ -73,7 +73,7 @@ def test_prometheus_takes_its_configuration_and_the_rules_with_it(tmp_path: Path
     promtool("check", "rules", "--lint-fatal", tmp_path / "alerts.yml")
 
 
-def test_every_alert_has_a_severity_and_names_a_row_of_the_documentation() -> None:
+def test_every_alert_has_a_severity_and_a_troubleshooting_entry() -> None:
     page = (ROOT / "sso_service" / "docs" / "how-to" / "troubleshoot.md").read_text()
     rows = set(re.findall(r"^\| (.*?) \|", page, re.MULTILINE))
     for rule in ALERTS.split("- alert: ")[1:]:
@@ -86,11 +86,11 @@ def test_every_alert_has_a_severity_and_names_a_row_of_the_documentation() -> No
         assert set(named[1].split("; ")) <= rows, rule
 
 
-# --- what they ask for -----------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------------------
 
 
 def selectors(text: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Each of our metrics in `text`, with the labels that it is chosen by and the values or patterns for them."""
+    """Yield each metric of the service in `text`, with its label matchers: label, and value or pattern."""
     for name, matchers in re.findall(r"\b(sso_\w+)(?:\{(.*?)\})?", text.replace("$node", ".+")):
         yield name, re.findall(r'(\w+)[=!~]+"(.*?)"', matchers)
 
@@ -101,8 +101,8 @@ def labels_to_group_by(text: str) -> set[str]:
 
 
 @pytest.fixture
-async def told(client: Client, service: Node, api_token: str, verifier: str) -> str:
-    """What `/metrics` tells after a little traffic."""
+async def metrics_text(client: Client, service: Node, api_token: str, verifier: str) -> str:
+    """The content of `/metrics` after some requests."""
     used = await client.issue(api_token)
     await client.get(f"{PAGE}?sso={used}")
     await client.another().get(f"{PAGE}?sso={used}")
@@ -114,9 +114,9 @@ async def told(client: Client, service: Node, api_token: str, verifier: str) -> 
 
 @on_sqlite
 @pytest.mark.parametrize("text", [ALERTS, "\n".join(QUERIES)], ids=["alerts", "dashboard"])
-async def test_alerts_and_dashboard_ask_for_metrics_labels_and_values_that_there_are(told: str, text: str) -> None:
+async def test_alerts_and_dashboard_use_only_existing_metrics_and_labels(metrics_text: str, text: str) -> None:
     labels: dict[str, set[str]] = {}
-    for name, pairs in samples_in(told):
+    for name, pairs in samples_in(metrics_text):
         labels.setdefault(name, {"job", "instance"}).update(label for label, _ in pairs)
     reasons = {
         error.reason
@@ -158,18 +158,18 @@ async def test_alerts_and_dashboard_ask_for_metrics_labels_and_values_that_there
 
 
 @on_sqlite
-async def test_the_dashboard_shows_all_that_is_told(told: str) -> None:
-    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name, _ in samples_in(told)}
+async def test_the_dashboard_shows_every_metric(metrics_text: str) -> None:
+    families = {re.sub(r"_(bucket|sum|count|created)$", "", name) for name, _ in samples_in(metrics_text)}
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for name, _ in selectors("\n".join(QUERIES))}
     assert {name for name in families if name.startswith("sso_") and f"{name}_total" not in families} == shown
 
 
 @on_sqlite
-async def test_the_names_of_the_metrics_are_as_prometheus_wants_them(told: str) -> None:
-    promtool("check", "metrics", given=told)
+async def test_metric_names_follow_prometheus_conventions(metrics_text: str) -> None:
+    promtool("check", "metrics", text=metrics_text)
 
 
-def test_every_counter_of_the_dashboard_is_a_rate_and_every_panel_has_a_unit_and_a_place_of_its_own() -> None:
+def test_dashboard_counters_are_rates_and_panels_do_not_overlap() -> None:
     for query in QUERIES:
         assert not re.search(r"_(total|bucket|sum|count)\b(?!\{[^}]*\}\[\$__rate_interval\]\))", query)
     for panel in PANELS:
@@ -187,12 +187,12 @@ def test_every_counter_of_the_dashboard_is_a_rate_and_every_panel_has_a_unit_and
     assert max(x for x, _ in places) < 24
 
 
-# --- a Prometheus that looks at a service ----------------------------------------------------------------------------
+# --- a Prometheus that scrapes a service -----------------------------------------------------------------------------
 
 
 @contextmanager
 def prometheus(node: str, secret: str, directory: Path) -> Iterator[httpx.Client]:
-    """A Prometheus with our configuration, but for the addresses and that it looks more often."""
+    """Run a Prometheus with the shipped configuration, but other addresses and shorter intervals. Yields its API."""
     port = free_port()
     configuration = (DEPLOY / "prometheus.yml").read_text()
     for pattern, replacement in {
@@ -224,7 +224,7 @@ def prometheus(node: str, secret: str, directory: Path) -> Iterator[httpx.Client
 
 
 @on_sqlite
-def test_prometheus_scrapes_with_the_token_knows_the_rules_and_has_an_answer_to_every_panel(
+def test_prometheus_scrapes_with_the_token_and_fills_every_panel(
     settings: Settings, keys_dir: Path, tmp_path: Path, api_token: str
 ) -> None:
     def traffic(url: str) -> None:
@@ -246,17 +246,17 @@ def test_prometheus_scrapes_with_the_token_knows_the_rules_and_has_an_answer_to_
         "SSO_KEYS_DIR": str(keys_dir),
         "SSO_METRICS_TOKEN": "hunter2",
     }
-    # The ledger is first counted after a minute.
-    unanswered = [query for query in QUERIES if "sso_consumed_rows" not in query]
+    # The service counts the ledger's rows only after a minute.
+    empty = [query for query in QUERIES if "sso_consumed_rows" not in query]
     deadline = time.monotonic() + 60
     with (
         serving(env, tmp_path / "log", workers=2) as running,
         prometheus(running.url.removeprefix("http://"), "hunter2", tmp_path) as api,
     ):
-        while unanswered:
-            assert time.monotonic() < deadline, unanswered
+        while empty:
+            assert time.monotonic() < deadline, empty
             traffic(running.url)
-            unanswered = [query for query in unanswered if not result(query)]
+            empty = [query for query in empty if not result(query)]
         (up,) = result('up{job="sso"}')
         assert up["value"][1] == "1"
         (group,) = api.get("/rules").json()["data"]["groups"]
@@ -264,7 +264,7 @@ def test_prometheus_scrapes_with_the_token_knows_the_rules_and_has_an_answer_to_
         assert {rule["state"] for rule in group["rules"]} == {"inactive"}
 
 
-# --- what each alert is for ------------------------------------------------------------------------------------------
+# --- alerts ----------------------------------------------------------------------------------------------------------
 
 MINUTES = 50
 
@@ -273,25 +273,25 @@ def every_minute(growth: float, start: float = 0) -> str:
     return f"{start:g}{growth:+g}x{MINUTES}"
 
 
-def always(value: float) -> str:
+def constant(value: float) -> str:
     return every_minute(0, value)
 
 
-def lately(minutes: int, value: float, before: float = 0) -> str:
-    """`before`, and in the last minutes `value`."""
+def recently(minutes: int, value: float, before: float = 0) -> str:
+    """Return a series with the value `before`, and `value` during the last minutes."""
     return f"{before:g}x{MINUTES - minutes - 1} {value:g}x{minutes + 20}"
 
 
 def healthy() -> dict[str, str]:
-    """Two nodes, a and b, each of which issues thirty tokens a minute, and signs in thirty people."""
+    """Return the series of two nodes, a and b, each with thirty issued tokens and thirty logins a minute."""
     series = {}
     for node in "ab":
         for name, labels, values in (
-            ("up", "", always(1)),
-            ("sso_ready", "", always(1)),
+            ("up", "", constant(1)),
+            ("sso_ready", "", constant(1)),
             ("sso_signing_key_age_seconds", "", every_minute(60, 86400)),
-            ("sso_clock_difference_seconds", "", always(0.2)),
-            ("sso_consumed_rows", "", always(60 * 66)),
+            ("sso_clock_difference_seconds", "", constant(0.2)),
+            ("sso_consumed_rows", "", constant(60 * 66)),
             ("sso_tokens_issued_total", 'user_created="no"', every_minute(30)),
             ("sso_tokens_revoked_total", "", every_minute(0)),
             ("sso_logins_total", 'way="browser", outcome="signed_in"', every_minute(30)),
@@ -307,7 +307,7 @@ def healthy() -> dict[str, str]:
 
 
 def on(node: str, name: str, labels: str = "") -> str:
-    """The name of a series."""
+    """Return the name of a series of a node."""
     return f'{name}{{job="sso", instance="{node}"{", " if labels else ""}{labels}}}'
 
 
@@ -327,8 +327,8 @@ def age(node: str) -> str:
     return on(node, "sso_signing_key_age_seconds")
 
 
-NOBODY = {
-    on(node, name, labels): always(0)
+NO_TRAFFIC = {
+    on(node, name, labels): constant(0)
     for node in "ab"
     for name, labels in (
         ("sso_logins_total", 'way="browser", outcome="signed_in"'),
@@ -336,80 +336,80 @@ NOBODY = {
         ("sso_consumed_rows", ""),
     )
 }
-"""A night in which nobody signs in."""
-GONE = "_"
-"""No such series."""
-NOBODY_GETS_IN = {series: GONE for series in NOBODY if "logins" in series or "rows" in series}
+"""Series of a night without logins."""
+ABSENT = "_"
+"""Values of a series that does not exist."""
+NO_LOGINS = {series: ABSENT for series in NO_TRAFFIC if "logins" in series or "rows" in series}
 SLOW = 'route="login", le="0.5"'
 
 SITUATIONS: dict[str, tuple[dict[str, str], set[str]]] = {
-    "all is well": ({}, set()),
-    "a night in which nobody comes": (NOBODY, set()),
-    "nothing is scraped at all": (dict.fromkeys(healthy(), GONE), {"SSONoNodeReady"}),
+    "everything works": ({}, set()),
+    "there is no traffic at night": (NO_TRAFFIC, set()),
+    "nothing is scraped at all": (dict.fromkeys(healthy(), ABSENT), {"SSONoNodeReady"}),
     "all nodes are down": (
-        {on(node, "up"): always(0) for node in "ab"} | {on(node, "sso_ready"): GONE for node in "ab"},
+        {on(node, "up"): constant(0) for node in "ab"} | {on(node, "sso_ready"): ABSENT for node in "ab"},
         {"SSONoNodeReady", "SSONodeDown"},
     ),
     "no node is ready": (
-        {on(node, "sso_ready"): always(0) for node in "ab"},
+        {on(node, "sso_ready"): constant(0) for node in "ab"},
         {"SSONoNodeReady", "SSONodeNotReady"},
     ),
-    "one of two nodes is down": ({on("a", "up"): always(0), on("a", "sso_ready"): GONE}, {"SSONodeDown"}),
-    "a node is started anew": ({on("a", "up"): lately(3, 0, before=1)}, set()),
-    "one of two nodes is not ready": ({on("a", "sso_ready"): always(0)}, {"SSONodeNotReady"}),
-    "a node is not ready for a moment": ({on("a", "sso_ready"): lately(3, 0, before=1)}, set()),
-    "the database is away": ({login("unavailable"): every_minute(10)}, {"SSOLoginsFailing"}),
+    "one of two nodes is down": ({on("a", "up"): constant(0), on("a", "sso_ready"): ABSENT}, {"SSONodeDown"}),
+    "a node restarts": ({on("a", "up"): recently(3, 0, before=1)}, set()),
+    "one of two nodes is not ready": ({on("a", "sso_ready"): constant(0)}, {"SSONodeNotReady"}),
+    "a node is briefly not ready": ({on("a", "sso_ready"): recently(3, 0, before=1)}, set()),
+    "the database is unavailable": ({login("unavailable"): every_minute(10)}, {"SSOLoginsFailing"}),
     "the database fails during commits": ({login("outcome_unknown"): every_minute(10)}, {"SSOLoginsFailing"}),
-    "one login fails at night": (NOBODY | {login("unavailable"): lately(8, 1)}, set()),
+    "one login fails at night": (NO_TRAFFIC | {login("unavailable"): recently(8, 1)}, set()),
     "one login in a hundred fails": ({login("unavailable"): every_minute(0.6)}, set()),
-    "too many people": ({login("overloaded"): every_minute(10)}, {"SSOOverloaded"}),
-    "too many people for a moment": ({login("overloaded"): lately(8, 15)}, set()),
-    "issuing gets 503": ({request("/v1/sso_tokens", 503): every_minute(10)}, {"SSORequestsFailing"}),
-    "browsers load login links ahead": ({request("login", 503): every_minute(30)}, set()),
-    "the balancer asks a node that is not ready": ({request("/readyz", 503): every_minute(60)}, set()),
-    "a bug in every third login": (
+    "there are too many logins": ({login("overloaded"): every_minute(10)}, {"SSOOverloaded"}),
+    "there are briefly too many logins": ({login("overloaded"): recently(8, 15)}, set()),
+    "issuing is answered 503": ({request("/v1/sso_tokens", 503): every_minute(10)}, {"SSORequestsFailing"}),
+    "browsers prefetch login links": ({request("login", 503): every_minute(30)}, set()),
+    "the balancer polls a node that is not ready": ({request("/readyz", 503): every_minute(60)}, set()),
+    "a bug affects every third login": (
         {request("login", 500): every_minute(15)},
         {"SSORequestsFailing", "SSOInternalErrors"},
     ),
-    "a bug once in a while": ({request("login", 500): every_minute(0.2)}, {"SSOInternalErrors"}),
-    "a bug once": ({request("login", 500): lately(20, 1)}, set()),
+    "a bug occurs occasionally": ({request("login", 500): every_minute(0.2)}, {"SSOInternalErrors"}),
+    "a bug occurs once": ({request("login", 500): recently(20, 1)}, set()),
     "the clock of a node is ahead": ({login("expired"): every_minute(20)}, {"SSOLoginsExpired"}),
-    "it is ahead and somebody sends garbage": (
+    "the clock of a node is ahead, and malformed tokens arrive": (
         {login("expired"): every_minute(20), login("malformed"): every_minute(1000)},
         {"SSOLoginsExpired"},
     ),
-    "some people click late": ({login("expired"): every_minute(3)}, set()),
-    "one person clicks an old link at night": (NOBODY | {login("expired"): lately(8, 5)}, set()),
-    "nodes with different keys": (
+    "some users open expired links": ({login("expired"): every_minute(3)}, set()),
+    "one user opens an expired link at night": (NO_TRAFFIC | {login("expired"): recently(8, 5)}, set()),
+    "nodes have different keys": (
         {login("bad_signature"): every_minute(20), login("signed_in"): every_minute(10)},
         {"SSOLoginsNotValid"},
     ),
-    "nodes with different keys and nobody gets in": (
-        NOBODY_GETS_IN | {login("bad_signature"): every_minute(30)},
+    "nodes have different keys, and every login fails": (
+        NO_LOGINS | {login("bad_signature"): every_minute(30)},
         {"SSOLoginsNotValid"},
     ),
-    "somebody tries forged tokens": ({login("bad_signature"): every_minute(1000)}, set()),
-    "somebody tries forged tokens at night": (NOBODY | {login("bad_signature"): every_minute(1000)}, set()),
+    "forged tokens arrive": ({login("bad_signature"): every_minute(1000)}, set()),
+    "forged tokens arrive at night": (NO_TRAFFIC | {login("bad_signature"): every_minute(1000)}, set()),
     "a scanner opens links first": ({login("consumed"): every_minute(30)}, {"SSOLoginsConsumedBefore"}),
-    "some people use a bookmark": ({login("consumed"): every_minute(5)}, set()),
-    "one of several integrations has an old API token": (
+    "some users open used links": ({login("consumed"): every_minute(5)}, set()),
+    "one of several integrations has a revoked API token": (
         {refusal("not_authenticated"): every_minute(3), request("/v1/sso_tokens", 401): every_minute(3)},
         {"SSOIntegrationRefused"},
     ),
-    "the only integration has an old API token": (
+    "the only integration has a revoked API token": (
         {refusal("not_authenticated"): every_minute(90), request("/v1/sso_tokens", 401): every_minute(90)},
         {"SSOIntegrationRefused", "SSOIssuingRefused"},
     ),
-    "somebody tries a few API tokens": (
-        {refusal("not_authenticated"): lately(10, 12), request("/v1/sso_tokens", 401): lately(10, 12)},
+    "a few unknown API tokens arrive": (
+        {refusal("not_authenticated"): recently(10, 12), request("/v1/sso_tokens", 401): recently(10, 12)},
         set(),
     ),
-    "an integration asks for what it may not": ({refusal("role_not_allowed"): every_minute(30)}, set()),
-    "logins take long": (
+    "an integration requests roles that are not allowed": ({refusal("role_not_allowed"): every_minute(30)}, set()),
+    "logins are slow": (
         {on(node, "sso_request_seconds_bucket", SLOW): every_minute(28) for node in "ab"},
         {"SSOSlow"},
     ),
-    "a few logins take long at night": (
+    "a few logins are slow at night": (
         {series: every_minute(0) for series in healthy() if "sso_request_seconds" in series}
         | {
             on("a", "sso_request_seconds_bucket", f'route="login", le="{le}"'): every_minute(1)
@@ -418,38 +418,38 @@ SITUATIONS: dict[str, tuple[dict[str, str], set[str]]] = {
         | {on("a", "sso_request_seconds_count", 'route="login"'): every_minute(1)},
         set(),
     ),
-    "nothing rotates the keys": ({age(node): every_minute(60, 100 * 86400) for node in "ab"}, {"SSOSigningKeyOld"}),
+    "the keys are not rotated": ({age(node): every_minute(60, 100 * 86400) for node in "ab"}, {"SSOSigningKeyOld"}),
     "the keys are rotated every quarter": ({age(node): every_minute(60, 92 * 86400) for node in "ab"}, set()),
     "a node has no keys": (
-        {age("a"): GONE, on("a", "sso_ready"): always(0)},
+        {age("a"): ABSENT, on("a", "sso_ready"): constant(0)},
         {"SSOSigningKeyMissing", "SSONodeNotReady"},
     ),
-    "a key that is from the future signs": ({age("a"): always(-600)}, {"SSOSigningKeyMissing"}),
-    "a clock drifts": ({on("a", "sso_clock_difference_seconds"): always(-15)}, {"SSOClockDrifting"}),
-    "a clock is five seconds ahead": ({on("a", "sso_clock_difference_seconds"): always(5)}, set()),
+    "the signing key is from the future": ({age("a"): constant(-600)}, {"SSOSigningKeyMissing"}),
+    "a clock drifts": ({on("a", "sso_clock_difference_seconds"): constant(-15)}, {"SSOClockDrifting"}),
+    "a clock is five seconds ahead": ({on("a", "sso_clock_difference_seconds"): constant(5)}, set()),
     "a clock is wrong": (
-        {on("a", "sso_clock_difference_seconds"): always(-40), on("a", "sso_ready"): always(0)},
+        {on("a", "sso_clock_difference_seconds"): constant(-40), on("a", "sso_ready"): constant(0)},
         {"SSOClockDrifting", "SSOClockWrong", "SSONodeNotReady"},
     ),
     "nothing is purged": (
         {on(node, "sso_consumed_rows"): every_minute(60, 20000) for node in "ab"},
         {"SSOPurgeStandsStill"},
     ),
-    "nothing is purged and nobody comes": (
-        NOBODY | {on(node, "sso_consumed_rows"): always(5000) for node in "ab"},
+    "nothing is purged, and there is no traffic": (
+        NO_TRAFFIC | {on(node, "sso_consumed_rows"): constant(5000) for node in "ab"},
         {"SSOPurgeStandsStill"},
     ),
-    "many tokens are taken back": (
-        {on("a", "sso_tokens_revoked_total"): every_minute(300), on("a", "sso_consumed_rows"): always(360 * 66)},
+    "many tokens are revoked": (
+        {on("a", "sso_tokens_revoked_total"): every_minute(300), on("a", "sso_consumed_rows"): constant(360 * 66)},
         set(),
     ),
 }
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
-def test_these_alerts_and_no_others_fire_when(situation: str, tmp_path: Path) -> None:
+def test_exactly_the_expected_alerts_fire_when(situation: str, tmp_path: Path) -> None:
     changes, alerts = SITUATIONS[situation]
-    series = {name: values for name, values in {**healthy(), **changes}.items() if values != GONE}
+    series = {name: values for name, values in {**healthy(), **changes}.items() if values != ABSENT}
     firing = {
         "expr": 'group by (alertname) (ALERTS{alertstate="firing"})',
         "eval_time": f"{MINUTES - 1}m",
@@ -460,23 +460,25 @@ def test_these_alerts_and_no_others_fire_when(situation: str, tmp_path: Path) ->
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "promql_expr_test": [firing],
     }
-    file = tmp_path / "test.yml"  # JSON is YAML
+    file = tmp_path / "test.yml"  # JSON is also YAML
     file.write_text(
         json.dumps({"rule_files": [str(DEPLOY / "alerts.yml")], "evaluation_interval": "1m", "tests": [test]})
     )
     promtool("test", "rules", file)
 
 
-def test_there_is_a_situation_for_every_alert() -> None:
+def test_every_alert_fires_in_some_situation() -> None:
     assert set(re.findall(r"- alert: (\w+)", ALERTS)) == set().union(*(alerts for _, alerts in SITUATIONS.values()))
 
 
 @on_sqlite
-def test_each_worker_tells_for_all(database_url: str, tmp_path: Path, keys_dir: Path, api_token: str) -> None:
+def test_every_worker_reports_the_metrics_of_all_workers(
+    database_url: str, tmp_path: Path, keys_dir: Path, api_token: str
+) -> None:
     env = {"SSO_HOME": str(tmp_path), "SSO_DATABASE_URL": database_url, "SSO_KEYS_DIR": str(keys_dir)}
     with serving(env, tmp_path / "log", workers=2) as running:
-        told = set()
-        # Each on a connection of its own, so that both workers are likely to have answered some.
+        totals = set()
+        # Each request has a new connection, so that both workers probably answer some of them.
         for _ in range(40):
             answer = httpx.post(
                 f"{running.url}/v1/sso_tokens", json=JANE, headers={"Authorization": f"Bearer {api_token}"}
@@ -484,8 +486,8 @@ def test_each_worker_tells_for_all(database_url: str, tmp_path: Path, keys_dir: 
             assert answer.status_code == 201
         for _ in range(20):
             samples = samples_in(httpx.get(f"{running.url}/metrics").text)
-            told.add(
+            totals.add(
                 sample_of(samples, "sso_tokens_issued_total", {"user_created": "yes"})
                 + sample_of(samples, "sso_tokens_issued_total", {"user_created": "no"})
             )
-    assert told == {40}
+    assert totals == {40}

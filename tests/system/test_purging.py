@@ -1,4 +1,4 @@
-"""Purging by several processes."""
+"""Concurrent purging by several processes."""
 
 import signal
 import subprocess
@@ -17,30 +17,30 @@ from tests.support.waiting import PATIENCE
     [("sqlite", signal.SIGKILL), ("postgresql", signal.SIGKILL), ("postgresql", signal.SIGSTOP)],
     indirect=["database_url"],
 )
-def test_a_purger_that_is_killed_or_paused_while_it_deletes_keeps_nobody_else_from_it(
+def test_a_killed_or_paused_purger_does_not_block_other_processes(
     ledger: ClockedLedger, database_url: str, end: signal.Signals
 ) -> None:
     database, purger = ledger.database, ledger.purger()
     put(database, claims(NOW - 9 * HOUR))
     purger.run()
     ledger.wait(61)
-    victim = subprocess.Popen(
+    other = subprocess.Popen(
         [sys.executable, "-c", _DELETES_UNTIL_KILLED, database_url], stdout=subprocess.PIPE, text=True
     )
-    with victim:
-        assert victim.stdout is not None
-        assert victim.stdout.readline() == "True\n"
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
         assert purger.run() == PurgeRound(elsewhere=True)
         ledger.wait(61)
         try:
-            victim.send_signal(end)
+            other.send_signal(end)
             deadline = time.monotonic() + PATIENCE
             while (done := purger.run()).elsewhere:
                 assert time.monotonic() < deadline
                 ledger.wait(61)
                 time.sleep(0.05)
         finally:
-            victim.kill()
+            other.kill()
     assert done == PurgeRound(deleted=1)
 
 

@@ -1,4 +1,4 @@
-"""Hostile login links: no browser is sent to another host by any of them. Judged by a browser's rules, not by ours."""
+"""Hostile login links never redirect a browser to another host, according to the WHATWG URL standard."""
 
 import json
 import socket
@@ -95,7 +95,7 @@ def running(settings: Settings, keys_dir: Path, tmp_path: Path) -> Iterator[Runn
 
 
 def location_of(url: str, target: bytes, host: bytes, headers: list[bytes]) -> bytes | None:
-    """The `Location` that the service answers, if it does, to a request line with exactly these bytes."""
+    """Send a request line with exactly these bytes, and return the `Location` of the response, if any."""
     parts = urlsplit(url)
     request = [b"GET " + target + b" HTTP/1.1", b"Host: " + host, *headers, b"Connection: close", b"", b""]
     with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=PATIENCE) as connection:
@@ -109,9 +109,9 @@ def location_of(url: str, target: bytes, host: bytes, headers: list[bytes]) -> b
 
 
 def destinations(locations: list[bytes]) -> list[str | None]:
-    """Where a browser on a page of the Studio is led by each of them."""
+    """Return the URL to which each `Location` leads a browser on a page of the Studio; None if invalid."""
     page = f"https://{HOST}{PAGE}"
-    # A browser reads the header's bytes as Latin-1 (Fetch standard, section 2.2.2: isomorphic decode).
+    # Browsers decode the header as Latin-1 (Fetch standard, section 2.2.2: isomorphic decode).
     cases = json.dumps([[page, location.decode("latin-1")] for location in locations])
     done = subprocess.run(
         [program("node"), SUPPORT / "whatwg.mjs"], input=cases, capture_output=True, text=True, check=True
@@ -120,13 +120,13 @@ def destinations(locations: list[bytes]) -> list[str | None]:
     return answer
 
 
-def leaves(destination: str | None) -> bool:
-    """True if that is anywhere but a page of the Studio."""
+def leaves_the_studio(destination: str | None) -> bool:
+    """Return whether a destination is not a page of the Studio."""
     return destination is None or not destination.startswith(f"https://{HOST}/")
 
 
-def test_no_link_leads_a_browser_to_another_host(running: Running, api_token: str) -> None:
-    followed: list[bytes] = []
+def test_no_login_link_redirects_to_another_host(running: Running, api_token: str) -> None:
+    redirects: list[bytes] = []
     with SSOClient(running.url, api_token) as client:
         for target in TARGETS:
             joint = b"&" if b"?" in target else b"?"
@@ -136,13 +136,13 @@ def test_no_link_leads_a_browser_to_another_host(running: Running, api_token: st
                     location = location_of(running.url, target + joint + b"sso=" + token, host, headers)
                     if location is not None:
                         assert token not in location
-                        followed.append(location)
-    assert len(followed) > len(HOSTS)  # some of them are harmless, or this would test nothing
-    for location, destination in zip(followed, destinations(followed), strict=True):
-        assert not leaves(destination), (location, destination)
+                        redirects.append(location)
+    assert len(redirects) > len(HOSTS)  # otherwise, the loop below would check almost nothing
+    for location, destination in zip(redirects, destinations(redirects), strict=True):
+        assert not leaves_the_studio(destination), (location, destination)
 
 
-def test_the_judge_of_these_tests_knows_where_browsers_go(running: Running) -> None:
+def test_the_url_parser_of_these_tests_finds_other_hosts(running: Running) -> None:
     bad = [
         b"//evil.example",
         b"/\\evil.example",
@@ -151,7 +151,7 @@ def test_the_judge_of_these_tests_knows_where_browsers_go(running: Running) -> N
         b"javascript:1",
         b"//",
     ]
-    assert all(map(leaves, destinations(bad)))
+    assert all(map(leaves_the_studio, destinations(bad)))
     good = [b"/", b"", b"/%2fevil.example", b"https:evil", b"?//evil.example", b"/a//evil.example", b"/@evil.example"]
-    assert not any(map(leaves, destinations(good)))
-    assert httpx.get(f"{running.url}/healthz").status_code == 200  # nor has anything of it brought the service down
+    assert not any(map(leaves_the_studio, destinations(good)))
+    assert httpx.get(f"{running.url}/healthz").status_code == 200  # the service still runs

@@ -1,4 +1,4 @@
-"""Keys of a running service change while users sign in."""
+"""Rotation and revocation of keys while users sign in."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What the product is made of: dependencies that are locked and known, and a tree without secrets in it."""
+"""The supply chain: locked dependencies, known vulnerabilities, and a repository without secrets."""
 
 import json
 import re
@@ -37,7 +37,7 @@ LOCKED_FOR = {
 
 
 def locked(lock: Path) -> dict[str, tuple[str, int]]:
-    """The version of each package in a lock file, and how many hashes it has."""
+    """Return the version of each package in a lock file, and the number of its hashes."""
     content = re.sub(r"\\\n\s*", "", lock.read_text())
     entries = [
         re.match(r"([a-z0-9-]+)==(\S+?)( ; [^-]+?)?((?:\s*--hash=sha256:[0-9a-f]{64})*)$", line)
@@ -60,14 +60,14 @@ def test_a_lock_has_all_dependencies_in_allowed_versions_with_hashes(name: str) 
     assert [package for package, (_, hashes) in packages.items() if not hashes] == []
 
 
-def test_every_lock_is_checked_and_all_with_the_service_agree() -> None:
+def test_every_lock_file_is_checked_and_versions_agree() -> None:
     assert {lock.name for lock in LOCKS} == LOCKED_FOR.keys()
     service, test, *others = (locked(ROOT / "scripts" / name) for name in LOCKED_FOR if "docs" not in name)
     assert service.items() <= test.items()
     assert all(test.items() <= each.items() for each in others)
 
 
-def test_a_package_with_another_content_than_was_locked_is_not_installed(tmp_path: Path) -> None:
+def test_a_package_that_does_not_match_its_hash_is_not_installed(tmp_path: Path) -> None:
     lock = tmp_path / "requirements.lock"
     wheel = tmp_path / "thing-1-py3-none-any.whl"
     wheel.write_bytes(b"other content")
@@ -101,8 +101,8 @@ def lock(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def somebody_who_knows(answers: Mapping[str, object]) -> Iterator[list[str]]:
-    """Options of pip-audit for a service in the manner of osv.dev that knows this of packages."""
+def vulnerability_service(answers: Mapping[str, object]) -> Iterator[list[str]]:
+    """Run a vulnerability service like osv.dev with these answers, by package. Yields the options for pip-audit."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -114,7 +114,7 @@ def somebody_who_knows(answers: Mapping[str, object]) -> Iterator[list[str]]:
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Not into the tests' output."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever)
@@ -124,7 +124,7 @@ def somebody_who_knows(answers: Mapping[str, object]) -> Iterator[list[str]]:
         thread.join()
 
 
-def test_a_vulnerability_that_is_known_is_reported(lock: Path) -> None:
+def test_a_known_vulnerability_is_reported(lock: Path) -> None:
     known = {
         "id": "CVE-2026-1",
         "modified": "2026-01-01T00:00:00Z",
@@ -136,19 +136,19 @@ def test_a_vulnerability_that_is_known_is_reported(lock: Path) -> None:
             }
         ],
     }
-    with somebody_who_knows({"bad": {"vulns": [known]}}) as options:
+    with vulnerability_service({"bad": {"vulns": [known]}}) as options:
         assert vulnerabilities([lock], *options) == ["bad 2.0: CVE-2026-1, fixed in 2.1"]
-    with somebody_who_knows({}) as options:
+    with vulnerability_service({}) as options:
         assert vulnerabilities([lock], *options) == []
 
 
-def test_without_a_network_it_is_said_that_nothing_is_known(lock: Path) -> None:
-    nowhere = f"--osv-url=http://127.0.0.1:{free_port()}/"
+def test_an_unreachable_vulnerability_service_is_an_error(lock: Path) -> None:
+    unreachable = f"--osv-url=http://127.0.0.1:{free_port()}/"
     with pytest.raises(Unreachable):
-        vulnerabilities([lock], "--vulnerability-service=osv", nowhere)
+        vulnerabilities([lock], "--vulnerability-service=osv", unreachable)
 
 
-def test_a_lock_that_cannot_be_read_is_not_taken_for_a_network_that_is_not_there(lock: Path) -> None:
+def test_an_invalid_lock_file_is_not_reported_as_a_network_failure(lock: Path) -> None:
     lock.write_text("good==1.0\n")
     with pytest.raises(RuntimeError, match="hash"):
         vulnerabilities([lock])
@@ -159,7 +159,7 @@ def test_a_lock_that_cannot_be_read_is_not_taken_for_a_network_that_is_not_there
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository with nothing in it but the settings of the search."""
+    """A repository that contains only the settings of the secret scan."""
     root = tmp_path / "repository"
     (root / ".ci").mkdir(parents=True)
     subprocess.run(["git", "init", "--quiet", str(root)], check=True)
@@ -172,8 +172,8 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
-def planted(tmp_path: Path) -> dict[str, str]:
-    """Text with a secret in it, by what it is."""
+def secret_samples(tmp_path: Path) -> dict[str, str]:
+    """Return a text that contains a secret, for each kind of secret."""
     key = keyring.rotate(tmp_path, now=0, lead=0)
     cookie = dump_session(Session(1, 123, 1_900_000_000), key.session_key)
     return {
@@ -188,20 +188,20 @@ def planted(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_a_secret_of_each_kind_is_found_wherever_it_is_planted(repository: Path, tmp_path: Path) -> None:
+def test_a_secret_of_each_kind_is_found_in_every_file_type(repository: Path, tmp_path: Path) -> None:
     known = repository / ".ci" / "secrets.baseline"
     (repository / "README.md").write_text("Nothing. test_that_a_long_name_is_not_taken_for_a_token1A is a name.\n")
     (repository / "var").mkdir()
     (repository / "var" / "ignored.txt").write_text(f"wf_live_{secrets.token_urlsafe(32)}\n")
     assert list(wrong_secrets(repository, known)) == []
-    for number, (what, text) in enumerate(planted(tmp_path).items()):
-        for name in (f"planted{number}.md", f"planted{number}.py", f"planted{number}"):
+    for number, (kind, text) in enumerate(secret_samples(tmp_path).items()):
+        for name in (f"sample{number}.md", f"sample{number}.py", f"sample{number}"):
             (repository / name).write_text(f"\n{text}\n")
-            assert list(wrong_secrets(repository, known)), f"{what} in {name}"
+            assert list(wrong_secrets(repository, known)), f"{kind} in {name}"
             (repository / name).unlink()
 
 
-def test_an_example_is_allowed_where_it_is_and_for_as_long_as_it_is_there(repository: Path, tmp_path: Path) -> None:
+def test_an_allowed_example_is_accepted_only_in_its_file(repository: Path, tmp_path: Path) -> None:
     known = repository / ".ci" / "secrets.baseline"
     example = f"wf_live_{secrets.token_urlsafe(32)}\n"
     (repository / "README.md").write_text(example)

@@ -1,4 +1,4 @@
-"""What an operator sees of a service under load: keys rotate, a worker is killed, the database goes away, it stops."""
+"""A service under load: key rotation, a killed worker, a database outage, and a graceful stop."""
 
 import asyncio
 import json
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.anyio
 
 
 def signing_key(env: dict[str, str]) -> str:
-    """The id of the key that signs now, as the operator is told."""
+    """Return the id of the signing key, as printed by `keys list`."""
     listed = command("keys", "list", env=env)
     [signs] = re.findall(r"^(\S+) +signs  ", listed.stdout, re.MULTILINE)
     key_id: str = signs
@@ -56,14 +56,14 @@ def signing_key(env: dict[str, str]) -> str:
 async def test_three_rotations_under_load_lose_no_login(
     env: dict[str, str], keys_dir: Path, tmp_path: Path, api_token: str
 ) -> None:
-    over = asyncio.Event()
+    finished = asyncio.Event()
     statuses: Counter[tuple[int, int]] = Counter()
     current = signing_key(env)
-    signed_by: Counter[str] = Counter()  # logins while a key was the one that signs
+    signed_by: Counter[str] = Counter()  # logins by the signing key at that time
 
-    async def visit(running: Running) -> None:
+    async def sign_in_repeatedly(running: Running) -> None:
         async with open_connection(running) as connection:
-            while not over.is_set():
+            while not finished.is_set():
                 issued = await connection.send(issue(api_token))
                 entered = await connection.send(login(issued.token))
                 statuses[issued.status, entered.status] += 1
@@ -74,24 +74,26 @@ async def test_three_rotations_under_load_lose_no_login(
         for _ in range(3):
             async with open_connection(running) as connection:
                 before = [(await connection.send(issue(api_token))).token for _ in range(2)]
-                assert [made_by(keys_dir, token) for token in before] == [current] * 2
+                assert [signer_of(keys_dir, token) for token in before] == [current] * 2
                 rotated = await asyncio.to_thread(command, "keys", "rotate", "--lead", "6", env=env)
                 assert rotated.returncode == 0, rotated.stderr
                 assert (await connection.send(login(before[0]))).status == 303
-            await asyncio.sleep(4)  # of the six in which it does not sign yet
+            await asyncio.sleep(4)  # of the six before the new key signs
             old = current
             async with asyncio.timeout(PATIENCE):
                 while current == old:
                     current = await asyncio.to_thread(signing_key, env)
-            async with open_connection(running) as connection:  # one that is idle for five seconds is closed
-                assert made_by(keys_dir, (await connection.send(issue(api_token))).token) == current
+            async with open_connection(
+                running
+            ) as connection:  # new, since idle connections are closed after five seconds
+                assert signer_of(keys_dir, (await connection.send(issue(api_token))).token) == current
                 assert (await connection.send(login(before[1]))).status == 303
-        over.set()
+        finished.set()
 
     with serving(env, tmp_path / "log", workers=2) as running:
         async with asyncio.TaskGroup() as group:
             for _ in range(16):
-                group.create_task(visit(running))
+                group.create_task(sign_in_repeatedly(running))
             group.create_task(rotate_three_times(running))
     print(f"{statuses.total()} logins")  # shown by -rP
     assert set(statuses) == {(201, 303)}
@@ -99,22 +101,22 @@ async def test_three_rotations_under_load_lose_no_login(
     assert min(number for key, number in signed_by.items() if key != current) > 100
 
 
-def made_by(keys_dir: Path, token: str) -> str:
-    """The id of the key that signed a token."""
+def signer_of(keys_dir: Path, token: str) -> str:
+    """Return the id of the key that signed a token."""
     claims = unsafe_read_claims(token)
     keys = [key for key in keyring.load(keys_dir)[0].values() if isinstance(key, SigningKey)]
-    [made] = [key.id for key in keys if sign(claims, key.token_key) == token]
-    return made
+    [signer] = [key.id for key in keys if sign(claims, key.token_key) == token]
+    return signer
 
 
 # --- a worker is killed ----------------------------------------------------------------------------------------------
 
 
 def workers_of(running: Running) -> dict[int, set[int]]:
-    """The processes that serve, and the ports of the clients that each has accepted."""
+    """Return the worker processes, and the client ports of each worker's connections."""
     workers: dict[int, set[int]] = {}
     for child in psutil.Process(running.process.pid).children():
-        with suppress(psutil.Error):  # it ended meanwhile
+        with suppress(psutil.Error):  # the process has ended
             if "spawn_main" in " ".join(child.cmdline()):
                 workers[child.pid] = peers_of(child)
     return workers
@@ -124,18 +126,18 @@ def peers_of(worker: psutil.Process) -> set[int]:
     return {each.raddr.port for each in worker.net_connections("tcp4") if each.raddr}
 
 
-async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_is_replaced(
+async def test_a_killed_worker_loses_only_its_connections_and_is_replaced(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str
 ) -> None:
-    over = asyncio.Event()
+    finished = asyncio.Event()
     answers: Counter[int] = Counter()
     entered: list[str] = []
-    cut: list[tuple[int, str]] = []  # port, and the token that was about to be used, if any
+    cut: list[tuple[int, str]] = []  # the port, and the token of an interrupted login or ""
 
-    async def visit(first: PersistentConnection) -> None:
+    async def sign_in_repeatedly(first: PersistentConnection) -> None:
         async with AsyncExitStack() as stack:
             connection = first
-            while not over.is_set():
+            while not finished.is_set():
                 token = ""
                 try:
                     issued = await connection.send(issue(api_token))
@@ -159,45 +161,45 @@ async def test_a_worker_that_is_killed_takes_only_its_own_connections_along_and_
                 assert (await lines[-1].send(get("/healthz"))).status == 200
                 workers = workers_of(running)
             for each in lines:
-                group.create_task(visit(each))
+                group.create_task(sign_in_repeatedly(each))
             await until(lambda: len(entered) > 200)
 
             victim = psutil.Process(max(workers, key=lambda pid: len(workers[pid])))
             [survivor] = set(workers) - {victim.pid}
-            victim.suspend()  # so that it accepts nobody else between the look and the end
-            doomed = peers_of(victim)
+            victim.suspend()  # so that it accepts no connection after `lost_ports` is read
+            lost_ports = peers_of(victim)
             victim.kill()
             before, killed = len(entered), time.monotonic()
             await until(lambda: len(entered) > before + 100)
             while not any(peers for pid, peers in workers_of(running).items() if pid not in workers):
                 assert time.monotonic() - killed < PATIENCE
-                newcomer = await stack.enter_async_context(open_connection(running))
-                assert (await newcomer.send(get("/healthz"))).status == 200
+                connection = await stack.enter_async_context(open_connection(running))
+                assert (await connection.send(get("/healthz"))).status == 200
                 await asyncio.sleep(0.05)
             assert len(workers_of(running)) == 2
             assert survivor in workers_of(running)
-            over.set()
+            finished.set()
 
         assert set(answers) == {201, 303}
         assert cut
-        assert {port for port, _ in cut} <= doomed
-        assert len(cut) <= len(doomed)
+        assert {port for port, _ in cut} <= lost_ports
+        assert len(cut) <= len(lost_ports)
         used = consumed_claims(database)
         assert {claims_of(token) for token in entered} <= used
         assert len(set(entered)) == len(entered)
         assert set(await logged_in_again(running, entered[-1000:])) == {401}
-        unsure = [token for _, token in cut if token]
-        again = await logged_in_again(running, unsure)
-        assert again == [401 if claims_of(token) in used else 303 for token in unsure]
-        assert await logged_in_again(running, unsure) == [401] * len(unsure)
+        uncertain = [token for _, token in cut if token]
+        again = await logged_in_again(running, uncertain)
+        assert again == [401 if claims_of(token) in used else 303 for token in uncertain]
+        assert await logged_in_again(running, uncertain) == [401] * len(uncertain)
 
 
-# --- the database goes away ------------------------------------------------------------------------------------------
+# --- the database is unavailable -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def frozen(server: "PostgresServer") -> Iterator[None]:
-    """Connections are accepted and kept, and nobody ever answers."""
+    """Suspend PostgreSQL: connections are accepted, but never answered."""
     postmaster = psutil.Process(server.get_pid())
     postmaster.suspend()
     processes = [postmaster, *postmaster.children(recursive=True)]
@@ -210,45 +212,48 @@ def frozen(server: "PostgresServer") -> Iterator[None]:
             process.resume()
 
 
-@pytest.mark.parametrize(("away", "seconds"), [(stopped, 20), (frozen, 6)], ids=["stopped", "frozen"])
-async def test_without_the_database_every_answer_is_quick_and_true_and_all_works_again_when_it_is_back(
+@pytest.mark.parametrize(("outage", "seconds"), [(stopped, 20), (frozen, 6)], ids=["stopped", "frozen"])
+async def test_the_service_survives_an_outage_of_the_database(
     own_postgresql: "PostgresServer",
     tmp_path: Path,
-    away: Callable[["PostgresServer"], AbstractContextManager[None]],
+    outage: Callable[["PostgresServer"], AbstractContextManager[None]],
     seconds: float,
 ) -> None:
-    await assert_survives(lambda: away(own_postgresql), seconds, own_postgresql.get_uri(), tmp_path)
+    await assert_survives(lambda: outage(own_postgresql), seconds, own_postgresql.get_uri(), tmp_path)
 
 
 # --- the service stops -----------------------------------------------------------------------------------------------
 
 
-async def test_a_service_that_is_told_to_stop_answers_what_it_has_begun_and_another_one_takes_over(
+async def test_a_stopping_service_finishes_requests_and_another_takes_over(
     env: dict[str, str], tmp_path: Path, database: Database, api_token: str
 ) -> None:
-    over = asyncio.Event()
+    finished = asyncio.Event()
     logins: list[str] = []
     by_second = 0
 
-    async def asked(requests: bytes, lines: list[PersistentConnection], stack: AsyncExitStack) -> tuple[Reply, bool]:
-        """The answer of the first instance, or if that has closed the connection, of the second; and which it was."""
+    async def send(request: bytes, lines: list[PersistentConnection], stack: AsyncExitStack) -> tuple[Reply, bool]:
+        """Send a request to the first instance, or to the second once the first has closed the connection.
+
+        Returns the response, and True if it is the second's.
+        """
         if len(lines) == 1:
             with suppress(*CUT_OFF):
-                return await lines[0].send(requests), False
+                return await lines[0].send(request), False
             lines.append(await stack.enter_async_context(open_connection(second)))
-        return await lines[1].send(requests), True
+        return await lines[1].send(request), True
 
-    async def visit(name: str) -> None:
+    async def sign_in_repeatedly(name: str) -> None:
         nonlocal by_second
         async with AsyncExitStack() as stack:
             lines = [await stack.enter_async_context(open_connection(first))]
             number = 0
-            while not over.is_set():
-                # Somebody new each time: had the first instance made them and not said so, the second would know them.
-                issued, _ = await asked(issue(api_token, f"{name}-{number}@example.com"), lines, stack)
+            while not finished.is_set():
+                # Always a new user: if the first instance had created it without responding, this would be false.
+                issued, _ = await send(issue(api_token, f"{name}-{number}@example.com"), lines, stack)
                 assert json.loads(issued.body)["user_created"] is True
-                # Likewise, had it consumed the token and not said so, the second would refuse it.
-                entered, elsewhere = await asked(login(issued.token), lines, stack)
+                # If the first instance had consumed the token without responding, the second would refuse it.
+                entered, elsewhere = await send(login(issued.token), lines, stack)
                 assert entered.status == 303, entered
                 logins.append(issued.token)
                 by_second += elsewhere
@@ -257,14 +262,14 @@ async def test_a_service_that_is_told_to_stop_answers_what_it_has_begun_and_anot
     with serving(env, tmp_path / "first", workers=2) as first, ExitStack() as stack:
         async with asyncio.TaskGroup() as group:
             for number in range(16):
-                group.create_task(visit(f"visitor-{number}"))
+                group.create_task(sign_in_repeatedly(f"client-{number}"))
             await until(lambda: len(logins) > 100)
             second = await asyncio.to_thread(stack.enter_context, serving(env, tmp_path / "second"))
             assert by_second == 0
             first.process.send_signal(signal.SIGTERM)
             await until(lambda: by_second > 100)
             await until(lambda: first.process.poll() is not None)
-            over.set()
+            finished.set()
         assert first.process.returncode == 0
         assert {claims_of(token) for token in logins} == consumed_claims(database)
         assert set(await logged_in_again(second, logins[-200:])) == {401}

@@ -191,6 +191,7 @@ def is_person(value: object) -> bool:
     return True
 
 
+@pytest.mark.slow
 @often
 @given(ADDRESSES | NEARLY_ADDRESSES | st.emails() | st.text(max_size=300))
 @example(f"{A64}@a.ch")
@@ -239,6 +240,7 @@ def test_a_name_is_accepted_exactly_if_it_matches_the_document(name: str) -> Non
         assert is_person(value) == PERSON.is_valid(value)
 
 
+@pytest.mark.slow
 @often
 @given(
     st.fixed_dictionaries(
@@ -263,6 +265,7 @@ def test_a_text_can_be_verified_exactly_if_it_matches_the_document(token: object
     assert validator(SCHEMAS["TokenBody"]).is_valid({"token": token}) == accepted
 
 
+@pytest.mark.slow
 @often
 @given(st.from_regex(r"[A-Za-z0-9_-]{42,43}[A-Za-z0-9_-]", fullmatch=True) | st.text(max_size=50))
 def test_a_login_token_has_exactly_the_form_in_the_document(token: str) -> None:

@@ -1,4 +1,6 @@
-"""The endpoints of `/openapi.json` and `/docs`. Both responses are made once, when the application starts."""
+"""The endpoints of `/openapi.json` and `/docs`. Both responses are made once in a process."""
+
+from functools import cache
 
 import msgspec
 from starlette.responses import Response
@@ -10,11 +12,13 @@ from sso_service.web.openapi.page import page
 _HEADERS = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
 
 
+@cache
 def openapi_endpoint() -> ASGIApp:
     """Return the endpoint of the document as JSON."""
     return Response(msgspec.json.encode(document()), headers=_HEADERS, media_type="application/json")
 
 
+@cache
 def docs_endpoint() -> ASGIApp:
     """Return the endpoint of the document as a page."""
     rendered, policy = page(document())

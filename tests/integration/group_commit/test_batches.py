@@ -19,6 +19,7 @@ from sso_service.errors import OutcomeUnknown, Unavailable
 from tests.support.data import ACCOUNT
 from tests.support.databases import on_postgresql
 from tests.support.group_commit import BlockingStep, Harness, commit_that_fails, execute, notes, superuser, trigger
+from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
 
@@ -216,7 +217,7 @@ async def test_a_commit_that_skips_its_synchronous_standby_is_unknown(harness: H
     waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 
     def cancel(connection: "psycopg.Connection[Any]") -> None:
-        end = time.monotonic() + 10
+        end = time.monotonic() + PATIENCE
         while not connection.execute(waiting).fetchall():
             assert time.monotonic() < end
 

@@ -61,6 +61,7 @@ async def test_a_failure_of_the_service_is_reported_and_logged_once(
     assert ("Der Link wurde nicht benutzt." in page.text) == (not unknown)
 
 
+@pytest.mark.slow
 async def test_sessions_survive_an_outage_of_the_service(
     browser: Client, client: Client, api_token: str, platform: str, clock: Clock
 ) -> None:
