@@ -2,7 +2,7 @@
 
 There is one file `<id>.json` per key. The set of files and the clock determine everything else:
 
-- The signing key is the one with the latest `signs_from` that has passed. Of equal ones, the greater id signs.
+- The signing key is the one with the latest `signs_from` that has passed. If two are equal, the greater id signs.
 - A key verifies until its successor's `signs_from` + the lifetime of what it signed + the clock allowance.
 - A revoked key leaves a tombstone. It verifies nothing but still counts as a successor, so no older key becomes the
   signing key again.

@@ -1,7 +1,6 @@
 """The client for async code."""
 
 import ssl
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -64,9 +63,7 @@ class AsyncSSOClient(BaseClient):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def _send(self, call: Call[Result], deadline: float | None = None) -> Result:

@@ -219,12 +219,8 @@ def _redirect(target: bytes, cookie: str | None = None) -> Response:
 
 def _failure(scope: Scope, error: SSOError) -> Response:
     """Return a 503 for any failure of the service or of this frontend's API token: the user caused neither."""
-    match error:
-        case OutcomeUnknown():
-            code = "outcome_unknown"
-        case Unavailable():
-            code = error.code
-        case _:
-            code = "unavailable"
+    code = error.code if isinstance(error, Unavailable) else "unavailable"
+    if isinstance(error, OutcomeUnknown):
+        code = "outcome_unknown"
     seconds = RETRY_AFTER if error.retry_after is None else f"{error.retry_after:.0f}"
     return refusal(scope, code, {"Retry-After": seconds})

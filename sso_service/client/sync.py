@@ -1,7 +1,6 @@
 """The blocking client."""
 
 import ssl
-from types import TracebackType
 from typing import Self
 
 import httpx
@@ -79,9 +78,7 @@ class SSOClient(BaseClient):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _send(self, call: Call[Result], deadline: float | None = None) -> Result:

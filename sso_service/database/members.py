@@ -158,11 +158,10 @@ def sign_out_member(connection: Connection, account_id: int, user_id: int, *, da
     """
     find_member(connection, account_id, user_id)
     where = _membership(account_id, user_id)
-    # By the database's clock: if a node's clock is ahead, other nodes would refuse new sessions until they caught up.
-    dates = select(memberships.c.sessions_from, users.c.sessions_from, database.now())
-    *before, now = connection.execute(dates.join_from(memberships, users).where(*where)).one()
+    dates = select(memberships.c.sessions_from, users.c.sessions_from).join_from(memberships, users)
+    before = connection.execute(dates.where(*where)).one()
     # Half as far ahead as for the user: whatever an account's admins do, "sign out everywhere" stays possible.
-    later = _next_sessions_from(*before, now=now, ahead=CLOCK_ALLOWANCE // 4)
+    later = _next_sessions_from(*before, now=_now(connection, database), ahead=CLOCK_ALLOWANCE // 4)
     connection.execute(update(memberships).where(*where).values(sessions_from=later))
 
 
