@@ -172,9 +172,7 @@ ENTRIES: dict[str, Entry] = {
         ),
     ),
     "last_admin": Entry(
-        409,
-        "The account would have no admin.",
-        "The change would leave the account without an admin.",
+        409, "The account would have no admin.", "The change would leave the account without an admin."
     ),
     # --- requests
     "bad_path": Entry(
@@ -203,14 +201,10 @@ ENTRIES: dict[str, Entry] = {
     "invalid_json": Entry(400, "The body is not a JSON object.", "The body is not a JSON object in UTF-8."),
     "parameter_missing": Entry(422, meaning="`details.field` is absent, null or blank; `details.rule` is `required`."),
     "parameter_invalid": Entry(
-        422,
-        meaning="`details.field` breaks the rule `details.rule`: `type`, `max_length`, `characters` or `email`.",
+        422, meaning="`details.field` breaks the rule `details.rule`: `type`, `max_length`, `characters` or `email`."
     ),
     "payload_too_large": Entry(
-        413,
-        "The body is larger than 16 KiB.",
-        "The body is over 16 KiB. The connection is closed.",
-        headers=_CLOSE,
+        413, "The body is larger than 16 KiB.", "The body is over 16 KiB. The connection is closed.", headers=_CLOSE
     ),
     "request_timeout": Entry(
         408,

@@ -62,8 +62,8 @@ _DURABLE = (
     "SELECT set_config('synchronous_commit', CASE current_setting('synchronous_commit') "
     "WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)"
 )
-# In one message with COMMIT, so that the setting cannot change in between: PostgreSQL re-reads it only between
-# messages. Patroni empties it when there is no standby, and a commit then does not wait.
+# The check is in one message with COMMIT, so that the setting cannot change in between: PostgreSQL re-reads it only
+# between messages. Patroni empties it when there is no standby, and a commit then does not wait.
 _NO_STANDBY = "SSO01"  # an error code that PostgreSQL does not use
 _COMMIT_WITH_STANDBY = f"""
 DO $$ BEGIN

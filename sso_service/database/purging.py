@@ -98,7 +98,7 @@ class Purger:
                 return deleted, not alone
 
 
-# A piece from the left edge, up to the first row that stays for now: small, so that logins never wait long for it.
+# Deletes the oldest rows, `_DELETE_AT_ONCE` at most: a short transaction, so that logins never wait long for it.
 _BELOW = bindparam("floor", type_=LargeBinary())
 _NEXT_PIECE = (
     select(consumed_nonces.c.claims)

@@ -155,14 +155,6 @@ def _account_of(api_token: ApiToken) -> int:
 
 def _refused(error: Refusal, api_token: ApiToken | None, user_id: int | None = None) -> Refusal:
     """Record the refusal and return `error`, for the caller to raise."""
-    token_id, account_id = (api_token.id, api_token.account_id) if api_token else (None, None)
-    record(
-        Event(
-            event=EventName.API_REFUSED,
-            reason=error.reason,
-            api_token_id=token_id,
-            account_id=account_id,
-            user_id=user_id,
-        )
-    )
+    ids: dict[str, Any] = {"api_token_id": api_token.id, "account_id": api_token.account_id} if api_token else {}
+    record(Event(event=EventName.API_REFUSED, reason=error.reason, user_id=user_id, **ids))
     return error

@@ -9,8 +9,8 @@ from sso_service.paths import StudioPath, judge
 from sso_service.services.node import Node
 from sso_service.web.session import current_session
 
-# nginx sends the first, Caddy and Traefik the second. A client can send either, and a proxy that only sets one of them
-# passes the other on, so every occurrence of both has to be permitted.
+# nginx sends the first, Caddy and Traefik the second. A client can send either, and a proxy may forward the one that it
+# does not set. So every occurrence of both has to be permitted.
 _ORIGINAL_HEADERS = (b"x-original-uri", b"x-forwarded-uri")
 # An intermediary may have joined two headers (RFC 9110 section 5.3), and the second would look like the end of the
 # first. So a value that could be several URIs is judged both as one and as several. A value with a space is not a URI.

@@ -100,7 +100,7 @@ def message_page(
 
 @lru_cache(maxsize=1024)
 def _message(lang: str, code: str, portal_url: str | None) -> str:
-    # Cached, because forged and used login tokens are free for an attacker: a flood of them must not render pages.
+    # Cached, because forged and used login tokens cost an attacker nothing: a flood of them must not render pages.
     return _TEMPLATES[lang].get_template("message.html").render(_message_context(lang, code, portal_url=portal_url))
 
 
