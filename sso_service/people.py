@@ -71,14 +71,15 @@ def normalise_email(email: str) -> str:
 def check_name(value: str) -> str:
     """Return the trimmed name of an account, a team or an API token. Raises `FieldError`.
 
-    It has 1 to 100 printable characters. Escape sequences, for example, could change what a terminal displays.
+    It has 1 to 100 printable characters. Escape sequences, for example, could change what a terminal displays. Only
+    spaces are trimmed: a line break at the end is an unprintable character too.
     """
     name = value.strip()
     if not name:
         raise FieldError("name", "required")
     if len(name) > NAME_LENGTH:
         raise FieldError("name", "max_length")
-    if not name.isprintable():
+    if not value.isprintable():
         raise FieldError("name", "characters")
     return name
 

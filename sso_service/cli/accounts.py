@@ -48,7 +48,8 @@ async def _accounts_with_teams(accounts: Accounts) -> list[dict[str, Any]]:
     all_accounts, all_teams = await asyncio.gather(accounts.list_accounts(), accounts.list_teams())
     teams: dict[int, list[dict[str, Any]]] = {each.id: [] for each in all_accounts}
     for each in all_teams:
-        teams[each.account_id].append({"id": each.id, "name": each.name})
+        if each.account_id in teams:  # not an account that was added after the first statement (READ COMMITTED)
+            teams[each.account_id].append({"id": each.id, "name": each.name})
     return [msgspec.to_builtins(each) | {"teams": teams[each.id]} for each in all_accounts]
 
 

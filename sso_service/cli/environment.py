@@ -14,7 +14,7 @@ import msgspec
 
 from sso_service import keyring
 from sso_service.cli.output import time_text
-from sso_service.database import migrations, open_database
+from sso_service.database import database_url, migrations, open_database
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
 from sso_service.keyring import KeyRing
@@ -32,8 +32,13 @@ ID = click.IntRange(1, 2**32 - 1)
 
 
 def current_settings() -> Settings:
-    """Return the settings in the environment variables. Raises `SettingsError`."""
-    return read_settings(os.environ)
+    """Return the settings in the environment variables. Raises `SettingsError`.
+
+    The URL of the database is checked too, so that a command which does not use the database reports a wrong one.
+    """
+    settings = read_settings(os.environ)
+    database_url(settings)
+    return settings
 
 
 def current_operator() -> Actor:

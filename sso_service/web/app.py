@@ -156,7 +156,8 @@ class Dispatcher:
             # slash, which would send the login token once more.
             return self._login_link
         if (route := methods.get(scope["method"])) is None:
-            self._check_load()  # under load it is rejected like any other request
+            if any(each.limited for each in methods.values()):
+                self._check_load()  # under load it is rejected like any other request
             raise MethodNotAllowed(", ".join(sorted(methods)))
         return route
 

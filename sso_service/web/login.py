@@ -10,10 +10,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sso_service.errors import (
     AddressNotFound,
     CrossOrigin,
+    DatabaseError,
     InvalidForm,
     LoginRefused,
+    LoginTokenError,
     MethodNotAllowed,
     NotANavigation,
+    PathError,
     ServiceError,
 )
 from sso_service.http import cookie, is_for_a_window, is_prefetch, is_same_origin, prefers_json, split_parameter
@@ -135,7 +138,7 @@ class Login:
                 value = node.sessions.sign(outcome)
                 line = cookie_line(scope, node.settings, SESSION_COOKIE, value, max_age=node.settings.session_ttl)
                 headers.append((b"set-cookie", line.encode("latin-1")))
-        except ServiceError as error:
+        except (LoginTokenError, PathError, DatabaseError) as error:
             return self.refusal(scope, error)
         return Redirect(headers)
 

@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from sso_service.errors import ServiceError
 from sso_service.http import JSON_HEADERS, Problem, error_body
-from sso_service.problems import api_problem, problem
+from sso_service.problems import ENTRIES, api_problem, problem
 
 _LOG_INTERVAL = 5.0  # seconds between two log lines about requests that were answered with 503
 
@@ -26,8 +26,14 @@ def json_error(described: Problem) -> Response:
 
 
 def problem_of(error: Exception) -> Problem | None:
-    """Return `error` as an API client sees it, or None for a bug: an error that is not in the ladder."""
-    return api_problem(error) if isinstance(error, ServiceError) else None
+    """Return `error` as an API client sees it, or None for a bug.
+
+    Errors outside the ladder are bugs, and so are those that the table of problems does not describe, such as an
+    operator's. The server must log these, because no client can tell what happened.
+    """
+    if isinstance(error, ServiceError) and error.code in ENTRIES and error.code != "internal_error":
+        return api_problem(error)
+    return None
 
 
 class ErrorResponses:

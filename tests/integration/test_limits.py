@@ -80,7 +80,10 @@ async def test_requests_above_the_limit_of_a_worker_are_refused_at_once(
         await asyncio.sleep(0)
         for target in (URL, f"{PAGE}?sso={token}", "/session"):
             assert is_overloaded(await client.get(target))
+        assert is_overloaded(await client.request("PUT", "/session"))
+        # The health check is exempt from the limit, and so is a wrong method on it.
         assert (await client.get("/healthz")).status == 200
+        assert (await client.request("PUT", "/healthz")).status == 405
         late.set()
         assert is_overloaded(await sending[0])
     assert [answer.status for answer in await asyncio.gather(*waiting)] == [303] * 3

@@ -44,7 +44,7 @@ def test_an_id_must_fit_into_a_token(sqlite_env: dict[str, str], arguments: tupl
     assert_usage_error(run(*arguments, "--id", number, env=sqlite_env), "--id", "1<=x<=4294967295")
 
 
-@pytest.mark.parametrize("name", ["", "   ", "x" * 101, "line\nbreak", "\x1b[31mred"])
+@pytest.mark.parametrize("name", ["", "   ", "x" * 101, "line\nbreak", "New\n", "\tNew", "New\u00a0", "\x1b[31mred"])
 @pytest.mark.parametrize("arguments", [("account", "add"), ("team", "add", str(ACCOUNT))])
 def test_a_name_has_1_to_100_printable_characters(
     sqlite_env: dict[str, str], arguments: tuple[str, ...], name: str

@@ -125,12 +125,13 @@ def test_an_invalid_setting_is_named_without_its_value(sqlite_env: dict[str, str
     assert PASSWORD not in outcome.err
 
 
-@pytest.mark.parametrize("arguments", [("init",), *WITH_KEYS, *WITH_DATABASE], ids=" ".join)
+@pytest.mark.parametrize("arguments", [("init",), ("inspect", "x"), *WITH_KEYS, *WITH_DATABASE], ids=" ".join)
 def test_every_command_refuses_invalid_settings(
     sqlite_env: dict[str, str], keys_dir: Path, arguments: tuple[str, ...]
 ) -> None:
     before = contents(keys_dir)
-    assert_refused(run(*arguments, env=sqlite_env | {"SSO_PORT": PASSWORD}), "SSO_PORT")
+    for variable in ("SSO_PORT", "SSO_DATABASE_URL"):
+        assert_refused(run(*arguments, env=sqlite_env | {variable: PASSWORD}), variable)
     assert contents(keys_dir) == before
 
 
