@@ -13,7 +13,7 @@ import click
 
 from sso_service import keyring
 from sso_service.cli.output import time_text
-from sso_service.database import database_url, migrations, open_database
+from sso_service.database import database_at, database_url, migrations
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
 from sso_service.keyring import KeyRing
@@ -64,8 +64,12 @@ def read_keys(settings: Settings) -> KeyRing:
 
 @contextmanager
 def database_with_any_schema(settings: Settings) -> Iterator[Database]:
-    """Yield the existing database, and close it at the end. Raises `SchemaMismatch`."""
-    database = open_database(settings)
+    """Yield the existing database, and close it at the end. Raises `SchemaMismatch`.
+
+    It does not require a synchronous standby: commands consume nothing, and `serve` must start while the standby is
+    away, because a node without one still issues login tokens and checks sessions.
+    """
+    database = database_at(database_url(settings))
     try:
         installation.check_database_exists(database)
         yield database
