@@ -56,3 +56,21 @@ def test_serve_warns_about_unknown_variables(
     assert "SSO_KEY_DIR" in line
     assert PASSWORD not in line
     assert served == [([("127.0.0.1", port)], 3)]
+
+
+@on_postgresql
+def test_serve_starts_while_the_synchronous_standby_is_away(
+    env: dict[str, str], keys_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Settings] = []
+
+    def run_server(settings: Settings, listeners: list[socket.socket], **_: object) -> None:
+        served.append(settings)
+        for listener in listeners:
+            listener.close()
+
+    monkeypatch.setattr(supervisor, "run", run_server)
+    outcome = run("serve", env=env | {"SSO_REQUIRE_SYNC_STANDBY": "1", "SSO_PORT": str(free_port())})
+    assert (outcome.code, outcome.err) == (0, "")
+    # The node issues and checks sessions. Until the standby is back, it reports not ready and consumes nothing.
+    assert [settings.require_sync_standby for settings in served] == [True]
