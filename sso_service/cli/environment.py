@@ -14,7 +14,7 @@ import msgspec
 
 from sso_service import keyring
 from sso_service.cli.output import time_text
-from sso_service.database import migrations, open_database
+from sso_service.database import database_url, migrations, open_database
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
 from sso_service.keyring import KeyRing
