@@ -257,11 +257,3 @@ def test_a_stopped_service_leaves_no_metrics_directory_behind(
         (metrics,) = {Path(path).parent for path in opened if "sso-metrics-" in path}
     assert running.process.returncode == 0
     assert not metrics.exists()
-
-
-@on_postgresql
-def test_a_node_starts_without_the_standby_that_it_requires(env: dict[str, str], tmp_path: Path) -> None:
-    with accepting({**env, "SSO_REQUIRE_SYNC_STANDBY": "1"}, tmp_path / "log") as running:
-        status, _, content = ask(running, "GET", "/readyz")
-    assert status == 503
-    assert content["problems"] == {"database": "there is no synchronous standby, and one is required"}
