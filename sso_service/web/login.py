@@ -46,7 +46,7 @@ class LoginLink:
     """Every path that is not one of the service's own. Without `sso` in the query it leads to `studio`, or is 404."""
 
     def __init__(self, node: Node, errors: ErrorResponses, studio: ASGIApp | None = None) -> None:
-        self._login = Login(node, errors)
+        self._sign_in = SignIn(node, errors)
         self._studio = studio
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -64,7 +64,7 @@ class LoginLink:
         target = scope["raw_path"] + (b"?" + rest if rest else b"")
         # If repeated, the request has no valid token: otherwise an attacker who adds one chooses which of them is read.
         token = values[0].decode("latin-1") if len(values) == 1 else ""
-        return await self._login.sign_in(scope, token, target)
+        return await self._sign_in.redeem(scope, token, target)
 
     def _without_consuming(self, scope: Scope) -> Response | None:
         """Return the response to a request that is not a person's navigation, or None if it is one.
@@ -82,7 +82,7 @@ class LoginLink:
             raise MethodNotAllowed(_METHODS)
         if is_prefetch(scope):
             return Response(status_code=503, headers={"Cache-Control": "no-store"})
-        return None if self._login.is_for_a_window(scope) else self._login.refusal(scope, NotANavigation())
+        return None if self._sign_in.is_for_a_window(scope) else self._sign_in.refusal(scope, NotANavigation())
 
 
 class Confirm:
@@ -90,11 +90,11 @@ class Confirm:
 
     def __init__(self, node: Node, errors: ErrorResponses) -> None:
         self._sessions = node.sessions
-        self._login = Login(node, errors)
+        self._sign_in = SignIn(node, errors)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not is_same_origin(scope):  # before the body is read, so that a foreign form costs nothing
-            await self._login.refusal(scope, CrossOrigin())(scope, receive, send)
+            await self._sign_in.refusal(scope, CrossOrigin())(scope, receive, send)
             return
         try:
             fields = await form(scope, receive, "latin-1")  # a target is bytes
@@ -103,8 +103,8 @@ class Confirm:
         await (await self._response(scope, fields))(scope, receive, send)
 
     async def _response(self, scope: Scope, fields: dict[str, list[str]]) -> Response:
-        if not self._login.is_for_a_window(scope):
-            return self._login.refusal(scope, NotANavigation())
+        if not self._sign_in.is_for_a_window(scope):
+            return self._sign_in.refusal(scope, NotANavigation())
         token, target, replaces, form_token = (
             fields.get(name, [""])[0] for name in ("token", "target", "replaces", "form")
         )
@@ -113,18 +113,18 @@ class Confirm:
         try:
             self._sessions.check_form_token(form_token, token, raw_target, browser)
         except InvalidForm as error:
-            return self._login.refusal(scope, error)
-        return await self._login.sign_in(scope, token, raw_target, confirmed=int(replaces))
+            return self._sign_in.refusal(scope, error)
+        return await self._sign_in.redeem(scope, token, raw_target, confirmed=int(replaces))
 
 
-class Login:
+class SignIn:
     """Redeems a login token for a browser, and answers with a redirect, a question or an error page."""
 
     def __init__(self, node: Node, errors: ErrorResponses) -> None:
         self._node = node
         self._errors = errors
 
-    async def sign_in(self, scope: Scope, token: str, target: bytes, *, confirmed: int | None = None) -> Response:
+    async def redeem(self, scope: Scope, token: str, target: bytes, *, confirmed: int | None = None) -> Response:
         """Redeem `token` and redirect to `target` (path and query), or ask first, or refuse."""
         node = self._node
         try:
