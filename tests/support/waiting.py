@@ -58,19 +58,21 @@ class Delays:
     """A record of how long threads have waited for a processor, from which any interval can be looked up."""
 
     def __init__(self) -> None:
-        self._times: list[float] = []
-        self._totals: list[float] = []
+        self._samples: list[tuple[float, float]] = []  # monotonic seconds, and the delay of all threads until then
 
     def record(self, pids: Iterable[int]) -> None:
-        self._times.append(time.monotonic())
-        self._totals.append(_delay(pids))
+        total = _delay(pids)
+        self._samples.append((time.monotonic(), total))  # one append, because another thread reads
 
     def between(self, start: float, end: float) -> float:
         """Return the seconds of delay between two times (monotonic seconds), and up to the samples around them."""
-        if not self._times:
+        samples = self._samples.copy()
+        if not samples:
             return 0.0
-        last = min(bisect(self._times, end), len(self._times) - 1)
-        return max(self._totals[last] - self._totals[max(bisect(self._times, start) - 1, 0)], 0.0)
+        times = [at for at, _ in samples]
+        first = max(bisect(times, start) - 1, 0)
+        last = min(bisect(times, end), len(times) - 1)
+        return max(samples[last][1] - samples[first][1], 0.0)
 
 
 @contextmanager

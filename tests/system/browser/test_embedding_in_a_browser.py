@@ -91,7 +91,9 @@ def test_a_login_in_a_frame_of_another_site_lasts(sites: Sites, person: BrowserC
 
 def test_a_session_in_a_frame_is_not_sent_in_frames_of_other_sites(sites: Sites, person: BrowserContext) -> None:
     frame_of(person, sites.intranet, sites.login_url())
-    assert "not_signed_in" in session_in(frame_of(person, sites.stranger, f"{sites.studio}{PAGE}"), sites.studio)
+    foreign = frame_of(person, sites.stranger, f"{sites.studio}{PAGE}")
+    foreign.wait_for_url(re.compile("^chrome-error:"))  # the page refuses this frame; another navigation must wait
+    assert "not_signed_in" in session_in(foreign, sites.studio)
     assert "not_signed_in" in session_in(person.new_page().main_frame, sites.studio)
 
 
