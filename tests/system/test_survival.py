@@ -61,10 +61,11 @@ async def test_three_rotations_under_load_lose_no_login(
     current = signing_key(env)
     signed_by: Counter[str] = Counter()  # logins by the signing key at that time
 
-    async def sign_in_repeatedly(running: Running) -> None:
+    async def sign_in_repeatedly(running: Running, number: int) -> None:
+        # A user for each client: among thousands of tokens for one user in one second, two may get the same nonce.
         async with open_connection(running) as connection:
             while not finished.is_set():
-                issued = await connection.send(issue(api_token))
+                issued = await connection.send(issue(api_token, f"client-{number}@example.com"))
                 entered = await connection.send(login(issued.token))
                 statuses[issued.status, entered.status] += 1
                 signed_by[current] += entered.status == 303
@@ -92,8 +93,8 @@ async def test_three_rotations_under_load_lose_no_login(
 
     with serving(env, tmp_path / "log", workers=2) as running:
         async with asyncio.TaskGroup() as group:
-            for _ in range(16):
-                group.create_task(sign_in_repeatedly(running))
+            for number in range(16):
+                group.create_task(sign_in_repeatedly(running, number))
             group.create_task(rotate_three_times(running))
     print(f"{statuses.total()} logins")  # shown by -rP
     assert set(statuses) == {(201, 303)}
