@@ -141,7 +141,7 @@ async def test_a_killed_worker_loses_only_its_connections_and_is_replaced(
             while not finished.is_set():
                 token = ""
                 try:
-                    issued = await connection.send(issue(api_token))
+                    issued = await connection.send(issue(api_token, f"client-{first.port}@example.com"))
                     token = issued.token
                     login_answer = await connection.send(login(token))
                 except CUT_OFF:
