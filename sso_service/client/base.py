@@ -90,5 +90,5 @@ def _wait(state: RetryCallState) -> float:
     seconds = error.retry_after if isinstance(error, SSOError) else None
     if seconds is None:
         seconds = min(_SHORTEST_WAIT * 2 ** (state.attempt_number - 1), _LONGEST_WAIT)
-    # The factor is no secret, so it needs no cryptographic randomness.
+    # The factor is not secret, so it does not need cryptographic randomness.
     return max(seconds, _SHORTEST_WAIT) * random.uniform(1, 1.5)  # nosec B311 # noqa: S311 - see above
