@@ -1,6 +1,7 @@
 """Validation and normalisation of the name and address that an integration sends. Pure."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 
 import email_validator
@@ -66,6 +67,20 @@ def normalise_email(email: str) -> str:
     if checked.ascii_email is None:
         raise FieldError("email", "email")
     return checked.ascii_email.lower()
+
+
+def search_text(email: str, first_name: str, last_name: str) -> str:
+    """Return the text in which member search looks for a part of a name or an address, ignoring case.
+
+    It begins with the last name, so it is also the order of lists. First and last name are found in either order. The
+    text a user types is folded in the same way by `fold`.
+    """
+    return fold(f"{last_name} {first_name} {last_name} {email}")
+
+
+def fold(text: str) -> str:
+    """Return `text` without differences of case and of composition (Unicode Standard, section 3.13 D145)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
 def check_name(value: str) -> str:

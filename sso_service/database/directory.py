@@ -28,6 +28,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.schema import accounts, api_tokens, memberships, teams, users
 from sso_service.database.transactions import Database, batch_parameter, rows
+from sso_service.people import search_text
 from sso_service.permissions import Role
 
 
@@ -234,8 +235,10 @@ def check_access(database: Database, connection: Connection, queries: Sequence[A
 
 @cache
 def _create_users_statement(database: Database) -> "ReturningInsert[Any]":
-    batch = database.batch(email=String(), first_name=String(), last_name=String(), created_at=BigInteger())
-    columns = ["email", "first_name", "last_name", "created_at"]
+    batch = database.batch(
+        email=String(), first_name=String(), last_name=String(), search=String(), created_at=BigInteger()
+    )
+    columns = ["email", "first_name", "last_name", "search", "created_at"]
     # Ordered by address, so that batches of two nodes cannot deadlock. SQLite needs the WHERE to distinguish
     # ON CONFLICT from the ON of a join.
     source = select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.email)
@@ -287,7 +290,10 @@ def provision(database: Database, connection: Connection, people: Sequence[Provi
     first_of: dict[str, ProvisionRequest] = {}
     for person in people:
         first_of.setdefault(person.email, person)
-    unknown = batch_parameter([p.email, p.first_name, p.last_name, p.now] for p in first_of.values())
+    unknown = batch_parameter(
+        [p.email, p.first_name, p.last_name, search_text(p.email, p.first_name, p.last_name), p.now]
+        for p in first_of.values()
+    )
     created = dict(rows(connection, _create_users_statement(database), unknown))
     ids = dict(created)
     disabled: set[str] = set()

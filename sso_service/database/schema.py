@@ -13,7 +13,7 @@ from sqlalchemy import (
     Table,
 )
 
-SCHEMA_VERSION = "0002"
+SCHEMA_VERSION = "0003"
 """The Alembic revision of these tables. A test compares it with the migrations."""
 
 metadata = MetaData(
@@ -64,6 +64,8 @@ users = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("disabled_at", BigInteger),
     Column("sessions_from", BigInteger, nullable=False, server_default="0"),
+    # `people.search_text`: what member search searches and sorts by, without a function of the database.
+    Column("search", String(2000), nullable=False, server_default="", index=True),
     _fits_the_token(),
     sqlite_autoincrement=True,
 )
@@ -95,6 +97,7 @@ api_tokens = Table(
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
     Column("last_used_at", BigInteger),  # rounded to the hour, so that use costs one write an hour
+    Column("created_by", _Id),  # the id of the admin; null: an operator on the command line
     sqlite_autoincrement=True,
 )
 

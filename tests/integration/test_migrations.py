@@ -11,7 +11,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect, make_url, select, text
+from sqlalchemy import ColumnClause, Connection, column, inspect, make_url, select, text
+from sqlalchemy import table as sql_table
 from sqlalchemy.engine import Inspector
 
 from sso_service.database import database_at, migrations
@@ -55,7 +56,12 @@ def upgrade_to(database: Database, revision: str) -> None:
 
 def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
     """The content of the columns of the first schema."""
-    new = {metadata.tables["memberships"].c.sessions_from}
+    new = {
+        metadata.tables["memberships"].c.sessions_from,
+        metadata.tables["users"].c.sessions_from,
+        metadata.tables["users"].c.search,
+        metadata.tables["api_tokens"].c.created_by,
+    }
     with database.connect() as connection, database.reading(connection):
         return {
             table.name: [
@@ -172,7 +178,8 @@ def test_an_upgrade_from_the_first_schema_keeps_all_data(empty: Database) -> Non
     }
     with empty.connect() as connection, empty.writing(connection):
         for table, values in rows.items():
-            connection.execute(metadata.tables[table].insert(), values)
+            present: list[ColumnClause[Any]] = [column(name) for name in values[0]]
+            connection.execute(sql_table(table, *present).insert(), values)
         connection.execute(consumed_floor.update().values(claims=b"\x01" * 16))
     before = contents(empty)
     assert [len(before[table]) for table in rows] == [2, 1, 3, 3, 1, 5]
@@ -181,6 +188,11 @@ def test_an_upgrade_from_the_first_schema_keeps_all_data(empty: Database) -> Non
     migrations.check(empty)
     assert contents(empty) == before
     assert "ix_memberships_account_id" in indexes(empty, "memberships")
+    with empty.connect() as connection:
+        columns = (metadata.tables["users"].c[name] for name in ("search", "sessions_from"))
+        assert [tuple(row) for row in connection.execute(select(*columns).order_by("sessions_from"))] == [
+            (f"d j\u00f6rg d {n}@example.com", n) for n in range(3)
+        ]
     with empty.connect() as connection, empty.writing(connection):
         added = metadata.tables["users"].insert().returning(metadata.tables["users"].c.id)
         person = {"email": "new@example.com", "first_name": "N", "last_name": "N", "created_at": 9}

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, insert, literal, select
 from sso_service.database import open_database
 from sso_service.database.schema import memberships, users
 from sso_service.database.transactions import Database
+from sso_service.people import search_text
 from sso_service.permissions import Role
 from sso_service.services.node import Node
 from sso_service.web.app import create_app
@@ -30,7 +31,13 @@ SAME_ORIGIN = ("sec-fetch-site", "same-origin")
 def add_members(connection: Connection, count: int) -> None:
     """Add editors to `ACCOUNT`: `Firstname0 Lastname0`, `m0@example.com` and so on."""
     people = [
-        {"email": f"m{n}@example.com", "first_name": f"Firstname{n}", "last_name": f"Lastname{n}", "created_at": 1}
+        {
+            "email": (email := f"m{n}@example.com"),
+            "first_name": (first := f"Firstname{n}"),
+            "last_name": (last := f"Lastname{n}"),
+            "search": search_text(email, first, last),
+            "created_at": 1,
+        }
         for n in range(count)
     ]
     connection.execute(insert(users), people)
