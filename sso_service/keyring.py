@@ -7,19 +7,19 @@ There is one file `<id>.json` per key. The set of files and the clock determine 
 - A revoked key leaves a tombstone. It verifies nothing but still counts as a successor, so no older key becomes the
   signing key again.
 
-`KeyRing` is pure. `rotate`, `revoke` and `prune` change a directory. `KeyDirectory` is a running service's view of it.
+`KeyRing` is pure. `load` reads a directory, and `rotate`, `revoke` and `prune` change it. The module `key_directory` has
+a running service's view of it.
 """
 
 import hmac
 import json
-import logging
-import math
 import os
 import re
 import secrets
+import stat
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,17 +31,16 @@ from sso_service.tokens import CLOCK_ALLOWANCE
 ROTATION_LEAD = 60
 """Seconds between writing a key and its first use. Every node has read the key before any node signs with it."""
 
-UNLISTABLE_LIMIT = 60
-"""Seconds for which the keys in memory are trusted while the directory cannot be listed. After that, a revocation may
-have been missed."""
+FILE_LIMIT = 4096
+"""Maximum size of a key file in bytes. The files that this module writes have less than a tenth of it."""
 
 _SECRET_SIZE = 32
 _READ_ATTEMPTS = 5
 _ID = re.compile(r"[A-Za-z0-9_-]{1,240}", re.ASCII)
 _GENERATED_ID = re.compile(r"(\d{8}T\d{6}Z)-([0-9a-f]{12})", re.ASCII)
 _LATEST_TIME = 2**32 - 1
-
-log = logging.getLogger(__name__)
+# Windows has no O_NONBLOCK, and translates line ends without O_BINARY.
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +140,9 @@ def load(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     # A listing from before a change does not match files from after it: a tombstone could appear without its successor.
     # So everything is read again if the directory changed in between.
     for _ in range(_READ_ATTEMPTS):
-        modified_at = _modified_at(directory)
+        before = modified_at(directory)
         found = _load_once(directory)
-        if _modified_at(directory) == modified_at:
+        if modified_at(directory) == before:
             break
     return found
 
@@ -158,7 +157,7 @@ def _load_once(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     for name in names:
         key_id = name.removesuffix(".json")
         try:
-            entries[key_id] = _parse(key_id, (directory / name).read_bytes())
+            entries[key_id] = _parse(key_id, _read(directory / name))
         except FileNotFoundError:
             if (directory / name).is_symlink():
                 broken[key_id] = "is a broken link"
@@ -170,7 +169,38 @@ def _load_once(directory: Path) -> tuple[dict[str, Entry], dict[str, str]]:
     return entries, broken
 
 
-def _modified_at(directory: str | Path) -> int:
+def _read(path: Path) -> bytes:
+    """Return the content of a key file. Raises `ValueError` if the file must not be trusted, or `OSError`."""
+    # Checked before opening, because opening a device can have an effect. Checked again after it, because another file
+    # may have taken the name; opening a FIFO without O_NONBLOCK would then block the reading thread indefinitely.
+    # Links are followed: Kubernetes mounts a Secret as links.
+    _refuse_unsafe(os.stat(path))
+    descriptor = os.open(path, _READ_FLAGS)
+    try:
+        _refuse_unsafe(os.fstat(descriptor))
+        # The reported size is not used: it is 0 for files of /proc, and a file may grow.
+        content = b""
+        while len(content) <= FILE_LIMIT and (more := os.read(descriptor, FILE_LIMIT + 1 - len(content))):
+            content += more
+    finally:
+        os.close(descriptor)
+    if len(content) > FILE_LIMIT:
+        raise ValueError("is larger than 4 KiB")
+    return content
+
+
+def _refuse_unsafe(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("is not a regular file")
+    # Any local user could have put a secret of their choice into it, and could then sign in as anyone. Write access of
+    # the group is accepted, because an administrator chose its members. The mode of the directory is not judged: that
+    # of a Secret mounted by Kubernetes is world-writable. Windows reports every writable file as world-writable.
+    if os.name == "posix" and status.st_mode & stat.S_IWOTH:
+        raise ValueError("can be written by every user")
+
+
+def modified_at(directory: str | Path) -> int:
+    """Return the directory's modification time in nanoseconds. Raises `KeyDirectoryUnreadable`."""
     try:
         return os.stat(directory).st_mtime_ns
     except OSError as error:
@@ -338,68 +368,3 @@ def _seconds(value: dict[str, Any], name: str) -> int:
     if type(seconds) is not int or not 0 <= seconds <= _LATEST_TIME:
         raise ValueError(f"has no {name} in Unix seconds")
     return seconds
-
-
-# --- a running service's view ----------------------------------------------------------------------------------------
-
-
-class KeyDirectory:
-    """The keys of a directory in memory. Keep them up to date with `refresh` every few seconds.
-
-    `refresh_if_changed` is for a signature that no known key made, as after a rotation. It costs one `stat` call unless
-    the directory has changed, so forged tokens cannot cause reads.
-    """
-
-    def __init__(self, path: Path, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self.path = path
-        self._name = str(path)  # for `refresh_if_changed`: converting the path at each forged token would cost time
-        self.ring = KeyRing()
-        self._monotonic = monotonic
-        self._entries: dict[str, Entry] = {}
-        self._broken: dict[str, str] = {}
-        self._problem = ""
-        self._listed_at = -math.inf  # stale until the first successful listing
-        self._modified_at = -1
-
-    @property
-    def stale(self) -> bool:
-        """Whether the last listing is `UNLISTABLE_LIMIT` seconds old, so that a revocation may have been missed."""
-        return self._monotonic() - self._listed_at >= UNLISTABLE_LIMIT
-
-    def refresh(self) -> bool:
-        """Read the directory and return whether it could be listed.
-
-        A file that cannot be used is logged once, and the key that it contained earlier is kept. A directory that
-        cannot be listed is logged once, and all keys are kept.
-        """
-        try:
-            # Taken before the listing, so `refresh_if_changed` notices a change during the listing.
-            modified_at = _modified_at(self.path)
-            entries, broken = load(self.path)
-        except KeyDirectoryUnreadable as error:
-            if str(error) != self._problem:
-                log.error("keys: %s", error)
-            self._problem = str(error)
-            return False
-        self._problem = ""
-        self._listed_at = self._monotonic()
-        self._modified_at = modified_at
-        for key_id in broken.keys() - self._broken.keys():
-            log.warning("keys: %r %s; skipped", f"{key_id}.json", broken[key_id])
-        # A file that became unusable, such as a copy that is not complete yet, does not remove its key. Only a missing
-        # file or a tombstone does.
-        for key_id in broken.keys() & self._entries.keys():
-            entries[key_id] = self._entries[key_id]
-        self._broken = broken
-        if entries != self._entries:
-            self._entries = entries
-            self.ring = KeyRing(entries.values())
-        return True
-
-    def refresh_if_changed(self) -> bool:
-        """Read the directory if its modification time has changed. Return whether it was read."""
-        try:
-            changed = _modified_at(self._name) != self._modified_at
-        except KeyDirectoryUnreadable:
-            return False
-        return changed and self.refresh()

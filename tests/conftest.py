@@ -18,7 +18,7 @@ from sqlalchemy import make_url
 from sso_service import keyring
 from sso_service.database import migrations, open_database
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.permissions import Scope
 from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings

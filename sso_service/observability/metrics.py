@@ -31,6 +31,7 @@ BATCH_SECONDS = Histogram("sso_batch_seconds", "Duration of transactions.", ["ki
 GAUGES = {
     "sso_ready": "Whether this node should get requests.",
     "sso_signing_key_age_seconds": "Time since the signing key began to sign.",
+    "sso_key_files_unusable": "Key files that cannot be read, are refused or invalid, or contain a revoked key again.",
     "sso_clock_difference_seconds": "How far this node's clock is ahead of the database's.",
     "sso_consumed_rows": "Rows in the table of consumed tokens.",
 }
@@ -62,6 +63,7 @@ NOTES = {
     "sso_batch_seconds": "Observed when a transaction has been committed.",
     "sso_ready": "1 or 0. Read at each scrape.",
     "sso_signing_key_age_seconds": "Read at each scrape. Absent while there is no signing key.",
+    "sso_key_files_unusable": "Read at each scrape, as the answering worker read the key directory last.",
     "sso_clock_difference_seconds": "Read at each scrape. Absent while the database is unreachable.",
     "sso_consumed_rows": "Estimated at each purge round, about once a minute. Close to the logins of the last hour.",
 }

@@ -17,7 +17,7 @@ from sso_service.database.purging import CLOCK_TOLERANCE, Purger
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
 from sso_service.errors import OutcomeUnknown, Unavailable
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.observability import metrics
 from sso_service.services.accounts import Accounts
 from sso_service.services.issuing import Issuing
@@ -29,6 +29,8 @@ from sso_service.settings import Settings
 PURGE_INTERVAL = 61.0
 """Seconds between two purge rounds: slightly more than the age that a floor must have."""
 _THREADS = 16
+_NAMED_FILES = 5
+"""Maximum number of key files that a problem names."""
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +41,12 @@ Batch = TypeVar("Batch", bound=GroupCommit)  # type: ignore[type-arg]  # of any 
 class Condition:
     """The state of this node: its problems by subject, and figures where they are known.
 
-    `signing_key_age` is in seconds. `clock_difference` is the number of seconds by which this node's clock is ahead of
+    `unusable_key_files` includes files that contain a revoked key again. `signing_key_age` is in seconds. `clock_difference` is the number of seconds by which this node's clock is ahead of
     the database's.
     """
 
     problems: dict[str, str]
+    unusable_key_files: int
     signing_key_age: int | None = None
     clock_difference: float | None = None
 
@@ -97,6 +100,10 @@ class Node:
             key_age = self.trust.now() - self.trust.signing_key().signs_from
         except Unavailable as error:
             problems["keys"] = str(error)
+        # The file may be a tombstone, or the key that another node signs with, so this node may trust too much or too
+        # little. A revoked key that reappeared is neither: this node handles it, and only the alert reports it.
+        if unusable := self.keys.unusable:
+            problems["keys"] = "; ".join([*filter(None, [problems.get("keys")]), _described(unusable)])
         try:
             health = await self._health_checks.submit(None)
         except Unavailable as error:
@@ -106,7 +113,7 @@ class Node:
                 problems["database"] = health.problem
             if abs(difference := self.trust.clock() - health.now) > CLOCK_TOLERANCE:
                 problems["clock"] = f"this node's clock and the database's differ by {difference:.0f} s"
-        return Condition(problems, key_age, difference)
+        return Condition(problems, len(unusable) + len(self.keys.revived), key_age, difference)
 
     def drain(self) -> None:
         """Report not ready from now on, so that balancers stop sending requests. The node keeps serving."""
@@ -139,3 +146,10 @@ class Node:
         self.trust.close()
         self._threads.shutdown(cancel_futures=True)
         self.database.close()
+
+
+def _described(unusable: dict[str, str]) -> str:
+    """Return the key files that cannot be used, with the reasons. Names are quoted, because they may be any bytes."""
+    named = [f"{f'{key_id}.json'!r} {problem}" for key_id, problem in sorted(unusable.items())[:_NAMED_FILES]]
+    more = [f"{len(unusable) - _NAMED_FILES} more"] if len(unusable) > _NAMED_FILES else []
+    return f"key files that cannot be used: {', '.join(named + more)}"

@@ -126,22 +126,24 @@ class Redeeming:
     # --- for browsers
 
     async def sign_in(
-        self, token: str, path: StudioPath, current: Session | None, *, confirmed: int | None = None
-    ) -> Session | Question:
+        self, token: str, path: StudioPath, reading: Awaitable[Session | None], *, confirmed: int | None = None
+    ) -> Session | Question | None:
         """Redeem `token` for a session that may go on to `path`, or return a question that has to be answered first.
 
-        `current` is the browser's present session. If it belongs to the same user in the same account, a token that was
-        used or has expired is not an error: the session goes on. `confirmed` is None until the question is answered,
-        then the id of the user who may be replaced, or 0 for none.
+        `reading` returns the browser's present session. If that belongs to the same user in the same account, a token
+        that was used or has expired is not an error: the session goes on, and the result is None. `confirmed` is None
+        until the question is answered, then the id of the user who may be replaced, or 0 for none.
 
         Raises subclasses of `LoginTokenError`, `Unavailable` or `OutcomeUnknown`.
         """
         with _recording_refusal("browser", token):
+            current = await reading  # here, so that a login which fails because of the cookie's keys is recorded, too
             outcome = await self._sign_in(token, path, current, confirmed)
         if isinstance(outcome, Question):
             metrics.count_login("browser", "asked")
         elif outcome is current:
             metrics.count_login("browser", "already_signed_in")
+            return None
         return outcome
 
     async def _sign_in(
@@ -212,9 +214,8 @@ class Redeeming:
     async def _read_genuine(self, token: str) -> Claims:
         """Return the claims of a genuine token, which may have expired, without using the database.
 
-        Raises a subclass of `InvalidToken`, or `Unavailable` if the keys may be out of date.
+        Raises a subclass of `InvalidToken`, or `Unavailable` if no key can be trusted now.
         """
-        self._trust.check_fresh()
         try:
             return self._read(token)
         except ForgedToken:
@@ -224,14 +225,14 @@ class Redeeming:
             raise
 
     def _read(self, token: str) -> Claims:
-        now, ring = self._trust.now(), self._trust.ring
-        keys = [key.token_key for key in ring.verifying_keys(now, self._lifetime)]
+        now = self._trust.now()
+        keys = [key.token_key for key in self._trust.verifying_keys(self._lifetime)]
         try:
             return tokens.read_genuine(token, keys, now=now, lifetime=self._lifetime)
         except ForgedToken:
             # A retired key still distinguishes an expired token from a forged one. Everything that it signed is
             # refused; only the answer depends on it.
-            retired = [key.token_key for key in ring.known_keys() if key.token_key not in keys]
+            retired = [key.token_key for key in self._trust.known_keys() if key.token_key not in keys]
             if retired:
                 with suppress(ForgedToken, OverlongToken):
                     claims = tokens.read_genuine(token, retired, now=now, lifetime=self._lifetime)

@@ -35,7 +35,7 @@ class Sessions:
     async def read(self, cookie: str) -> Session | None:
         """Return the session in a cookie that a known key signed and that is not too old, or None.
 
-        This does not query the database: `check` does.
+        This does not query the database: `check` does. Raises `Unavailable` if no key can be trusted now.
         """
         session = self._read(cookie)
         if session is None and await self._trust.keys_changed():
@@ -43,10 +43,9 @@ class Sessions:
         return session
 
     def _read(self, cookie: str) -> Session | None:
-        now = self._trust.now()
-        keys = [key.session_key for key in self._trust.ring.verifying_keys(now, self._lifetime)]
+        keys = [key.session_key for key in self._trust.verifying_keys(self._lifetime)]
         try:
-            return sessions.load_session(cookie, keys, now=now, lifetime=self._lifetime)
+            return sessions.load_session(cookie, keys, now=self._trust.now(), lifetime=self._lifetime)
         except InvalidSession:
             return None
 
@@ -99,10 +98,9 @@ class Sessions:
         )
 
     def check_form_token(self, form_token: str, token: str, target: bytes, browser: str) -> None:
-        """Raise `InvalidForm` unless `form_token` was made for these values."""
-        now = self._trust.now()
-        keys = [key.form_key for key in self._trust.ring.verifying_keys(now, sessions.FORM_LIFETIME)]
-        sessions.check_form_token(form_token, token, target, browser, keys, now=now)
+        """Raise `InvalidForm` unless `form_token` was made for these values, or `Unavailable`."""
+        keys = [key.form_key for key in self._trust.verifying_keys(sessions.FORM_LIFETIME)]
+        sessions.check_form_token(form_token, token, target, browser, keys, now=self._trust.now())
 
 
 def _check_may_view(signed_in: SignedIn, path: StudioPath) -> None:

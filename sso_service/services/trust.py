@@ -7,7 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from sso_service.errors import NoSigningKey, Unavailable
-from sso_service.keyring import KeyDirectory, KeyRing, SigningKey
+from sso_service.key_directory import KeyDirectory
+from sso_service.keyring import KeyRing, SigningKey
 
 KEY_REFRESH = 2.0
 """Seconds between two reads of the key directory: a revocation must take effect within five."""
@@ -33,23 +34,35 @@ class Trust:
         """Return the time in Unix seconds."""
         return int(self.clock())
 
-    @property
-    def ring(self) -> KeyRing:
-        """The keys that were read last."""
-        return self.keys.ring
-
-    def check_fresh(self) -> None:
-        """Raise `Unavailable` if the directory could not be listed for so long that a revocation may be missing."""
-        if self.keys.stale:
-            raise Unavailable("the key directory cannot be listed, so a revocation may have been missed")
-
     def signing_key(self) -> SigningKey:
         """Return the key that signs now. Raises `Unavailable`."""
-        self.check_fresh()
         try:
-            return self.ring.signing_key(self.now())
+            return self._ring().signing_key(self.now())
         except NoSigningKey as error:
             raise Unavailable(str(error)) from error
+
+    def verifying_keys(self, lifetime: int) -> list[SigningKey]:
+        """Return the keys whose signatures may be valid now, newest first, for what lives `lifetime` seconds.
+
+        Raises `Unavailable`, also if there is no such key, as on an empty mount point: nothing can be judged then, and
+        a genuine session must not be answered like a missing one.
+        """
+        if keys := self._ring().verifying_keys(self.now(), lifetime):
+            return keys
+        raise Unavailable("no key may verify now; create one: sso-service keys rotate --lead 0")
+
+    def known_keys(self) -> list[SigningKey]:
+        """Return every key that is not revoked, including those that no longer verify. Raises `Unavailable`."""
+        return self._ring().known_keys()
+
+    def _ring(self) -> KeyRing:
+        """Return the keys that were read last. Every use of a key begins here (`test_architecture.py`).
+
+        Raises `Unavailable` if the directory could not be listed for so long that a revocation may be missing.
+        """
+        if self.keys.stale:
+            raise Unavailable("the key directory cannot be listed, so a revocation may have been missed")
+        return self.keys.ring
 
     async def keys_changed(self) -> bool:
         """Check the key directory because no known key explains a signature. Return whether it changed and was read.

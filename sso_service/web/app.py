@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sso_service.database import open_database
 from sso_service.errors import MethodNotAllowed, Overloaded
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.server.draining import drain_first
 from sso_service.services.node import Node
 from sso_service.settings import read_settings

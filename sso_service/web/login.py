@@ -18,6 +18,7 @@ from sso_service.errors import (
     NotANavigation,
     PathError,
     ServiceError,
+    Unavailable,
 )
 from sso_service.http import cookie, is_for_a_window, is_prefetch, is_same_origin, prefers_json, split_parameter
 from sso_service.paths import judge
@@ -112,7 +113,7 @@ class Confirm:
         browser = _browser(cookie(scope, FORM_COOKIE) or "", replaces)
         try:
             self._sessions.check_form_token(form_token, token, raw_target, browser)
-        except InvalidForm as error:
+        except (InvalidForm, Unavailable) as error:
             return self._sign_in.refusal(scope, error)
         return await self._sign_in.redeem(scope, token, raw_target, confirmed=int(replaces))
 
@@ -129,12 +130,12 @@ class SignIn:
         node = self._node
         try:
             path = judge(target.partition(b"?")[0])
-            current = await current_session(node, scope)
-            outcome = await node.redeeming.sign_in(token, path, current, confirmed=confirmed)
+            reading = current_session(node, scope)
+            outcome = await node.redeeming.sign_in(token, path, reading, confirmed=confirmed)
             if isinstance(outcome, Question):
                 return self._ask(scope, token, target, outcome)
             headers = [*_REDIRECT_HEADERS, (b"location", target)]
-            if outcome != current:
+            if outcome is not None:
                 value = node.sessions.sign(outcome)
                 line = cookie_line(scope, node.settings, SESSION_COOKIE, value, max_age=node.settings.session_ttl)
                 headers.append((b"set-cookie", line.encode("latin-1")))

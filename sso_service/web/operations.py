@@ -51,6 +51,7 @@ class Metrics:
             {
                 "sso_ready": not condition.problems,
                 "sso_signing_key_age_seconds": condition.signing_key_age,
+                "sso_key_files_unusable": condition.unusable_key_files,
                 "sso_clock_difference_seconds": condition.clock_difference,
                 "sso_consumed_rows": self._node.consumed_rows,
             }

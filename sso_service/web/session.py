@@ -48,24 +48,31 @@ class Logout:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not is_same_origin(scope):
             raise CrossOrigin
-        portal_url = await self._sign_out(scope)
+        framed_by = self._node.settings.origins_of("embed_origins")
+        try:
+            portal_url = await self._sign_out(scope)
+        except Unavailable:
+            if not accepts_html(scope):
+                raise
+            await message_page(scope, "page_unavailable", framed_by=framed_by)(scope, receive, send)
+            return
         expired = cookie_line(scope, self._node.settings, SESSION_COOKIE, "", max_age=0)
         headers = {"Set-Cookie": expired, "Cache-Control": "no-store"}
         response = Response(status_code=204, headers=headers)
         if accepts_html(scope):
-            framed_by = self._node.settings.origins_of("embed_origins")
             response = message_page(scope, "signed_out", portal_url=portal_url, headers=headers, framed_by=framed_by)
         await response(scope, receive, send)
 
     async def _sign_out(self, scope: Scope) -> str | None:
         """End the sessions on the server side, and return the account's portal."""
-        session = await current_session(self._node, scope)
         try:
+            session = await current_session(self._node, scope)
             signed_in = await self._node.sessions.check(session) if session else None
         except Unavailable:
             if self._everywhere:
                 raise
-            return None  # the cookie expires in any case
+            # Without keys or database the session cannot be read. This browser gives up its cookie all the same.
+            return None
         if signed_in is None:
             return None
         if self._everywhere:

@@ -15,7 +15,7 @@ from sqlalchemy import make_url
 from sso_service import keyring
 from sso_service.database.group_commit import MAX_WAITING
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.permissions import Role
 from tests.support import administration
 from tests.support.api import (

@@ -10,7 +10,7 @@ from sso_service import keyring
 from sso_service.database.transactions import Database
 from sso_service.errors import InsufficientScope, MethodNotAllowed, RateLimited, ServiceError
 from sso_service.http import Problem
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.problems import ENTRIES
 from sso_service.web.problems import problem_of
 from tests.support.api import node

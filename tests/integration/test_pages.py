@@ -15,7 +15,7 @@ from sso_service import tokens
 from sso_service.database import open_database
 from sso_service.database.schema import accounts, memberships, users
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.permissions import Scope
 from sso_service.services.node import Node
 from sso_service.sessions import Session

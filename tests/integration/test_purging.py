@@ -19,7 +19,7 @@ from sso_service.database.purging import FLOOR_AGE, RETENTION, Purger, PurgeRoun
 from sso_service.database.schema import consumed_nonces
 from sso_service.database.transactions import Database
 from sso_service.errors import OutcomeUnknown, Unavailable
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.services.node import PURGE_INTERVAL, Node
 from sso_service.settings import Settings
 from sso_service.web.app import create_app

@@ -14,7 +14,7 @@ from sso_service import keyring
 from sso_service.database import members, open_database
 from sso_service.database.transactions import Database
 from sso_service.errors import Overloaded
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.permissions import Role, Scope
 from sso_service.services.node import Node
 from sso_service.sessions import COOKIE_LENGTH

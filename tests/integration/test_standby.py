@@ -8,7 +8,7 @@ import pytest
 
 from sso_service.database import open_database
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
 from tests.support.client import Client

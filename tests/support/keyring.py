@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from sso_service.keyring import Entry, KeyDirectory, KeyRing, SigningKey, Tombstone, load
+from sso_service.key_directory import KeyDirectory
+from sso_service.keyring import Entry, KeyRing, SigningKey, Tombstone, load
 
 NOW = 1_900_000_000
 TOKENS = 300

@@ -20,7 +20,7 @@ from scripts.tools.ports import free_port
 from sso_service import tokens
 from sso_service.client import AsyncSSOClient, SSOClient, TokenConsumed, TokenExpired
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.tokens import Claims
 from tests.support.api import BOTH, make_api_token
 from tests.support.client import Client

@@ -290,6 +290,7 @@ def healthy() -> dict[str, str]:
             ("up", "", constant(1)),
             ("sso_ready", "", constant(1)),
             ("sso_signing_key_age_seconds", "", every_minute(60, 86400)),
+            ("sso_key_files_unusable", "", constant(0)),
             ("sso_clock_difference_seconds", "", constant(0.2)),
             ("sso_consumed_rows", "", constant(60 * 66)),
             ("sso_tokens_issued_total", 'user_created="no"', every_minute(30)),
@@ -425,6 +426,11 @@ SITUATIONS: dict[str, tuple[dict[str, str], set[str]]] = {
         {"SSOSigningKeyMissing", "SSONodeNotReady"},
     ),
     "the signing key is from the future": ({age("a"): constant(-600)}, {"SSOSigningKeyMissing"}),
+    "a key file cannot be used": (
+        {on("a", "sso_key_files_unusable"): constant(2), on("a", "sso_ready"): constant(0)},
+        {"SSOKeyFileUnusable", "SSONodeNotReady"},
+    ),
+    "a revoked key is put back": ({on("a", "sso_key_files_unusable"): constant(1)}, {"SSOKeyFileUnusable"}),
     "a clock drifts": ({on("a", "sso_clock_difference_seconds"): constant(-15)}, {"SSOClockDrifting"}),
     "a clock is five seconds ahead": ({on("a", "sso_clock_difference_seconds"): constant(5)}, set()),
     "a clock is wrong": (

@@ -11,7 +11,19 @@ import sso_service
 PACKAGE = Path(sso_service.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "versions" not in path.parts)
 
-PURE = {"errors", "http", "problems", "settings", "tokens", "keyring", "sessions", "permissions", "paths", "people"}
+PURE = {
+    "errors",
+    "http",
+    "problems",
+    "settings",
+    "tokens",
+    "keyring",
+    "key_directory",
+    "sessions",
+    "permissions",
+    "paths",
+    "people",
+}
 
 # A part may import itself and the parts listed here. Nothing imports upwards.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -86,6 +98,17 @@ def test_the_client_needs_four_libraries_and_nothing_of_the_server() -> None:
     }
     assert third_party & {"starlette", "jinja2", "babel", "markupsafe", "uvicorn", "sqlalchemy", "limits"} == set()
     assert third_party >= CLIENT_LIBRARIES
+
+
+def test_keys_are_reached_only_through_the_check_that_they_are_fresh() -> None:
+    """Otherwise a use case could trust a key that was revoked while the key directory could not be listed."""
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in {"ring", "_ring"}
+    }
+    assert users == {"key_directory.py", "services/trust.py"}
 
 
 def test_no_module_has_more_than_450_lines() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sso_service.errors import KeyRingError, NoSigningKey
-from sso_service.keyring import KeyDirectory, Tombstone, load, prune, revoke, revoke_all, rotate
+from sso_service.key_directory import KeyDirectory
+from sso_service.keyring import Tombstone, load, prune, revoke, revoke_all, rotate
 from tests.support.keyring import (
     BROKEN_FILES,
     NOW,

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sso_service.errors import KeyRingError, UnknownKey
-from sso_service.keyring import Entry, KeyDirectory, KeyRing, load, prune, revoke, revoke_all, rotate
+from sso_service.key_directory import KeyDirectory
+from sso_service.keyring import Entry, KeyRing, load, prune, revoke, revoke_all, rotate
 from tests.support.keyring import (
     CHANGES,
     LIFETIMES,

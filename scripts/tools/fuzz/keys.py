@@ -5,7 +5,8 @@ import string
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sso_service.keyring import Entry, KeyDirectory, KeyRing, SigningKey, Tombstone, load
+from sso_service.key_directory import KeyDirectory
+from sso_service.keyring import Entry, KeyRing, SigningKey, Tombstone, load
 
 NOW = 1_900_000_000
 GOOD = {"id": "good", "secret": "A" * 43, "created_at": 900, "signs_from": 1000}

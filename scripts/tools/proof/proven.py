@@ -27,7 +27,8 @@ from sso_service.database.ledger import Redeemed, Verdict
 from sso_service.database.purging import Purger, PurgeRound
 from sso_service.database.schema import consumed_nonces
 from sso_service.database.transactions import Database
-from sso_service.keyring import KeyDirectory, KeyRing
+from sso_service.key_directory import KeyDirectory
+from sso_service.keyring import KeyRing
 from sso_service.server import supervisor
 from sso_service.services import node
 from sso_service.services.node import Node

@@ -19,7 +19,7 @@ from sso_service.database.directory import look_up as look_up_batch
 from sso_service.database.schema import api_tokens
 from sso_service.database.transactions import Database
 from sso_service.errors import ForgedToken, NotAuthenticated
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.permissions import Scope
 from sso_service.services.node import Node
 from sso_service.settings import read_settings

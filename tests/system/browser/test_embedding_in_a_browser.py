@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sso_service.client import SSOClient
 from sso_service.database import open_database
-from sso_service.keyring import KeyDirectory
+from sso_service.key_directory import KeyDirectory
 from sso_service.services.node import Node
 from sso_service.settings import Settings
 from sso_service.web.app import create_app
