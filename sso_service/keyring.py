@@ -7,8 +7,8 @@ There is one file `<id>.json` per key. The set of files and the clock determine 
 - A revoked key leaves a tombstone. It verifies nothing but still counts as a successor, so no older key becomes the
   signing key again.
 
-`KeyRing` is pure. `load` reads a directory, and `rotate`, `revoke` and `prune` change it. The module `key_directory` has
-a running service's view of it.
+`KeyRing` is pure. `load` reads a directory, and `rotate`, `revoke` and `prune` change it. The module `key_directory`
+has a running service's view of it.
 """
 
 import hmac
@@ -202,7 +202,8 @@ def _refuse_unsafe(status: os.stat_result) -> None:
 def modified_at(directory: str | Path) -> int:
     """Return the directory's modification time in nanoseconds. Raises `KeyDirectoryUnreadable`."""
     try:
-        return os.stat(directory).st_mtime_ns
+        # With "/.", this also fails if the directory can be listed, but none of its files can be opened.
+        return os.stat(f"{directory}/.").st_mtime_ns
     except OSError as error:
         raise _unlistable(directory, error) from error
 

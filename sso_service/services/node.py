@@ -41,8 +41,8 @@ Batch = TypeVar("Batch", bound=GroupCommit)  # type: ignore[type-arg]  # of any 
 class Condition:
     """The state of this node: its problems by subject, and figures where they are known.
 
-    `unusable_key_files` includes files that contain a revoked key again. `signing_key_age` is in seconds. `clock_difference` is the number of seconds by which this node's clock is ahead of
-    the database's.
+    `unusable_key_files` includes files that contain a revoked key again. `signing_key_age` is in seconds.
+    `clock_difference` is the number of seconds by which this node's clock is ahead of the database's.
     """
 
     problems: dict[str, str]

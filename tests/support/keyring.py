@@ -8,6 +8,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -141,3 +142,21 @@ def touch(directory: Path) -> None:
     """Advance the directory's modification time, even if the file system's clock is coarse."""
     modified = directory.stat().st_mtime_ns
     os.utime(directory, ns=(modified, modified + 1_000_000_000))
+
+
+@contextmanager
+def unprivileged() -> Iterator[Path]:
+    """An empty directory of a user whom file modes bind, and this process as that user. Otherwise root reads it all."""
+    with TemporaryDirectory() as name:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(name, _NOBODY, _NOBODY)
+            os.seteuid(_NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+_NOBODY = 65534

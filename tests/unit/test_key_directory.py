@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sso_service import key_directory
 from sso_service.errors import KeyRingError, NoSigningKey
-from sso_service.key_directory import KeyDirectory
+from sso_service.key_directory import UNLISTABLE_LIMIT, KeyDirectory
 from sso_service.keyring import Tombstone, load, prune, revoke, revoke_all, rotate
 from tests.support.keyring import (
     BROKEN_FILES,
@@ -186,6 +187,57 @@ def test_without_a_key_directory_there_is_no_key_and_keys_are_stale(tmp_path: Pa
     assert keys.stale
     clock.seconds += 60
     assert keys.stale
+
+
+def test_keys_become_stale_although_the_machine_was_suspended(tmp_path: Path) -> None:
+    """The monotonic clock stands still while the machine is suspended, so it alone would trust old keys for longer."""
+    put(tmp_path, key("a", 1000))
+    monotonic, since_boot = Clock(), Clock()
+    keys = KeyDirectory(tmp_path, monotonic=monotonic, since_boot=since_boot)
+    assert keys.refresh()
+    assert not keys.stale
+    since_boot.seconds += UNLISTABLE_LIMIT
+    assert keys.stale
+    assert keys.refresh()
+    assert not keys.stale
+    monotonic.seconds += UNLISTABLE_LIMIT
+    assert keys.stale
+
+
+def test_a_listing_is_as_old_as_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    keys = KeyDirectory(tmp_path, monotonic=clock)
+
+    def slow_load(directory: Path) -> object:
+        clock.seconds += 50
+        return load(directory)
+
+    monkeypatch.setattr(key_directory, "load", slow_load)
+    assert keys.refresh()
+    assert not keys.stale
+    clock.seconds += 10
+    assert keys.stale
+
+
+def test_keys_are_stale_until_the_ring_contains_what_was_listed(tmp_path: Path) -> None:
+    """A request in another thread must not find the directory listed and the ring old."""
+    put(tmp_path, key("a", 1000))
+    clock = Clock()
+    keys = KeyDirectory(tmp_path, monotonic=clock)
+    keys.refresh()
+    clock.seconds += 3600
+    [new] = revoke(tmp_path, "a", now=NOW)
+    seen: list[tuple[bool, bool]] = []
+
+    class Watched(KeyDirectory):
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            seen.append((self.stale, self.ring.known_keys() == [new]))
+
+    keys.__class__ = Watched
+    keys.refresh()
+    assert (False, True) in seen
+    assert (False, False) not in seen
 
 
 # --- Secrets ---------------------------------------------------------------------------------------------------------

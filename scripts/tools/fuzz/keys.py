@@ -6,13 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from sso_service.key_directory import KeyDirectory
-from sso_service.keyring import Entry, KeyRing, SigningKey, Tombstone, load
+from sso_service.keyring import FILE_LIMIT, Entry, KeyRing, SigningKey, Tombstone, load
 
 NOW = 1_900_000_000
 GOOD = {"id": "good", "secret": "A" * 43, "created_at": 900, "signs_from": 1000}
 ODD = {"id": "odd", "secret": "B" * 42 + "A", "created_at": 1900, "signs_from": 2000}
 TOMB = {"id": "odd", "signs_from": 2000, "revoked_at": 2100}
 MESSAGES = {
+    "is larger than 4 KiB",
     "is not JSON",
     "does not contain an object whose id is the file name",
     "has no secret of 32 bytes in base64url without padding",
@@ -28,6 +29,8 @@ _directory = Path(_home.name)
 def specified(content: bytes) -> Entry | None:
     """Return the entry that the specification of a key file finds in `content`, or None."""
     try:
+        if len(content) > FILE_LIMIT:
+            return None
         value = json.loads(content)
         if type(value) is not dict or value["id"] != "odd":
             return None
@@ -75,6 +78,7 @@ SEEDS = [
     b'{"id": "odd", "signs_from": 1e999, "revoked_at": -0}',
     b'{"\\ud800": "\\u0000"}',
     b"[" * 2000,
-    b"9" * 4400,
+    *(json.dumps(ODD).encode().ljust(FILE_LIMIT + more) for more in (-1, 0, 1)),
+    b"9" * FILE_LIMIT,
     b"",
 ]
