@@ -59,7 +59,7 @@ def read_keys(settings: Settings) -> KeyRing:
     """Return the keys, and warn about broken files. Raises `KeyDirectoryUnreadable`."""
     entries, broken = keyring.load(settings.keys_path)
     for key_id, problem in broken.items():
-        click.echo(f"Warning: key {key_id} {problem}; skipped.", err=True)
+        click.echo(f"Warning: {f'{key_id}.json'!r} {problem}; skipped.", err=True)
     return KeyRing(entries.values())
 
 

@@ -1,6 +1,7 @@
 """Rotation and revocation of keys while users sign in."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -92,3 +93,33 @@ async def test_a_revocation_takes_effect_within_five_seconds(
             assert (await client.get(f"{PAGE}?sso={forge(leaked, time.time())}")).status_code == 401
             assert (await client.get("/session", headers={"Cookie": cookie})).status_code == 401
             assert (await client.get(f"{PAGE}?sso={await issue(client, api_token)}")).status_code == 303
+
+
+@on_sqlite
+async def test_a_fifo_delays_no_start_and_no_revocation_and_a_restored_key_stays_revoked(
+    env: dict[str, str], keys_dir: Path, tmp_path: Path, api_token: str
+) -> None:
+    os.mkfifo(keys_dir / "before.json")
+    [leaked] = keys_in(keys_dir)
+    backup = (keys_dir / f"{leaked.id}.json").read_bytes()
+    with serving(env, tmp_path / "log") as running:
+        async with browsers(running) as client:
+            os.mkfifo(keys_dir / "after.json")
+            login = await client.get(f"{PAGE}?sso={await issue(client, api_token)}")
+            cookie = {"Cookie": login.headers["set-cookie"].partition(";")[0]}
+            await asyncio.to_thread(command, "keys", "revoke", leaked.id, env=env)
+            start = Stopwatch(running.process.pid)
+            while (await client.get("/session", headers=cookie)).status_code == 200:
+                assert start.own_seconds < 5
+                await asyncio.sleep(0.1)
+
+            (keys_dir / f"{leaked.id}.json").write_bytes(backup)
+            while "sso_key_files_unusable 3.0" not in (await client.get("/metrics")).text:  # it has read the file
+                assert start.seconds < PATIENCE
+                await asyncio.sleep(0.1)
+            assert (await client.get("/session", headers=cookie)).status_code == 401
+            assert (await client.get(f"{PAGE}?sso={forge(leaked, time.time())}")).status_code == 401
+            assert (await client.get(f"{PAGE}?sso={await issue(client, api_token)}")).status_code == 303
+            ready = await client.get("/readyz")
+            assert ready.status_code == 503
+            assert "'after.json' is not a regular file, 'before.json' is not a regular file" in ready.text

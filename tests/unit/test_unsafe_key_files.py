@@ -2,7 +2,6 @@
 
 import os
 import socket
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -180,9 +179,10 @@ def test_an_unsafe_file_that_takes_the_name_while_it_is_opened_is_refused(tmp_pa
     put(tmp_path, key("a", 1000))
 
     def replace() -> None:
-        if (tmp_path / "a.json").is_file() and not stat.S_IMODE((tmp_path / "a.json").stat().st_mode) & 2:
-            (tmp_path / "a.json").unlink()
-            UNSAFE[name][0](tmp_path / "a.json")
+        modified = tmp_path.stat().st_mtime_ns
+        (tmp_path / "a.json").unlink()
+        UNSAFE[name][0](tmp_path / "a.json")
+        os.utime(tmp_path, ns=(modified, modified))  # otherwise the directory is read again
 
     with watched(tmp_path, ("open",), replace):
         entries, broken = load_promptly(tmp_path)

@@ -179,6 +179,24 @@ def test_keys_list_warns_about_a_broken_file(sqlite_env: dict[str, str], keys_di
     assert "sensitive" not in outcome.err
 
 
+def test_keys_list_warns_about_files_that_it_does_not_read(sqlite_env: dict[str, str], keys_dir: Path) -> None:
+    [good] = states(sqlite_env)
+    os.mkfifo(keys_dir / "fifo.json")
+    (keys_dir / "endless.json").symlink_to("/dev/zero")
+    (keys_dir / "open.json").write_text("{}")
+    (keys_dir / "open.json").chmod(0o666)
+    (keys_dir / "\x1b[2J.json").write_text("{")
+    outcome = run("keys", "list", env=sqlite_env)
+    assert outcome.code == 0
+    assert [row[0] for row in table(outcome.out)] == [good]
+    assert outcome.err.splitlines() == [
+        r"Warning: '\x1b[2J.json' is not JSON; skipped.",
+        "Warning: 'endless.json' is not a regular file; skipped.",
+        "Warning: 'fifo.json' is not a regular file; skipped.",
+        "Warning: 'open.json' can be written by every user; skipped.",
+    ]
+
+
 @pytest.mark.parametrize("arguments", [("init",), ("keys", "rotate")])
 def test_key_files_are_private_whatever_the_umask(
     tmp_path: Path, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
