@@ -17,6 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sso_service.errors import KeyDirectoryUnreadable
@@ -26,15 +27,14 @@ UNLISTABLE_LIMIT = 60
 """Seconds for which the keys in memory are trusted while the directory cannot be listed."""
 
 REMEMBERED_TOMBSTONES = 10_000
-"""Maximum number of tombstones that a process remembers: a few megabytes. The oldest are forgotten first. Their keys
-verify nothing, because so many have succeeded them."""
+"""Maximum number of tombstones that a process remembers: a few megabytes. The oldest are forgotten first, because their
+keys have so many successors that they no longer verify."""
 
 log = logging.getLogger(__name__)
 
 
-def _since_boot() -> float:
-    """Return a time in seconds that includes suspensions of the machine, where the system has one (Linux)."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else 0.0
+# Seconds including suspensions of the machine, where the system has such a clock (Linux: clock_gettime(2)).
+_since_boot = partial(time.clock_gettime, time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic
 
 
 class KeyDirectory:

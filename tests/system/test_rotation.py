@@ -96,7 +96,7 @@ async def test_a_revocation_takes_effect_within_five_seconds(
 
 
 @on_sqlite
-async def test_a_fifo_delays_no_start_and_no_revocation_and_a_restored_key_stays_revoked(
+async def test_a_fifo_delays_no_revocation_and_a_restored_key_stays_revoked(
     env: dict[str, str], keys_dir: Path, tmp_path: Path, api_token: str
 ) -> None:
     os.mkfifo(keys_dir / "before.json")

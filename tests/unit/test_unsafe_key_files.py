@@ -1,7 +1,7 @@
 """Key files that must not be read: FIFOs, devices, large and world-writable files; and those that must."""
 
 import os
-import socket
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,9 +48,8 @@ def link_to_fifo(path: Path) -> None:
     path.symlink_to("fifo")
 
 
-def listening_socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
+def unix_socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
 
 
 def link_in_a_circle(path: Path) -> None:
@@ -86,7 +85,7 @@ def link_to_world_writable_file(path: Path) -> None:
 UNSAFE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a FIFO": (fifo, "is not a regular file"),
     "a link to a FIFO": (link_to_fifo, "is not a regular file"),
-    "a socket": (listening_socket, "is not a regular file"),
+    "a socket": (unix_socket, "is not a regular file"),
     "a directory": (Path.mkdir, "is not a regular file"),
     "an endless device": (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
     "an empty device": (lambda path: path.symlink_to("/dev/null"), "is not a regular file"),
