@@ -183,6 +183,7 @@ async def test_logins_that_fail_because_of_stale_keys_are_counted_and_recorded(
     token = await aging.client.issue(api_token)
     before = await count()
     caplog.set_level(logging.INFO, logs.AUDIT_LOGGER)
+    caplog.clear()
     aging.monotonic.advance(UNLISTABLE_LIMIT)
     for each in (browser, aging.client.another()):  # with and without a cookie
         assert (await see(each, f"{PAGE}?sso={token}")).status == 503
