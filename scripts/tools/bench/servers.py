@@ -44,6 +44,11 @@ class Server:
         memory = self._process.memory_full_info()
         return Memory(memory.pss / 1e6, memory.rss / 1e6)
 
+    def descriptors(self) -> int:
+        """Return the number of open file descriptors of the only worker."""
+        count: int = self._process.num_fds()
+        return count
+
 
 @contextmanager
 def serving(module: Sequence[str], environment: Mapping[str, str], log: Path, core: int) -> Iterator[Server]:
