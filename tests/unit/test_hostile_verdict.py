@@ -42,7 +42,9 @@ RESULT = Result(
     calm=replace(PHASE, p99_ms=4.0),
     hostile=PHASE,
     attack=Attack(
-        kinds={"slow head": Tally(500, 500, {408: 400}), "never read": Tally(20, 600, {})}, seconds=450.0, open=495
+        kinds={"slow head": Tally(500, 150_000, 500, {408: 400}), "never read": Tally(20, 600, 600, {})},
+        seconds=450.0,
+        open=495,
     ),
     open=[495] * 450,
 )
@@ -74,9 +76,11 @@ def with_kind(tally: Tally) -> Result:
         ("traceback", with_hostile(tracebacks=1)),
         ("traceback", replace(RESULT, calm=replace(RESULT.calm, tracebacks=1))),
         ("kinds", with_kind(Tally())),
-        ("kinds", with_kind(Tally(connections=5, requests=0))),
-        ("connections", replace(RESULT, open=[440] * 300 + [500] * 150)),
-        ("breach", with_kind(Tally(5, 5, {303: 1}, breaches=1))),
+        ("kinds", with_kind(Tally(connections=5))),
+        ("attack", replace(RESULT, open=[440] * 300 + [500] * 150)),
+        ("attack", replace(RESULT, attack=replace(RESULT.attack, seconds=700.0))),
+        ("attack", replace(RESULT, pace=0.5)),
+        ("breach", with_kind(Tally(5, 5, 5, {303: 1}, breaches=1))),
     ],
 )
 def test_each_violation_is_found_and_only_it(rule: str, result: Result) -> None:

@@ -52,7 +52,7 @@ def _soak(kind: Kind, given: argparse.Namespace, directory: Path) -> bool:
         connections=given.connections,
         pace=given.pace,
     )
-    (place := directory / f"hostile-{kind}").mkdir()
+    (place := directory / f"hostile-{kind}").mkdir(exist_ok=True)
     try:
         result = soak.soak(options, place)
     except NotPossible as error:

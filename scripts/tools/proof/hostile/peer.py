@@ -47,6 +47,7 @@ class Peer:
 
     async def send(self, data: bytes, *, requests: int = 0) -> None:
         """Send bytes that begin this many requests. Raises `OSError`."""
+        self._tally.actions += 1
         self._tally.requests += requests
         await self._loop.sock_sendall(self._socket, data)
 

@@ -73,7 +73,7 @@ def soak(options: Options, directory: Path) -> Result:
         made = stack.enter_context(store(options.database, directory, server, people=_PEOPLE))
         insider_token = _add_hostile_account(made)
         keys, log = directory / "keys", directory / "log"
-        keys.mkdir()
+        keys.mkdir(exist_ok=True)
         keyring.rotate(keys, now=int(time.time()), lead=0)
         environment = {"SSO_HOME": str(directory), "SSO_DATABASE_URL": made.url}
         running = stack.enter_context(serving(["sso_service", "serve"], environment, log, cores.server))

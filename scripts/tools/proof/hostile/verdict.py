@@ -21,6 +21,9 @@ MORE_MB = 100.0
 `GROWTH_MB`, and a client that makes the service store what it sends, by this limit."""
 OPEN = 0.9
 """Part of the hostile connections that are open at any time, in the median of the seconds. The others reconnect."""
+ACTIVE = 0.5
+"""Part of the intended actions of the hostile connections that must take place. Some wait for the service, which closes
+or ignores them; if more do, this machine or the service is too slow for a valid result."""
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,19 +48,21 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tally(msgspec.Struct):
-    """What the connections of one kind did. `answers` counts the responses by status, as far as any were read.
+    """Counts of the connections of one kind. An action sends a part of a request, or several requests.
 
-    `breaches` counts the responses that no such request may ever get; for all kinds, 500 is one.
+    `answers` counts the responses by status, as far as any were read. `breaches` counts the responses that no such
+    request may ever get; for all kinds, 500 is one.
     """
 
     connections: int = 0
+    actions: int = 0
     requests: int = 0
     answers: dict[int, int] = {}
     breaches: int = 0
 
 
 class Attack(msgspec.Struct, kw_only=True):
-    """What the hostile clients did in the first `seconds`, for which they used `cpu` seconds of processor time.
+    """The actions of the hostile clients in their first `seconds`, for which they used `cpu` seconds of processor time.
 
     `open` is the number of connections at the end, `refused` that of the attempts to connect that failed.
     """
@@ -67,6 +72,11 @@ class Attack(msgspec.Struct, kw_only=True):
     open: int = 0
     refused: int = 0
     cpu: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """The actions per second."""
+        return sum(tally.actions for tally in self.kinds.values()) / max(self.seconds, 1.0)
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,8 +117,13 @@ def _violations(result: Result) -> Iterator[tuple[str, str]]:
         yield "traceback", f"{lines} in the log"
     if idle := [name for name, tally in result.attack.kinds.items() if not (tally.connections and tally.requests)]:
         yield "kinds", f"no connection or no request of: {', '.join(idle)}"
-    if median(result.open) < OPEN * result.connections:
-        yield "connections", f"{median(result.open):.0f} of {result.connections} were open"
+    intended = result.connections / result.pace
+    if median(result.open) < OPEN * result.connections or result.attack.rate < ACTIVE * intended:
+        yield (
+            "attack",
+            f"{median(result.open):.0f} of {result.connections} connections were open, with {result.attack.rate:.0f} "
+            f"of {intended:.0f} actions a second",
+        )
     if breaches := {name: tally.breaches for name, tally in result.attack.kinds.items() if tally.breaches}:
         yield "breach", f"responses with 500, or to requests that must be refused: {breaches}"
 
@@ -147,8 +162,8 @@ def report(result: Result) -> str:
     lines = [
         f"{result.database}, one worker. {result.rate:.0f} logins a second are due, half of the {result.capacity:.0f} "
         f"that this machine reaches with this load. {result.connections} hostile connections of {len(attack.kinds)} "
-        f"kinds, each of which acts about every {result.pace:g} s: {requests / seconds:.0f} requests a second. Their "
-        f"process has the lowest priority and takes {attack.cpu / seconds:.0%} of a core.",
+        f"kinds, each of which acts about every {result.pace:g} s: {attack.rate:.0f} actions and "
+        f"{requests / seconds:.0f} requests a second. Their process has a low priority and takes {attack.cpu / seconds:.0%} of a core.",
         "",
         "| | without | with hostile connections |",
         "| --- | --- | --- |",
