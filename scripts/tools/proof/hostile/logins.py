@@ -107,7 +107,7 @@ class _Load:
             "Sec-Fetch-Mode: navigate\r\nSec-Fetch-Site: cross-site\r\nConnection: close\r\n\r\n",
         )
         if redeemed.status != 303 or b"\r\nset-cookie: " not in redeemed.head.lower():
-            raise _Failed(f"redeeming: {redeemed.status} {redeemed.body[:60].decode(errors='replace')}")
+            raise _Failed(f"redeeming: {redeemed.status}")
 
     async def _send(self, endpoint: Endpoint, request: str) -> Answer:
         return await endpoint.send(request.encode(), seconds=_TIMEOUT, before_sending=lambda: None)

@@ -163,7 +163,8 @@ def report(result: Result) -> str:
         f"{result.database}, one worker. {result.rate:.0f} logins a second are due, half of the {result.capacity:.0f} "
         f"that this machine reaches with this load. {result.connections} hostile connections of {len(attack.kinds)} "
         f"kinds, each of which acts about every {result.pace:g} s: {attack.rate:.0f} actions and "
-        f"{requests / seconds:.0f} requests a second. Their process has a low priority and takes {attack.cpu / seconds:.0%} of a core.",
+        f"{requests / seconds:.0f} requests a second. Their process has a low priority and takes "
+        f"{attack.cpu / seconds:.0%} of a core.",
         "",
         "| | without | with hostile connections |",
         "| --- | --- | --- |",
