@@ -28,6 +28,7 @@ PHASE = Phase(
     memory_mb=[80.0] * 450,
     descriptors=[560] * 450,
     cpu=0.6,
+    waited=0.01,
     load_cpu=0.4,
     log_bytes=1_000_000,
     tracebacks=0,

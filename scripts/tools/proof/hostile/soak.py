@@ -174,9 +174,10 @@ def _log_in(service: _Service, *, rate: float, seconds: float) -> tuple[Logins, 
 def _phase(service: _Service, name: str, *, rate: float, seconds: float) -> Phase:
     """Run the load at this rate, and return everything that a phase is judged by."""
     print(f"{name}: {seconds:.0f} s", flush=True)
-    log_size, cpu = service.log.stat().st_size, service.server.cpu_seconds()
+    server, log_size = service.server, service.log.stat().st_size
+    cpu, waited = server.cpu_seconds(), server.waited_seconds()
     done, samples = _log_in(service, rate=rate, seconds=seconds)
-    cpu = service.server.cpu_seconds() - cpu
+    cpu, waited = server.cpu_seconds() - cpu, server.waited_seconds() - waited
     with service.log.open("rb") as log:
         log.seek(log_size)
         tracebacks = sum(b"Traceback (most recent call last)" in line for line in log)
@@ -191,6 +192,7 @@ def _phase(service: _Service, name: str, *, rate: float, seconds: float) -> Phas
         memory_mb=[memory for memory, _ in samples],
         descriptors=[descriptors for _, descriptors in samples],
         cpu=cpu / done.seconds,
+        waited=waited / done.seconds,
         load_cpu=done.cpu / done.seconds,
         log_bytes=log_size,
         tracebacks=tracebacks,

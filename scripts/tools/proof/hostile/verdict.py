@@ -30,7 +30,8 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """The logins of a phase, and what the service used for them. A sample is taken every second.
 
     A login is one issued token and its redemption by a browser. Its time, in milliseconds, counts from the moment at
-    which it was due. `cpu` values are seconds of processor time per second.
+    which it was due. `cpu` values are seconds of processor time per second; `waited` are seconds per second in which
+    the event loop waited for its core, which on a busy machine other programs use.
     """
 
     seconds: float
@@ -42,6 +43,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: list[float]
     descriptors: list[int]
     cpu: float
+    waited: float
     load_cpu: float
     log_bytes: int
     tracebacks: int
@@ -154,6 +156,7 @@ def report(result: Result) -> str:
         ("memory (RSS), first third, last third, most", *(_memory(phase.memory_mb) for phase in (calm, hostile))),
         ("open descriptors, median, most", *(_most(phase.descriptors) for phase in (calm, hostile))),
         ("processor time of the service", *(f"{phase.cpu:.0%}" for phase in (calm, hostile))),
+        ("waiting for a busy core", *(f"{phase.waited:.0%}" for phase in (calm, hostile))),
         ("processor time of the load generator", *(f"{phase.load_cpu:.0%}" for phase in (calm, hostile))),
         ("log, per second", *(f"{phase.log_bytes / phase.seconds / 1000:.0f} KB" for phase in (calm, hostile))),
         ("tracebacks in the log", *(f"{phase.tracebacks}" for phase in (calm, hostile))),
