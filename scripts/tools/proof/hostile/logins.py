@@ -98,7 +98,8 @@ class _Load:
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}",
         )
         if issued.status != 201:
-            raise _Failed(f"issuing: {issued.status} {issued.body[:60].decode(errors='replace')}")
+            code = issued.body.partition(b'"code":"')[2].partition(b'"')[0]
+            raise _Failed(f"issuing: {issued.status} {code.decode()}")
         # Each browser has a connection of its own, which must be accepted beside the hostile ones.
         redeemed = await self._send(
             Endpoint("", plan.port),
