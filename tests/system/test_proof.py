@@ -1,13 +1,17 @@
 """A short proof: it finds no violation under load and faults, and finds one in a broken service."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from scripts.tools.proof.history import Redeem, read_history, write_line
+from scripts.tools.proof.hostile.kinds import KINDS
+from scripts.tools.proof.hostile.verdict import Result, violations
 from tests.support.proof_history import FIRST_DECISION, FIRST_LOGIN, HISTORY, KILL, drop, edited
 from tests.support.repository import ROOT
 
@@ -54,6 +58,24 @@ def test_a_service_that_accepts_a_token_twice_is_detected(tmp_path: Path) -> Non
     proof = prove("sqlite", "--seconds", "3", "--faults", "none", "--broken", "single-use", history=tmp_path)
     assert proof.returncode == 1
     assert re.search(r"^violations +\d+ single_use", proof.stdout, re.MULTILINE)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core for the service, one for the load")
+def test_no_login_fails_beside_hostile_connections_of_every_kind(tmp_path: Path) -> None:
+    proof = prove("sqlite", "--hostile", "--seconds", "12", "--connections", "60", history=tmp_path)
+    assert "Violations: " in proof.stdout
+    result = msgspec.json.decode((tmp_path / "hostile-sqlite" / "result.json").read_bytes(), type=Result)
+    # These depend on the load of this machine, and so short a run shows nothing about them.
+    assert set(violations(result)) <= {"p99", "memory", "attack"}
+    assert result.hostile.logins > 100
+    assert set(result.attack.kinds) == {kind.name for kind in KINDS}
+    # Requests of these kinds reach the code that they are meant for.
+    answers = {name: tally.answers for name, tally in result.attack.kinds.items()}
+    assert 401 in answers["login tokens, forged"]
+    assert 401 in answers["API tokens, unknown"]
+    assert 422 in answers["login tokens, forged, by API"]
+    assert answers["garbage"].keys() == answers["TLS to the plain port"].keys() == {400}
+    assert 200 in answers["/metrics"]
 
 
 def run_checker(path: Path) -> subprocess.CompletedProcess[str]:

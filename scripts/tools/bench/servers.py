@@ -44,6 +44,15 @@ class Server:
         memory = self._process.memory_full_info()
         return Memory(memory.pss / 1e6, memory.rss / 1e6)
 
+    def descriptors(self) -> int:
+        """Return the number of open file descriptors of the only worker."""
+        count: int = self._process.num_fds()
+        return count
+
+    def waited_seconds(self) -> float:
+        """Return the seconds for which the event loop could not run since the start, because its core was busy."""
+        return int(Path(f"/proc/{self._process.pid}/schedstat").read_text().split()[1]) / 1e9
+
 
 @contextmanager
 def serving(module: Sequence[str], environment: Mapping[str, str], log: Path, core: int) -> Iterator[Server]:
