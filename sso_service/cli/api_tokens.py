@@ -69,8 +69,8 @@ def api_token_create(
 def api_token_list(as_json: bool) -> None:
     """List API tokens. HINT is the end of the secret.
 
-    The status is active, expiring (within 14 days), expired or revoked. CREATED BY is empty for those that were made on
-    the command line.
+    The status is active, expiring (within 14 days), expired or revoked. CREATED BY is the admin who created it on the
+    settings page.
     """
     columns = (
         Column("ID", "id"),
