@@ -334,6 +334,7 @@ async def test_chromeless_pages_have_no_navigation_and_link_only_such_pages(
     assert seen == {
         f"{HOME}/posts?chromeless=1",
         f"{API_TOKENS}?chromeless=1",
+        f"{API_TOKENS}?show=revoked&chromeless=1",
         f"{API_TOKENS}/N/revoke?chromeless=1",
         f"{MEMBERS}/N/remove?chromeless=1",
         f"{MEMBERS}?chromeless=1",
