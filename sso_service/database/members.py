@@ -112,6 +112,11 @@ def find_member(connection: Connection, account_id: int, user_id: int) -> Member
     raise NotFound(f"user {user_id} is not a member of account {account_id}")
 
 
+def has_other_admin(connection: Connection, account_id: int, user_id: int) -> bool:
+    """Return whether the account has an admin, not disabled, other than this user."""
+    return connection.execute(_admins(account_id).where(users.c.id != user_id).limit(1)).first() is not None
+
+
 # --- changing members ------------------------------------------------------------------------------------------------
 
 

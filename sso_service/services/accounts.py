@@ -117,6 +117,10 @@ class Accounts:
         """Return the member. Raises `NotFound`."""
         return await self._reads.run(partial(members.find_member, account_id=account_id, user_id=user_id))
 
+    async def has_other_admin(self, account_id: int, user_id: int) -> bool:
+        """Return whether the account has an admin, not disabled, other than this user."""
+        return await self._reads.run(partial(members.has_other_admin, account_id=account_id, user_id=user_id))
+
     async def find_member_by_email(self, account_id: int, email: str) -> Member:
         """Return the member with this normalised address. Raises `NotFound`, whose message contains the address."""
         await self.find_account(account_id)

@@ -242,7 +242,11 @@ async def test_an_admin_cannot_revoke_another_accounts_api_tokens_by_a_removal(
 async def test_the_last_admin_keeps_role_and_api_tokens(admin: Client, database: Database) -> None:
     await create(admin, "Portal")
     jane = id_of(database, JANE["email"])
-    for address, fields in ((f"{jane}/role", [("role", "editor"), ("confirmed", "1")]), (f"{jane}/remove", [])):
+    for address, fields in (
+        (f"{jane}/role", [("role", "editor")]),
+        (f"{jane}/role", [("role", "editor"), ("confirmed", "1")]),
+        (f"{jane}/remove", []),
+    ):
         assert await submitted(admin, f"{MEMBERS}/{address}", [*fields, ("revoke_api_tokens", "1")]) == 409
     assert active(database) == {"tests", "Portal"}
 

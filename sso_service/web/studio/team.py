@@ -38,10 +38,11 @@ async def set_role(page_request: PageRequest) -> Response:
     search, page, role = form.value("search"), form.value("page"), form.value("role")
     if role not in set(Role):
         return await _page(page_request, search, page, problem="role")
+    accounts, member_id = page_request.node.accounts, page_request.record_id
     if role != Role.ADMIN and not form.value("confirmed"):
-        member = await page_request.node.accounts.find_member(page_request.account_id, page_request.record_id)
+        member = await accounts.find_member(page_request.account_id, member_id)
         created = await _created_api_tokens(page_request) if member.role is Role.ADMIN else []
-        if created:
+        if created and await accounts.has_other_admin(page_request.account_id, member_id):  # else it is refused below
             return await page_request.render(
                 "change_role.html",
                 tab="team",
@@ -53,10 +54,10 @@ async def set_role(page_request: PageRequest) -> Response:
                 shown=_CREATED_SHOWN,
             )
     try:
-        await page_request.node.accounts.set_role(
+        await accounts.set_role(
             page_request.actor,
             page_request.account_id,
-            page_request.record_id,
+            member_id,
             Role(role),
             revoke_api_tokens=bool(form.value("revoke_api_tokens")),
         )
