@@ -288,7 +288,7 @@ async def test_api_tokens_that_expire_within_14_days_are_shown(admin: Client, da
     page = await page_of(admin, API_TOKENS)
     assert "1 API token expires within 14 days." in page.words("warning")
     assert [row[0] for row in page.rows if "expires soon" in row[6]] == ["soon"]
-    expiring = await page_of(admin, link(page, "Show them") or "")
+    expiring = await page_of(admin, link(page, "Show what expires soon") or "")
     assert names(expiring) == ["soon"]
     with changing(database) as connection:
         connection.execute(update(api_tokens).where(api_tokens.c.name == "soon").values(expires_at=now))
