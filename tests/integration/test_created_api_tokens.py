@@ -125,12 +125,12 @@ async def test_revoked_and_expired_api_tokens_have_pages_of_their_own(admin: Cli
     add_api_tokens(database, ["old"], expires_at=2)
     page = await page_of(admin, API_TOKENS)
     assert (names(page), page.words("h2").count("Active API tokens")) == (["tests"], 1)
-    first = await page_of(admin, link(page, "Show revoked and expired API tokens") or "")
+    first = await page_of(admin, link(page, "Show revoked and expired ones") or "")
     assert names(first) == ["old", *(f"gone {n}" for n in range(59, 10, -1))]
     assert (first.rows[0][-1], first.rows[1][-1]) == ("expired", "revoked")
     last = await page_of(admin, link(first, "Older") or "")
     assert names(last) == [f"gone {n}" for n in range(10, -1, -1)]
-    assert (link(last, "Older"), link(last, "Show active API tokens")) == (None, API_TOKENS)
+    assert (link(last, "Older"), link(last, "Show active ones")) == (None, API_TOKENS)
 
 
 @on_sqlite
