@@ -1,10 +1,11 @@
 """The command `api-token`."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import click
 
-from sso_service.cli.environment import ID, current_operator, current_settings, run_accounts
+from sso_service.cli.environment import ID, current_operator, current_settings, current_time, run_accounts
 from sso_service.cli.output import Column, duration_text, json_option, print_list, time_text
 from sso_service.permissions import Role, Scope
 
@@ -29,15 +30,23 @@ def api_token() -> None:
 @click.option(
     "--max-role",
     type=click.Choice([role.value for role in Role]),
-    help="Refuse login tokens to users with a higher role. Default: no limit.",
+    help="Refuse login tokens to users with a higher role. Recommended: editor. Default: no limit.",
 )
 @click.option(
-    "--expires-in", "days", type=click.IntRange(1, 3650), metavar="DAYS", help="Days until it expires. Default: never."
+    "--expires-in",
+    "days",
+    type=click.IntRange(1, 3650),
+    metavar="DAYS",
+    help="Days until it expires. Recommended: 90. Default: never.",
 )
 def api_token_create(
     account_id: int | None, platform: bool, name: str, scopes: Sequence[str], max_role: str | None, days: int | None
 ) -> None:
-    """Create an API token and print its secret, which is shown only now."""
+    """Create an API token and print its secret, which is shown only now.
+
+    Recommended for an intranet: --scope write:sso --max-role editor --expires-in 90. Without a limit, a stolen API
+    token can sign in admins, for as long as it is not revoked.
+    """
     if platform == (account_id is not None):
         raise click.ClickException("give either --account N or --platform")
     if platform and Scope.WRITE_SSO in scopes:
@@ -58,20 +67,31 @@ def api_token_create(
 @api_token.command("list")
 @json_option
 def api_token_list(as_json: bool) -> None:
-    """List API tokens. HINT is the end of the secret."""
+    """List API tokens. HINT is the end of the secret.
+
+    The status is active, expiring (within 14 days), expired or revoked. CREATED BY is the admin who created it on the
+    settings page.
+    """
     columns = (
         Column("ID", "id"),
         Column("ACCOUNT", "account_id", lambda account_id: "platform" if account_id is None else str(account_id)),
         Column("NAME", "name"),
+        Column("STATUS", "status"),
         Column("HINT", "hint", lambda hint: f"...{hint}"),
         Column("SCOPES", "scopes", " ".join),
         Column("MAX ROLE", "max_role"),
         Column("CREATED", "created_at", time_text),
+        Column("CREATED BY", "created_by_email"),
         Column("LAST USED", "last_used_at", time_text),
         Column("EXPIRES", "expires_at", time_text),
         Column("REVOKED", "revoked_at", time_text),
     )
-    print_list(columns, run_accounts(lambda accounts: accounts.list_api_tokens()), as_json=as_json)
+    now = current_time()
+    listed = [
+        {**asdict(each), "status": each.status(now)}
+        for each in run_accounts(lambda accounts: accounts.list_api_tokens())
+    ]
+    print_list(columns, listed, as_json=as_json)
 
 
 @api_token.command("revoke")

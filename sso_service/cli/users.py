@@ -1,20 +1,26 @@
 """The command `user`."""
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from sso_service.cli.environment import ID, current_operator, run_accounts
 from sso_service.cli.output import Column, print_list, time_text
+from sso_service.database.accounts import ApiTokenRecord
 from sso_service.database.members import Member, Membership, UserRecord
 from sso_service.people import normalise_email
 from sso_service.permissions import Role
 from sso_service.services.accounts import Accounts
 
-Change = Callable[[Accounts, int], Coroutine[Any, Any, None]]
+T = TypeVar("T")
+
+Change = Callable[[Accounts, int], Coroutine[Any, Any, T]]
 """A use case for the user with an id."""
 
+revoke_option = click.option(
+    "--revoke-api-tokens", "revoke", is_flag=True, help="Also revoke the API tokens that the user created there."
+)
 account_option = click.option("--account", "account_id", type=ID, metavar="N", required=True, help="The account's id.")
 
 
@@ -47,27 +53,53 @@ def user_show(email: str) -> None:
 @click.argument("email")
 @account_option
 @click.argument("role", type=click.Choice([role.value for role in Role]))
-def user_set_role(email: str, account_id: int, role: str) -> None:
-    """Change a member's role, from the next request on."""
-    _change(email, lambda use, user_id: use.set_role(current_operator(), account_id, user_id, Role(role)), account_id)
+@revoke_option
+def user_set_role(email: str, account_id: int, role: str, revoke: bool) -> None:
+    """Change a member's role, from the next request on.
+
+    Without the role admin, active API tokens that the member created in the account are listed.
+    """
+    if revoke and role == Role.ADMIN:
+        raise click.ClickException("--revoke-api-tokens is for members who are not admins any more")
+    created = _change(
+        email,
+        lambda use, user_id: use.set_role(
+            current_operator(), account_id, user_id, Role(role), revoke_api_tokens=revoke
+        ),
+        account_id,
+    )
     click.echo(f"{email} is {role} in account {account_id}.")
+    _print_created(created, revoked=revoke)
 
 
 @user.command("remove")
 @click.argument("email")
 @account_option
-def user_remove(email: str, account_id: int) -> None:
-    """Remove a member from an account."""
-    _change(email, lambda use, user_id: use.remove_member(current_operator(), account_id, user_id), account_id)
+@revoke_option
+def user_remove(email: str, account_id: int, revoke: bool) -> None:
+    """Remove a member from an account, and list the active API tokens that the member created in it."""
+    created = _change(
+        email,
+        lambda use, user_id: use.remove_member(current_operator(), account_id, user_id, revoke_api_tokens=revoke),
+        account_id,
+    )
     click.echo(f"{email} is no longer in account {account_id}. A new login link of the account adds them again.")
+    _print_created(created, revoked=revoke)
 
 
 @user.command("disable")
 @click.argument("email")
-def user_disable(email: str) -> None:
-    """Disable a user: all current and future login tokens and sessions are refused."""
-    _change(email, lambda use, user_id: use.disable_user(current_operator(), user_id))
+@revoke_option
+def user_disable(email: str, revoke: bool) -> None:
+    """Disable a user: all current and future login tokens and sessions are refused.
+
+    Active API tokens that the user created, in any account, are listed.
+    """
+    created = _change(
+        email, lambda use, user_id: use.disable_user(current_operator(), user_id, revoke_api_tokens=revoke)
+    )
     click.echo(f"{email} is disabled.")
+    _print_created(created, revoked=revoke)
 
 
 @user.command("enable")
@@ -86,15 +118,26 @@ def user_sign_out(email: str) -> None:
     click.echo(f"{email} is signed out everywhere.")
 
 
-def _change(email: str, change: Change, account_id: int | None = None) -> None:
+def _print_created(created: Sequence[ApiTokenRecord], *, revoked: bool) -> None:
+    """Print the active API tokens that the user created, and how to revoke them if that was not done."""
+    if created and revoked:
+        click.echo("Revoked the API tokens that this user created:")
+    elif created:
+        click.echo("This user created API tokens that are still active, and may have their secrets. To revoke them:")
+    for each in created:
+        click.echo(f"  sso-service api-token revoke {each.id}" if not revoked else f"  {each.id}", nl=False)
+        click.echo(f"      {each.name}, account {each.account_id}")
+
+
+def _change(email: str, change: Change[T], account_id: int | None = None) -> T:
     """Make a change to the user with this address, who must be a member of the account if one is given."""
 
-    async def find_and_change(accounts: Accounts) -> None:
+    async def find_and_change(accounts: Accounts) -> T:
         address = normalise_email(email)
         if account_id is None:
             found: UserRecord | Member = await accounts.find_user(address)
         else:
             found = await accounts.find_member_by_email(account_id, address)
-        await change(accounts, found.id)
+        return await change(accounts, found.id)
 
-    run_accounts(find_and_change)
+    return run_accounts(find_and_change)

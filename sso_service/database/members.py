@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, update
 
-from sso_service.database.accounts import find_account
+from sso_service.database.accounts import ApiTokenRecord, api_tokens_created_by, find_account
 from sso_service.database.schema import accounts, memberships, users
 from sso_service.database.transactions import Database
 from sso_service.errors import LastAdmin, NotAnAdmin, NotFound, Overloaded
@@ -112,6 +112,11 @@ def find_member(connection: Connection, account_id: int, user_id: int) -> Member
     raise NotFound(f"user {user_id} is not a member of account {account_id}")
 
 
+def has_other_admin(connection: Connection, account_id: int, user_id: int) -> bool:
+    """Return whether the account has an admin, not disabled, other than this user."""
+    return connection.execute(_admins(account_id).where(users.c.id != user_id).limit(1)).first() is not None
+
+
 # --- changing members ------------------------------------------------------------------------------------------------
 
 
@@ -135,6 +140,28 @@ def as_admin(work: Callable[[Connection], T], *, account_id: int, admin_id: int)
         return result
 
     return guarded
+
+
+def with_created_api_tokens(
+    work: Callable[[Connection], object], *, user_id: int, account_id: int | None = None, now: int, revoke: bool
+) -> Callable[[Connection], list[ApiTokenRecord]]:
+    """Return `work`, which ends the user's right to create API tokens: in this account if one is given, or in all.
+
+    It returns the active API tokens that the user created there, which it also revokes if `revoke` is set.
+    """
+
+    def extended(connection: Connection) -> list[ApiTokenRecord]:
+        # The lock that `as_admin` takes as well: an API token that the user is creating at this moment is either
+        # complete, and found below, or refused because the user is no admin any more.
+        theirs = select(memberships.c.account_id).where(memberships.c.user_id == user_id)
+        locked = select(accounts.c.id).where(
+            accounts.c.id.in_(theirs) if account_id is None else accounts.c.id == account_id
+        )
+        connection.execute(locked.order_by(accounts.c.id).with_for_update(key_share=True))
+        work(connection)
+        return api_tokens_created_by(connection, user_id, account_id, now=now, revoke=revoke)
+
+    return extended
 
 
 def set_role(connection: Connection, account_id: int, user_id: int, role: Role) -> None:

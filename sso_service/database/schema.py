@@ -98,6 +98,7 @@ api_tokens = Table(
     Column("revoked_at", BigInteger),
     Column("last_used_at", BigInteger),  # rounded to the hour, so that use costs one write an hour
     Column("created_by", _Id),  # the id of the admin; null: an operator on the command line
+    Column("expiry_logged_at", BigInteger),  # so that all nodes together log once a day that it expires soon
     sqlite_autoincrement=True,
 )
 

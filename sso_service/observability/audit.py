@@ -4,6 +4,7 @@ The events are a closed list. No field can hold a login token, an API token or a
 """
 
 import logging
+from datetime import datetime
 from enum import StrEnum, auto
 
 import msgspec
@@ -30,6 +31,7 @@ class EventName(StrEnum):
     TEAM_ADDED = auto()
     API_TOKEN_CREATED = auto()
     API_TOKEN_REVOKED = auto()
+    API_TOKEN_EXPIRING = auto()
     KEY_CREATED = auto()
     KEY_REVOKED = auto()
     KEY_DELETED = auto()
@@ -48,7 +50,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     operator: str | None = None
     """The system user who made the change on the command line."""
     api_token_id: int | None = None
-    """The API token of the request, or the one that was changed."""
+    """The API token of the request, the one that was changed, or the one that expires."""
     ref: str | None = None
     """The login token, by the first 12 hex digits of its SHA-256."""
     way: str | None = None
@@ -59,6 +61,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Present and true if the user was created for this login token."""
     role: str | None = None
     """The new role."""
+    expires_at: datetime | None = None
+    """When the API token expires."""
     key_id: str | None = None
     """The signing key; `all` if all keys were revoked."""
 
@@ -98,6 +102,10 @@ DESCRIPTIONS: dict[EventName, tuple[str, tuple[str, ...]]] = {
     EventName.TEAM_ADDED: ("A team was added to an account.", ("account_id", "operator")),
     EventName.API_TOKEN_CREATED: ("An API token was created.", ("api_token_id", "account_id", *_CHANGED_BY)),
     EventName.API_TOKEN_REVOKED: ("An API token was revoked.", ("api_token_id", "account_id", *_CHANGED_BY)),
+    EventName.API_TOKEN_EXPIRING: (
+        "An active API token expires within 14 days. Logged once a day for each, by one of the nodes.",
+        ("api_token_id", "account_id", "expires_at"),
+    ),
     EventName.KEY_CREATED: ("A signing key was created.", ("key_id", "operator")),
     EventName.KEY_REVOKED: ("A signing key was revoked.", ("key_id", "operator")),
     EventName.KEY_DELETED: ("A signing key or tombstone was deleted.", ("key_id", "operator")),

@@ -34,6 +34,8 @@ GAUGES = {
     "sso_key_files_unusable": "Key files that cannot be read, are refused or invalid, or contain a revoked key again.",
     "sso_clock_difference_seconds": "How far this node's clock is ahead of the database's.",
     "sso_consumed_rows": "Rows in the table of consumed tokens.",
+    "sso_api_tokens_expiring": "Active API tokens that expire within 14 days.",
+    "sso_api_token_next_expiry_seconds": "Time until the next active API token expires.",
 }
 """Each gauge and its help text."""
 
@@ -66,6 +68,8 @@ NOTES = {
     "sso_key_files_unusable": "Read at each scrape, as the answering worker read the key directory last.",
     "sso_clock_difference_seconds": "Read at each scrape. Absent while the database is unreachable.",
     "sso_consumed_rows": "Estimated at each purge round, about once a minute. Close to the logins of the last hour.",
+    "sso_api_tokens_expiring": "Read about once a minute, for the whole installation: each node reports the same.",
+    "sso_api_token_next_expiry_seconds": "Read about once a minute. Absent while no API token has an expiry.",
 }
 """When each metric is counted or read."""
 

@@ -9,11 +9,12 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
 from sso_service.database import accounts, members
-from sso_service.database.accounts import Account, ApiTokenRecord, Team
+from sso_service.database.accounts import ACTIVE, Account, ApiTokenRecord, ApiTokenStatus, Expiring, Team
 from sso_service.database.directory import ProvisionRequest, provision
 from sso_service.database.members import Member, MemberPage, Membership, UserRecord
 from sso_service.database.work import Changes, Reads, Work
@@ -69,9 +70,36 @@ class Accounts:
         """Return all API tokens."""
         return await self._reads.run(accounts.list_api_tokens)
 
-    async def list_api_tokens_of(self, account_id: int, *, limit: int) -> Sequence[ApiTokenRecord]:
-        """Return at most `limit` API tokens of an account. Active ones and newer ones are preferred."""
-        return await self._reads.run(partial(accounts.list_api_tokens_of, account_id=account_id, limit=limit))
+    async def list_api_tokens_of(
+        self,
+        account_id: int,
+        *,
+        statuses: Sequence[ApiTokenStatus] = ACTIVE,
+        created_by: int | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        limit: int,
+    ) -> Sequence[ApiTokenRecord]:
+        """Return at most `limit` API tokens of an account that have one of `statuses`, the newest first.
+
+        `before` or `after` is an id: only older or only newer ones. With `created_by`, only those of this user.
+        """
+        work = partial(
+            accounts.list_api_tokens_of,
+            account_id=account_id,
+            now=int(self._clock()),
+            statuses=statuses,
+            created_by=created_by,
+            before=before,
+            after=after,
+            limit=limit,
+        )
+        return await self._reads.run(work)
+
+    async def count_expiring_api_tokens(self, account_id: int | None = None) -> Expiring:
+        """Return how many active API tokens expire soon, of an account or of all."""
+        work = partial(accounts.count_expiring_api_tokens, account_id=account_id, now=int(self._clock()))
+        return await self._reads.run(work)
 
     async def find_api_token(self, token_id: int, account_id: int) -> ApiTokenRecord:
         """Return the account's API token. Raises `NotFound`."""
@@ -88,6 +116,10 @@ class Accounts:
     async def find_member(self, account_id: int, user_id: int) -> Member:
         """Return the member. Raises `NotFound`."""
         return await self._reads.run(partial(members.find_member, account_id=account_id, user_id=user_id))
+
+    async def has_other_admin(self, account_id: int, user_id: int) -> bool:
+        """Return whether the account has an admin, not disabled, other than this user."""
+        return await self._reads.run(partial(members.has_other_admin, account_id=account_id, user_id=user_id))
 
     async def find_member_by_email(self, account_id: int, email: str) -> Member:
         """Return the member with this normalised address. Raises `NotFound`, whose message contains the address."""
@@ -153,6 +185,7 @@ class Accounts:
             max_role=max_role,
             now=now,
             expires_at=None if lifetime_days is None else now + lifetime_days * 86400,
+            created_by=actor.admin_id,
         )
         token_id, secret = await self._change(actor, account_id, work)
         _record(EventName.API_TOKEN_CREATED, actor, api_token_id=token_id, account_id=account_id)
@@ -165,6 +198,14 @@ class Accounts:
         revoked = await self._change(actor, account_id, work)
         _record(EventName.API_TOKEN_REVOKED, actor, api_token_id=revoked.id, account_id=revoked.account_id)
         return revoked
+
+    async def log_expiring_api_tokens(self) -> None:
+        """Log the API tokens that expire soon: each once a day, however many processes of the service do so."""
+        for each in await self._changes.run(partial(accounts.take_expiring_api_tokens, now=int(self._clock()))):
+            date = datetime.fromtimestamp(each.expires_at, UTC)
+            _record(
+                EventName.API_TOKEN_EXPIRING, Actor(), api_token_id=each.id, account_id=each.account_id, expires_at=date
+            )
 
     # --- members
 
@@ -181,17 +222,35 @@ class Accounts:
         await self.set_role(actor, account_id, provisioned.user_id, role)
         return provisioned.user_id
 
-    async def set_role(self, actor: Actor, account_id: int, user_id: int, role: Role) -> None:
-        """Change a member's role. Raises `NotFound`, and for an admin `NotAnAdmin` or `LastAdmin`."""
-        work = partial(members.set_role, account_id=account_id, user_id=user_id, role=role)
-        await self._change(actor, account_id, work)
-        _record(EventName.ROLE_CHANGED, actor, user_id=user_id, account_id=account_id, role=role)
+    async def set_role(
+        self, actor: Actor, account_id: int, user_id: int, role: Role, *, revoke_api_tokens: bool = False
+    ) -> list[ApiTokenRecord]:
+        """Change a member's role. Raises `NotFound`, and for an admin `NotAnAdmin` or `LastAdmin`.
 
-    async def remove_member(self, actor: Actor, account_id: int, user_id: int) -> None:
-        """Remove a member from the account. Raises `NotFound`, and for an admin `NotAnAdmin` or `LastAdmin`."""
+        Returns the account's active API tokens that the member created, unless the new role is admin. With
+        `revoke_api_tokens` they are revoked in the same transaction.
+        """
+        work = partial(members.set_role, account_id=account_id, user_id=user_id, role=role)
+        if role is Role.ADMIN:
+            await self._change(actor, account_id, work)
+            created = []
+        else:
+            created = await self._end_rights(actor, account_id, user_id, work, revoke=revoke_api_tokens)
+        _record(EventName.ROLE_CHANGED, actor, user_id=user_id, account_id=account_id, role=role)
+        return _record_revoked(actor, created, revoke_api_tokens)
+
+    async def remove_member(
+        self, actor: Actor, account_id: int, user_id: int, *, revoke_api_tokens: bool = False
+    ) -> list[ApiTokenRecord]:
+        """Remove a member from the account. Raises `NotFound`, and for an admin `NotAnAdmin` or `LastAdmin`.
+
+        Returns the account's active API tokens that the member created. With `revoke_api_tokens` they are revoked in
+        the same transaction.
+        """
         work = partial(members.remove_member, account_id=account_id, user_id=user_id)
-        await self._change(actor, account_id, work)
+        created = await self._end_rights(actor, account_id, user_id, work, revoke=revoke_api_tokens)
         _record(EventName.MEMBER_REMOVED, actor, user_id=user_id, account_id=account_id)
+        return _record_revoked(actor, created, revoke_api_tokens)
 
     async def sign_out_member(self, actor: Actor, account_id: int, user_id: int) -> None:
         """End all sessions of a member in this account. Raises `NotFound`, `Overloaded`, or `NotAnAdmin`."""
@@ -207,15 +266,30 @@ class Accounts:
         await self._changes.run(partial(members.sign_out_user, user_id=user_id, database=self._changes.database))
         _record(EventName.SIGNED_OUT_EVERYWHERE, actor, user_id=user_id)
 
-    async def disable_user(self, actor: Actor, user_id: int) -> None:
-        """Disable a user: all current and future tokens and sessions are rejected."""
-        await self._changes.run(partial(members.disable_user, user_id=user_id, database=self._changes.database))
+    async def disable_user(
+        self, actor: Actor, user_id: int, *, revoke_api_tokens: bool = False
+    ) -> list[ApiTokenRecord]:
+        """Disable a user: all current and future tokens and sessions are rejected.
+
+        Returns the active API tokens that the user created, in all accounts. With `revoke_api_tokens` they are revoked
+        in the same transaction.
+        """
+        work = partial(members.disable_user, user_id=user_id, database=self._changes.database)
+        created = await self._end_rights(actor, None, user_id, work, revoke=revoke_api_tokens)
         _record(EventName.USER_DISABLED, actor, user_id=user_id)
+        return _record_revoked(actor, created, revoke_api_tokens)
 
     async def enable_user(self, actor: Actor, user_id: int) -> None:
         """Undo `disable_user`."""
         await self._changes.run(partial(members.enable_user, user_id=user_id))
         _record(EventName.USER_ENABLED, actor, user_id=user_id)
+
+    async def _end_rights(
+        self, actor: Actor, account_id: int | None, user_id: int, work: Work[None], *, revoke: bool
+    ) -> list[ApiTokenRecord]:
+        now = int(self._clock())
+        ending = members.with_created_api_tokens(work, user_id=user_id, account_id=account_id, now=now, revoke=revoke)
+        return await self._change(actor, account_id, ending)
 
     async def _change(self, actor: Actor, account_id: int | None, work: Work[T]) -> T:
         if actor.admin_id is not None:
@@ -226,3 +300,9 @@ class Accounts:
 
 def _record(name: EventName, actor: Actor, **fields: Any) -> None:
     audit.record(Event(event=name, operator=actor.operator, by_user_id=actor.admin_id, **fields))
+
+
+def _record_revoked(actor: Actor, created: list[ApiTokenRecord], revoked: bool) -> list[ApiTokenRecord]:
+    for each in created if revoked else ():
+        _record(EventName.API_TOKEN_REVOKED, actor, api_token_id=each.id, account_id=each.account_id)
+    return created

@@ -4,11 +4,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+from sso_service.database.accounts import Expiring
 from sso_service.database.directory import AccessChecks, ApiTokenUses, Lookups, Provisioning
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.health import HealthChecks
@@ -79,6 +81,8 @@ class Node:
         self.accounts = Accounts(self._batch(Reads), self._batch(Changes), clock=clock)
         self.consumed_rows: int | None = None
         """Approximate number of rows in the ledger at the last purge round."""
+        self.expiring: Expiring | None = None
+        """The API tokens that expire soon, at the last count."""
         self._draining = False
 
     def _batch(self, kind: type[Batch]) -> Batch:
@@ -120,26 +124,23 @@ class Node:
         self._draining = True
 
     async def run_in_background(self) -> None:
-        """Keep the keys up to date and the ledger small, until cancelled."""
+        """Keep the keys up to date and the ledger small, and watch for API tokens that expire, until cancelled."""
+        purger = Purger(self.database, clock=self.trust.clock)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.trust.keep_fresh())
-            group.create_task(self._keep_purging())
+            group.create_task(_repeat("purge", partial(self._purge, purger)))
+            group.create_task(_repeat("expiring API tokens", self._watch_api_tokens))
 
-    async def _keep_purging(self) -> None:
-        purger = Purger(self.database, clock=self.trust.clock)
-        while True:
-            # With a random delay, so that workers that started together do not keep purging together.
-            await asyncio.sleep(PURGE_INTERVAL + secrets.randbelow(1000) / 100)
-            try:
-                done = await asyncio.to_thread(purger.run)
-            except (Unavailable, OutcomeUnknown) as error:
-                log.warning("purge: %s", error)
-            except Exception:
-                log.exception("purge: failed; the next round tries again")
-            else:
-                self.consumed_rows = done.rows
-                if done.skipped:
-                    log.warning("purge: skipped: %s", done.skipped)
+    async def _purge(self, purger: Purger) -> None:
+        done = await asyncio.to_thread(purger.run)
+        self.consumed_rows = done.rows
+        if done.skipped:
+            log.warning("purge: skipped: %s", done.skipped)
+
+    async def _watch_api_tokens(self) -> None:
+        self.expiring = await self.accounts.count_expiring_api_tokens()
+        if self.expiring.count:
+            await self.accounts.log_expiring_api_tokens()
 
     def close(self) -> None:
         """Stop the threads and close the connections."""
@@ -153,3 +154,16 @@ def _described(unusable: dict[str, str]) -> str:
     named = [f"{f'{key_id}.json'!r} {problem}" for key_id, problem in sorted(unusable.items())[:_NAMED_FILES]]
     more = [f"{len(unusable) - _NAMED_FILES} more"] if len(unusable) > _NAMED_FILES else []
     return f"key files that cannot be used: {', '.join(named + more)}"
+
+
+async def _repeat(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do `work` about once a minute, until cancelled. A failure is logged under `name`."""
+    while True:
+        # With a random delay, so that workers that started together do not keep working together.
+        await asyncio.sleep(PURGE_INTERVAL + secrets.randbelow(1000) / 100)
+        try:
+            await work()
+        except (Unavailable, OutcomeUnknown) as error:
+            log.warning("%s: %s", name, error)
+        except Exception:
+            log.exception("%s: failed; the next round tries again", name)

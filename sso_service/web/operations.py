@@ -47,6 +47,8 @@ class Metrics:
         if not _is_authorized(scope, self._node.settings):
             raise NotAuthenticated
         condition = await self._node.condition()
+        expiring = self._node.expiring
+        next_expiry = None if expiring is None else expiring.next_expiry
         gauges = Gauges(
             {
                 "sso_ready": not condition.problems,
@@ -54,6 +56,8 @@ class Metrics:
                 "sso_key_files_unusable": condition.unusable_key_files,
                 "sso_clock_difference_seconds": condition.clock_difference,
                 "sso_consumed_rows": self._node.consumed_rows,
+                "sso_api_tokens_expiring": None if expiring is None else expiring.count,
+                "sso_api_token_next_expiry_seconds": next_expiry and max(0, next_expiry - self._node.trust.now()),
             }
         )
         headers = {"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"}

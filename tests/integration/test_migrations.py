@@ -61,6 +61,7 @@ def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
         metadata.tables["users"].c.sessions_from,
         metadata.tables["users"].c.search,
         metadata.tables["api_tokens"].c.created_by,
+        metadata.tables["api_tokens"].c.expiry_logged_at,
     }
     with database.connect() as connection, database.reading(connection):
         return {

@@ -122,14 +122,14 @@ async def test_the_list_shows_everything_about_an_api_token_but_its_secret(
     await submit(admin, f"{API_TOKENS}/{old_id}/revoke")
     page = await page_of(admin, API_TOKENS)
     row = stored(database, "Portal")
-    created, expires = utc(row.created_at), utc(row.expires_at)
+    created, expires = utc(row.created_at), f"{utc(row.expires_at)} expires soon"
     by_name = {cells[0]: cells[1:] for cells in page.rows}
     hint = secret[-4:]
     assert by_name["Portal"] == [hint, "write:sso", "Publisher", created, NEVER, expires, "Revoke Portal"]
-    assert by_name["Old"][-1] == "expired"
-    assert by_name["Gone"][-1] == "revoked"
+    inactive = {cells[0]: cells[-1] for cells in (await page_of(admin, f"{API_TOKENS}?show=revoked")).rows}
+    assert inactive == {"Gone": "revoked", "Old": "expired"}
     assert by_name["tests"][2] == "any"
-    assert [text for text, link in page.links if "/revoke" in link] == ["Revoke tests", "Revoke Portal"]
+    assert [text for text, link in page.links if "/revoke" in link] == ["Revoke Portal", "Revoke tests"]
 
     await client.issue(secret, JOHN)
     await asyncio.gather(*service.issuing._background)  # the use is recorded after the response
@@ -162,7 +162,7 @@ async def test_the_secret_of_a_new_api_token_is_shown_once_and_works(
     assert (row.created_at, row.expires_at) == (int(clock()), int(clock()) + 30 * DAY)
     assert row.digest == digest(secret)
     assert page.form(API_TOKENS).sent("name") == [""], "the form is not empty"
-    assert names(page)[-1] == "Intranet & Söhne"
+    assert names(page)[0] == "Intranet & Söhne"
 
     token = await client.issue(secret, JOHN)
     verified = await client.post_json("/v1/sso_tokens/verify", {"token": token}, token=secret)
@@ -172,17 +172,17 @@ async def test_the_secret_of_a_new_api_token_is_shown_once_and_works(
     assert secret not in (await see(admin, API_TOKENS)).text
 
 
-async def test_a_new_api_token_by_default_writes_for_any_role_without_expiry(
+async def test_a_new_api_token_by_default_writes_for_editors_for_90_days(
     client: Client, admin: Client, database: Database
 ) -> None:
     page = await page_of(admin, API_TOKENS)
     form = page.form(API_TOKENS)
     assert (form.method, form.sent("scope")) == ("post", ["write:sso"])
-    assert form.sent("max_role") in ([], [""])
+    assert (form.sent("max_role"), form.sent("expires_in")) == (["editor"], ["90"])
     sent = [field for field in form.fields if field[0] != "name"]
     assert (await submit(admin, form.action or "", [("name", "Default"), *sent])).status == 200
     row = stored(database, "Default")
-    assert (row.scopes, row.max_role, row.expires_at) == ("write:sso", None, None)
+    assert (row.scopes, row.max_role, row.expires_at) == ("write:sso", "editor", row.created_at + 90 * DAY)
 
 
 def changed(**values: str | None) -> list[tuple[str, str]]:
@@ -637,7 +637,7 @@ async def test_without_a_database_every_page_asks_to_try_again(
 async def test_a_change_with_an_unknown_outcome_gets_a_page_that_says_so(
     admin: Client, service: Node, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def interrupted(*_: Any) -> None:
+    async def interrupted(*_: Any, **__: Any) -> None:
         raise OutcomeUnknown("the connection was lost during COMMIT")
 
     monkeypatch.setattr(service.accounts, "remove_member", interrupted)

@@ -45,7 +45,7 @@ async def pages_of_an_admin(database: Database, admin: Client) -> list[str]:
     """Return the address of one page of each kind."""
     with changing(database) as connection:
         (jane,) = connection.execute(users.select().where(users.c.email == JANE["email"])).all()
-        (token, *_) = administration.list_api_tokens_of(connection, limit=9, account_id=ACCOUNT)
+        (token, *_) = administration.list_api_tokens_of(connection, ACCOUNT, now=0, limit=9)
     return [
         f"{HOME}/posts",
         API_TOKENS,
@@ -280,7 +280,7 @@ async def test_with_studio_pages_switched_off_only_the_login_works(
         assert (answer.status, answer.header("location")) == (303, f"{HOME}/posts?a=1")
         assert (await other.get("/session")).json()["user"]["email"] == JOHN["email"]
     with changing(database) as connection:
-        assert len(administration.list_api_tokens_of(connection, limit=9, account_id=ACCOUNT)) == 1
+        assert len(administration.list_api_tokens_of(connection, ACCOUNT, now=0, limit=9)) == 1
 
 
 @on_sqlite
@@ -334,6 +334,7 @@ async def test_chromeless_pages_have_no_navigation_and_link_only_such_pages(
     assert seen == {
         f"{HOME}/posts?chromeless=1",
         f"{API_TOKENS}?chromeless=1",
+        f"{API_TOKENS}?show=revoked&chromeless=1",
         f"{API_TOKENS}/N/revoke?chromeless=1",
         f"{MEMBERS}/N/remove?chromeless=1",
         f"{MEMBERS}?chromeless=1",

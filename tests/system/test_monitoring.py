@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from scripts.tools.ports import free_port
+from sso_service.database.accounts import Expiring
 from sso_service.errors import (
     ForgedToken,
     InsufficientScope,
@@ -109,6 +110,7 @@ async def metrics_text(client: Client, service: Node, api_token: str, verifier: 
     await client.post_json("/v1/sso_tokens/revoke", {"token": await client.issue(api_token)}, token=api_token)
     await client.post_json("/v1/sso_tokens", JANE, token=verifier)
     service.consumed_rows = 2
+    service.expiring = Expiring(1, int(time.time()) + 86400)
     return (await client.get("/metrics")).text
 
 
@@ -246,8 +248,8 @@ def test_prometheus_scrapes_with_the_token_and_fills_every_panel(
         "SSO_KEYS_DIR": str(keys_dir),
         "SSO_METRICS_TOKEN": "hunter2",
     }
-    # The service counts the ledger's rows only after a minute.
-    empty = [query for query in QUERIES if "sso_consumed_rows" not in query]
+    # The service counts the ledger's rows and the API tokens only after a minute.
+    empty = [query for query in QUERIES if not re.search("sso_consumed_rows|sso_api_token", query)]
     deadline = time.monotonic() + 60
     with (
         serving(env, tmp_path / "log", workers=2) as running,
@@ -293,6 +295,8 @@ def healthy() -> dict[str, str]:
             ("sso_key_files_unusable", "", constant(0)),
             ("sso_clock_difference_seconds", "", constant(0.2)),
             ("sso_consumed_rows", "", constant(60 * 66)),
+            ("sso_api_tokens_expiring", "", constant(0)),
+            ("sso_api_token_next_expiry_seconds", "", every_minute(-60, 90 * 86400)),
             ("sso_tokens_issued_total", 'user_created="no"', every_minute(30)),
             ("sso_tokens_revoked_total", "", every_minute(0)),
             ("sso_logins_total", 'way="browser", outcome="signed_in"', every_minute(30)),
@@ -403,6 +407,14 @@ SITUATIONS: dict[str, tuple[dict[str, str], set[str]]] = {
     ),
     "a few unknown API tokens arrive": (
         {refusal("not_authenticated"): recently(10, 12), request("/v1/sso_tokens", 401): recently(10, 12)},
+        set(),
+    ),
+    "an API token expires soon": (
+        {on(node, "sso_api_tokens_expiring"): constant(1) for node in "ab"},
+        {"SSOApiTokenExpiring"},
+    ),
+    "the API token that expired is not counted any more": (
+        {on(node, "sso_api_tokens_expiring"): recently(10, 0, before=1) for node in "ab"},
         set(),
     ),
     "an integration requests roles that are not allowed": ({refusal("role_not_allowed"): every_minute(30)}, set()),

@@ -1,18 +1,27 @@
 """The page of an account's API tokens: list, create and revoke."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from starlette.responses import Response
 
+from sso_service.database.accounts import ACTIVE, EXPIRES_SOON, INACTIVE, ApiTokenRecord, ApiTokenStatus
 from sso_service.errors import FieldError
 from sso_service.people import check_name
 from sso_service.permissions import Role, Scope
 from sso_service.web.studio.page_requests import PageRequest
 
-_LISTED = 200
-"""API tokens that the page lists at most."""
+_PAGE_SIZE = 50
+"""API tokens on a page."""
+_LISTS: dict[str, Sequence[ApiTokenStatus]] = {
+    "": ACTIVE,
+    "expiring": (ApiTokenStatus.EXPIRING,),
+    "revoked": INACTIVE,
+}
+"""The lists that the page can show, by the query parameter `show`, and the statuses of their API tokens."""
+_ID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _DAYS = re.compile(r"[0-9]{1,4}", re.ASCII)
 _MAX_DAYS = 3650
 
@@ -21,12 +30,16 @@ _PAGE = "settings/api-tokens"
 
 @dataclass(frozen=True, slots=True)
 class ApiTokenForm:
-    """The form for a new API token, as it was filled in. The defaults are those of an empty form."""
+    """The form for a new API token, as it was filled in.
+
+    The defaults are those of a form that was not filled in. They do little harm if the API token is stolen: it cannot
+    sign in admins, and it expires.
+    """
 
     name: str = ""
     scopes: tuple[str, ...] = (str(Scope.WRITE_SSO),)
-    max_role: str = ""
-    expires_in: str = ""
+    max_role: str = str(Role.EDITOR)
+    expires_in: str = "90"
     """Days until the API token expires; empty: never."""
 
     @property
@@ -83,14 +96,49 @@ async def revoke(page_request: PageRequest) -> Response:
     return page_request.redirect(_PAGE, notice="revoked")
 
 
+@dataclass(frozen=True, slots=True)
+class ApiTokenPage:
+    """One page of a list of API tokens, the newest first, and the ids that lead to its neighbours."""
+
+    api_tokens: Sequence[ApiTokenRecord]
+    before: int | None
+    """The id of the last API token, if there are older ones."""
+    after: int | None
+    """The id of the first API token, if there are newer ones."""
+
+
+async def _list(page_request: PageRequest, show: str) -> ApiTokenPage:
+    """Return the page that `before` or `after` in the query names, an id each, or the first one."""
+    before, after = (
+        int(given) if _ID.fullmatch(given := page_request.query(name)) else None for name in ("before", "after")
+    )
+    found = list(
+        await page_request.node.accounts.list_api_tokens_of(
+            page_request.account_id, statuses=_LISTS[show], before=before, after=after, limit=_PAGE_SIZE + 1
+        )
+    )
+    # One more than the page shows: it proves that the list goes on in the direction of reading.
+    more = len(found) > _PAGE_SIZE
+    if after is None:
+        found, older, newer = found[:_PAGE_SIZE], more, before is not None
+    else:
+        found, older, newer = found[-_PAGE_SIZE:], True, more
+    return ApiTokenPage(found, found[-1].id if found and older else None, found[0].id if found and newer else None)
+
+
 async def _page(
     page_request: PageRequest, form: ApiTokenForm, *, problem: str | None = None, secret: str | None = None
 ) -> Response:
+    show = given if (given := page_request.query("show")) in _LISTS else ""
+    expiring = await page_request.node.accounts.count_expiring_api_tokens(page_request.account_id)
     return await page_request.render(
         "api_tokens.html",
         status=422 if problem else 200,
         tab="api-tokens",
-        api_tokens=await page_request.node.accounts.list_api_tokens_of(page_request.account_id, limit=_LISTED),
+        show=show,
+        page=await _list(page_request, show),
+        expiring=expiring.count,
+        days=EXPIRES_SOON // 86400,
         roles=list(Role),
         form=form,
         problem=problem,

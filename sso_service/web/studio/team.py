@@ -2,9 +2,11 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 from starlette.responses import Response
 
+from sso_service.database.accounts import ApiTokenRecord
 from sso_service.database.members import MemberPage
 from sso_service.errors import LastAdmin
 from sso_service.permissions import Role
@@ -14,6 +16,8 @@ _PAGE_SIZE = 50
 """Members on a page."""
 _PAGE_NUMBER = re.compile(r"[0-9]{1,6}", re.ASCII)
 _SEARCH_LENGTH = 100
+_CREATED_SHOWN = 50
+"""API tokens that a question lists at most."""
 
 _PAGE = "settings/team"
 _PROBLEMS = {"role": 422, "last_admin": 409}
@@ -26,14 +30,36 @@ async def show(page_request: PageRequest) -> Response:
 
 
 async def set_role(page_request: PageRequest) -> Response:
-    """Change a member's role, and return to the page of the form."""
+    """Change a member's role, and return to the page of the form.
+
+    If an admin who created API tokens would lose this role, a page shows them and asks first.
+    """
     form = await page_request.form()
     search, page, role = form.value("search"), form.value("page"), form.value("role")
     if role not in set(Role):
         return await _page(page_request, search, page, problem="role")
+    accounts, member_id = page_request.node.accounts, page_request.record_id
+    if role != Role.ADMIN and not form.value("confirmed"):
+        member = await accounts.find_member(page_request.account_id, member_id)
+        created = await _created_api_tokens(page_request) if member.role is Role.ADMIN else []
+        if created and await accounts.has_other_admin(page_request.account_id, member_id):  # else it is refused below
+            return await page_request.render(
+                "change_role.html",
+                tab="team",
+                member=member,
+                new_role=role,
+                search=search,
+                page=page,
+                created=created,
+                shown=_CREATED_SHOWN,
+            )
     try:
-        await page_request.node.accounts.set_role(
-            page_request.actor, page_request.account_id, page_request.record_id, Role(role)
+        await accounts.set_role(
+            page_request.actor,
+            page_request.account_id,
+            member_id,
+            Role(role),
+            revoke_api_tokens=bool(form.value("revoke_api_tokens")),
         )
     except LastAdmin:
         return await _page(page_request, search, page, problem="last_admin")
@@ -43,18 +69,32 @@ async def set_role(page_request: PageRequest) -> Response:
 async def confirm_remove(page_request: PageRequest) -> Response:
     """Ask whether to remove a member."""
     member = await page_request.node.accounts.find_member(page_request.account_id, page_request.record_id)
-    return await page_request.render("remove_member.html", tab="team", member=member)
+    created = await _created_api_tokens(page_request)
+    return await page_request.render(
+        "remove_member.html", tab="team", member=member, created=created, shown=_CREATED_SHOWN
+    )
 
 
 async def remove(page_request: PageRequest) -> Response:
-    """Remove a member from the account."""
+    """Remove a member from the account, and revoke the API tokens that the member created if that is asked for."""
+    form = await page_request.form()
     try:
         await page_request.node.accounts.remove_member(
-            page_request.actor, page_request.account_id, page_request.record_id
+            page_request.actor,
+            page_request.account_id,
+            page_request.record_id,
+            revoke_api_tokens=bool(form.value("revoke_api_tokens")),
         )
     except LastAdmin:
         return await _page(page_request, "", "1", problem="last_admin")
     return page_request.redirect(_PAGE, notice="removed")
+
+
+async def _created_api_tokens(page_request: PageRequest) -> Sequence[ApiTokenRecord]:
+    """Return the account's active API tokens that the member created: one more than are shown, if there are."""
+    return await page_request.node.accounts.list_api_tokens_of(
+        page_request.account_id, created_by=page_request.record_id, limit=_CREATED_SHOWN + 1
+    )
 
 
 async def sign_out(page_request: PageRequest) -> Response:

@@ -72,8 +72,13 @@ def test_api_token_list_prints_json(env: dict[str, str], query: Query) -> None:
         "expires_at": row.created_at + 86400,
         "revoked_at": row.revoked_at,
         "last_used_at": None,
+        "created_by": None,
+        "created_by_name": None,
+        "created_by_email": None,
+        "status": "revoked",
     }
     assert (studio["account_id"], studio["max_role"], studio["expires_at"]) == (None, None, None)
+    assert studio["status"] == "active"
 
 
 @pytest.mark.parametrize(
@@ -111,8 +116,8 @@ def test_unknown_scopes_and_roles_are_refused(
 
 def test_the_help_of_api_token_create_lists_scopes_and_roles(sqlite_env: dict[str, str]) -> None:
     printed = succeed("api-token", "create", "--help", env=sqlite_env)
-    for word in (*Scope, *Role):
-        assert word in printed
+    for word in (*Scope, *Role, "Recommended: editor", "Recommended: 90"):
+        assert word in " ".join(printed.split())
 
 
 @pytest.mark.parametrize("days", ["0", "-1", "soon"])

@@ -160,13 +160,15 @@ def test_a_revoked_api_token_creates_no_login_links(demo: Demo, admin: Page) -> 
     with SSOClient(demo.url, make_api_token(admin, "Leaked")) as intranet:
         row(admin, "Leaked").get_by_role("link", name="Revoke").click()
         assert admin.locator("h2").inner_text() == "Revoke Leaked?"
-        intranet.login_url(demo.address("posts"), **JANE)  # the question alone changes nothing
+        intranet.login_url(demo.address("posts"), **JOHN)  # the question alone changes nothing
 
         admin.get_by_role("button", name="Revoke").click()
         assert "The API token was revoked" in admin.get_by_role("status").inner_text()
+        assert row(admin, "Leaked").count() == 0
+        admin.get_by_role("link", name="Show revoked and expired ones").click()
         assert row(admin, "Leaked").get_by_text("revoked", exact=True).count() == 1
         with pytest.raises(InvalidAPIToken):
-            intranet.login_url(demo.address("posts"), **JANE)
+            intranet.login_url(demo.address("posts"), **JOHN)
 
 
 def test_a_login_link_for_another_user_asks_before_it_switches(demo: Demo, browsers: Browsers) -> None:
@@ -258,6 +260,7 @@ def test_every_function_works_with_the_keyboard_alone(demo: Demo, admin: Page) -
     assert "verify:sso write:sso" in row(page, "Typed").inner_text()
     press(page, row(page, "Typed").get_by_role("link", name="Revoke"))
     press(page, page.get_by_role("button", name="Revoke"), "Space")
+    press(page, page.get_by_role("link", name="Show revoked and expired ones"))
     assert row(page, "Typed").get_by_text("revoked", exact=True).count() == 1
 
     press(page, page.get_by_role("link", name="Team"))

@@ -10,12 +10,11 @@ import html5lib
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import BrowserContext, Page, Response, ViewportSize
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, insert, update
 
 from sso_service import keyring, tokens
-from sso_service.database import open_database
+from sso_service.database import open_database, schema
 from sso_service.database.directory import ProvisionRequest, provision
-from sso_service.database.schema import accounts
 from sso_service.database.transactions import Database
 from sso_service.permissions import Role, Scope
 from sso_service.services.installation import DEMO_ACCOUNT
@@ -82,6 +81,15 @@ def api_tokens(scene: Scene) -> None:
     scene.sign_in(ADMIN, "settings/api-tokens")
 
 
+def revoked_api_tokens(scene: Scene) -> None:
+    scene.sign_in(ADMIN, "settings/api-tokens?show=revoked")
+
+
+def older_api_tokens(scene: Scene) -> None:
+    api_tokens(scene)
+    scene.page.locator("a[rel=next]").click()
+
+
 def new_secret(scene: Scene) -> None:
     api_tokens(scene)
     scene.page.locator("#name").fill("SharePoint")
@@ -123,6 +131,17 @@ def revoke(scene: Scene) -> None:
 def remove(scene: Scene) -> None:
     team(scene)
     scene.page.get_by_role("row").filter(has_text=LONG["email"]).get_by_role("link").click()
+
+
+def demote(scene: Scene) -> None:
+    scene.sign_in(ADMIN, "settings/team?search=jim.poe")
+    scene.page.locator("select").select_option("editor")
+    scene.page.locator("select + button").click()
+
+
+def remove_creator(scene: Scene) -> None:
+    scene.sign_in(ADMIN, "settings/team?search=jim.poe")
+    scene.page.locator("td a.danger").click()
 
 
 def not_allowed(scene: Scene) -> None:
@@ -191,6 +210,8 @@ PAGES: list[tuple[Opener, int, str]] = [
     (menu, 200, "Posts"),
     (chromeless, 200, "Create an API token"),
     (api_tokens, 200, "Create an API token"),
+    (revoked_api_tokens, 200, "Revoked and expired API tokens"),
+    (older_api_tokens, 200, "Active API tokens"),
     (new_secret, 200, "Your new API token"),
     (problem, 422, "Create an API token"),
     (notice, 200, "Members"),
@@ -200,6 +221,8 @@ PAGES: list[tuple[Opener, int, str]] = [
     (last_admin, 409, "Members"),
     (revoke, 200, "Revoke demo?"),
     (remove, 200, f"Remove {LONG['first_name']} {LONG['last_name']}?"),
+    (demote, 200, "Change the role of Jim Poe?"),
+    (remove_creator, 200, "Remove Jim Poe?"),
     (not_allowed, 403, "Your role may not see this"),
     (not_found, 404, "There is nothing here"),
     (no_access, 403, "You have no access here"),
@@ -221,7 +244,7 @@ def demo(demos: Callable[..., Demo]) -> Demo:
     crowd = [ProvisionRequest(f"{n}@crowd.test", f"No. {n}", "Zzz", DEMO_ACCOUNT, now) for n in range(51)]
     crowd.append(ProvisionRequest("jim.poe@example.com", "Jim", "Poe", DEMO_ACCOUNT, now))
     with changing(demo) as (connection, database):
-        connection.execute(update(accounts).values(portal_url=PORTAL))
+        connection.execute(update(schema.accounts).values(portal_url=PORTAL))
         provision(database, connection, crowd)
         administration.disable_user(connection, "jim.poe@example.com", now=now)
         for name, lifetime in {"Intranet": 365 * 86400, "Expired": -1, "Revoked": 86400}.items():
@@ -237,6 +260,17 @@ def demo(demos: Callable[..., Demo]) -> Demo:
         administration.revoke_api_token(connection, token_id, now=now)  # the last one
     for person in (JANE, LONG):
         demo.link(person)
+    with changing(demo) as (connection, _):
+        # A disabled admin, so that the account's other admin is the last one.
+        jim = administration.set_role(connection, "jim.poe@example.com", DEMO_ACCOUNT, Role.ADMIN)
+        values = {"account_id": DEMO_ACCOUNT, "hint": "abcd", "scopes": "write:sso", "created_at": now}
+        rows = [{"name": f"{n}", "digest": f"{n}", "created_by": jim, **values} for n in range(55)]
+        connection.execute(insert(schema.api_tokens), rows)
+        long = administration.find_user(connection, LONG["email"]).id
+        of_long = {"created_by": long, "expires_at": now + 86400}
+        connection.execute(
+            update(schema.api_tokens).where(schema.api_tokens.c.name.in_(["54", "Intranet"])).values(of_long)
+        )
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     return demo
 

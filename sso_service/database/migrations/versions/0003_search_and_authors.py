@@ -17,6 +17,7 @@ def upgrade() -> None:
     op.add_column("users", sa.Column("search", sa.String(2000), server_default="", nullable=False))
     op.create_index("ix_users_search", "users", ["search"])
     op.add_column("api_tokens", sa.Column("created_by", sa.BigInteger().with_variant(sa.Integer, "sqlite")))
+    op.add_column("api_tokens", sa.Column("expiry_logged_at", sa.BigInteger()))
     # A token or session that is older than its user was for another person, who had this id in another database.
     op.execute("UPDATE users SET sessions_from = created_at WHERE sessions_from < created_at")
     _fill_search()
