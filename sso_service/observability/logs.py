@@ -22,11 +22,15 @@ from typing import TextIO
 import msgspec
 
 from sso_service.characters import escape_hidden
+from sso_service.observability.limit import LimitedMessage
 from sso_service.observability.redaction import needs_attention, redact
 from sso_service.settings import LogFormat
 
 AUDIT_LOGGER = "sso_service.audit"
 """The name of the logger of audit events. Part of the configuration, so it does not follow the module layout."""
+
+_INVALID_HTTP = "Invalid HTTP request received."
+"""The message of the server for data that is not HTTP."""
 
 
 class RequestContext(msgspec.Struct, frozen=True):
@@ -200,10 +204,14 @@ def config(log_format: LogFormat) -> dict[str, object]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": formatter}},
+        "filters": {"invalid": {"()": LimitedMessage, "message": _INVALID_HTTP, "kind": "requests that are not HTTP"}},
         "handlers": {"stderr": {"()": LineWriter, "formatter": "lines"}},
         "root": {"handlers": ["stderr"], "level": "INFO"},
         # This replaces the handler of `config_of_commands`, because `serve` is a command as well.
-        "loggers": {AUDIT_LOGGER: {"handlers": ["stderr"], "level": "INFO", "propagate": False}},
+        "loggers": {
+            AUDIT_LOGGER: {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+            "uvicorn.error": {"filters": ["invalid"]},
+        },
     }
 
 
