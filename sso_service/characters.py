@@ -2,25 +2,30 @@
 
 import re
 
-# Bidirectional controls (Unicode property Bidi_Control): they reverse the order in which the text around them is shown.
-_BIDI = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
-# C0, DEL and C1 (which contains NEL and CSI), the two line ends of Unicode, lone surrogates, and the annotations and
-# tags that programs may interpret.
-_CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f"
-# Without a glyph: the property Default_Ignorable_Code_Point, format controls, letters and symbols that are blank
-# (fillers of Hangul, Khitan and hieroglyphs, the empty Braille pattern), and spaces other than U+0020.
-_BLANK = (
-    "\xa0\xad\u034f\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f"
-    "\u2000-\u200f\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
-    "\U000110bd\U000110cd\U00013430-\U0001343f\U00013441\U00013442\U00016fe4\U0001bca0-\U0001bca3\U0001d159"
-    "\U0001d173-\U0001d17a\U000e0080-\U000e0fff"
-)
-_PRIVATE = "\ue000-\uf8ff\ufffe\uffff\U000f0000-\U0010ffff"
+# These constants are parts of character classes in regular expressions.
 
-_BIDI_CONTROL = re.compile(f"[{_BIDI}]")
-_VISIBLE = re.compile(f"[^ {_BIDI}{_CONTROLS}{_BLANK}]")
-_ACTIVE = re.compile(f"[{_BIDI}{_CONTROLS}]")
-_HIDDEN = re.compile(f"[{_BIDI}{_CONTROLS}{_BLANK}{_PRIVATE}]")
+BIDI_CONTROLS = r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
+"""Bidirectional controls (Unicode property Bidi_Control): they reverse the order in which text around them is shown."""
+CONTROLS = r"\u0000-\u001f\u007f-\u009f"
+"""C0, DEL and C1, which contains NEL and CSI (property Cc)."""
+UNSEEN = (
+    # Spaces other than U+0020, line ends, format controls, fillers of Hangul, and the empty Braille pattern.
+    r"\u00a0\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f"
+    r"\u2000-\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    # Blanks and controls of some scripts and of music; tags and variation selectors.
+    r"\U000110bd\U000110cd\U00013430-\U0001343f\U00013441\U00013442\U00016fe4\U0001bca0-\U0001bca3\U0001d159"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+"""Characters without a glyph: the properties Default_Ignorable_Code_Point, Cf, Zs, Zl and Zp, and blank letters."""
+# Lone surrogates, noncharacters, and the private use areas.
+_UNASSIGNED = r"\ud800-\udfff\ue000-\uf8ff\ufffe\uffff\U000f0000-\U0010ffff"
+# Annotations and tags: some programs interpret them.
+_INTERPRETED = r"\u2028\u2029\ud800-\udfff\ufff9-\ufffb\U000e0000-\U000e007f"
+
+_BIDI_CONTROL = re.compile(f"[{BIDI_CONTROLS}]")
+_VISIBLE = re.compile(f"[^ {CONTROLS}{UNSEEN}]")
+_ACTIVE = re.compile(f"[{BIDI_CONTROLS}{CONTROLS}{_INTERPRETED}]")
+_HIDDEN = re.compile(f"[{CONTROLS}{UNSEEN}{_UNASSIGNED}]")
 
 
 def has_bidi_control(text: str) -> bool:
