@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import click
 
 from sso_service.cli.environment import ID, current_operator, current_settings, run_accounts
-from sso_service.cli.output import Column, duration_text, json_option, print_list, time_text
+from sso_service.cli.output import Column, duration_text, echo, json_option, print_list, time_text
 from sso_service.permissions import Role, Scope
 
 
@@ -80,7 +80,7 @@ def api_token_revoke(token_id: int) -> None:
     """Revoke an API token. Its next request is refused."""
     settings = current_settings()
     revoked = run_accounts(lambda accounts: accounts.revoke_api_token(current_operator(), token_id), settings)
-    click.echo(f"API token {revoked.id} ({revoked.name}) is revoked.")
+    echo(f"API token {revoked.id} ({revoked.name}) is revoked.")
     if Scope.WRITE_SSO in revoked.scopes:
         click.echo(
             f"Login tokens that it created stay valid for up to {settings.token_ttl} s, and their sessions for up to "

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from sso_service.cli.environment import ID, current_operator, run_accounts
-from sso_service.cli.output import Column, print_list, time_text
+from sso_service.cli.output import Column, echo, print_list, time_text
 from sso_service.database.members import Member, Membership, UserRecord
 from sso_service.people import normalise_email
 from sso_service.permissions import Role
@@ -33,7 +33,7 @@ def user_show(email: str) -> None:
         return found, await accounts.list_memberships(found.id)
 
     found, memberships = run_accounts(find)
-    click.echo(f"{found.email}  {found.first_name} {found.last_name}")
+    echo(f"{found.email}  {found.first_name} {found.last_name}")
     click.echo(f"id {found.id}, created {time_text(found.created_at)}")
     if found.disabled_at is not None:
         click.echo(f"disabled since {time_text(found.disabled_at)}")
@@ -50,7 +50,7 @@ def user_show(email: str) -> None:
 def user_set_role(email: str, account_id: int, role: str) -> None:
     """Change a member's role, from the next request on."""
     _change(email, lambda use, user_id: use.set_role(current_operator(), account_id, user_id, Role(role)), account_id)
-    click.echo(f"{email} is {role} in account {account_id}.")
+    echo(f"{email} is {role} in account {account_id}.")
 
 
 @user.command("remove")
@@ -59,7 +59,7 @@ def user_set_role(email: str, account_id: int, role: str) -> None:
 def user_remove(email: str, account_id: int) -> None:
     """Remove a member from an account."""
     _change(email, lambda use, user_id: use.remove_member(current_operator(), account_id, user_id), account_id)
-    click.echo(f"{email} is no longer in account {account_id}. A new login link of the account adds them again.")
+    echo(f"{email} is no longer in account {account_id}. A new login link of the account adds them again.")
 
 
 @user.command("disable")
@@ -67,7 +67,7 @@ def user_remove(email: str, account_id: int) -> None:
 def user_disable(email: str) -> None:
     """Disable a user: all current and future login tokens and sessions are refused."""
     _change(email, lambda use, user_id: use.disable_user(current_operator(), user_id))
-    click.echo(f"{email} is disabled.")
+    echo(f"{email} is disabled.")
 
 
 @user.command("enable")
@@ -75,7 +75,7 @@ def user_disable(email: str) -> None:
 def user_enable(email: str) -> None:
     """Undo disable."""
     _change(email, lambda use, user_id: use.enable_user(current_operator(), user_id))
-    click.echo(f"{email} is enabled.")
+    echo(f"{email} is enabled.")
 
 
 @user.command("sign-out")
@@ -83,7 +83,7 @@ def user_enable(email: str) -> None:
 def user_sign_out(email: str) -> None:
     """End all sessions of a user, in all accounts."""
     _change(email, lambda use, user_id: use.sign_out_user(current_operator(), user_id))
-    click.echo(f"{email} is signed out everywhere.")
+    echo(f"{email} is signed out everywhere.")
 
 
 def _change(email: str, change: Change, account_id: int | None = None) -> None:
