@@ -57,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     log_format: LogFormat = "text"
     """Format of the log: lines of text, or one JSON object per line."""
     access_log: bool = False
-    """Write a log line for each request, without its `sso` parameter."""
+    """Write a log line for each request, without login tokens."""
     tracing: bool = False
     """Send OpenTelemetry traces; needs the extra `tracing`."""
     trusted_proxies: str = "127.0.0.1"
