@@ -1,4 +1,4 @@
-"""Characters that nobody sees, or that change how other text looks: for names, log lines and terminals. Pure."""
+"""Characters that are invisible, or that change how other text looks: for names, log lines and terminals. Pure."""
 
 import re
 

@@ -165,7 +165,8 @@ def metrics_page() -> str:
     return _page(
         "Metrics",
         "`GET /metrics` returns the metrics of one node, of all its workers together, in Prometheus' text format. "
-        "It is for clients with the `SSO_METRICS_TOKEN`; if that is not set, for clients on the same machine. A histogram has the series `_bucket`, `_sum` and `_count`. "
+        "It is for clients with the `SSO_METRICS_TOKEN`; if that is not set, for clients on the same machine. "
+        "A histogram has the series `_bucket`, `_sum` and `_count`. "
         "[Monitor](../how-to/monitor.md) explains the shipped alerts and the dashboard.",
         _table(
             ("metric", "type", "labels", "meaning", "counted when"),

@@ -221,7 +221,7 @@ def use_service(recorder: RecordingClient, url: str) -> None:
     for own in ("/session", "/readyz", "/healthz", "/metrics", "/openapi.json", "/docs"):
         request("GET", f"{own}?sso={used}")
 
-    # A token where nobody expects one.
+    # A token in any other place.
     for target in targets_with(unused):
         request("GET", target, headers={"Accept": "application/json"})
     for header in headers_with(unused):

@@ -79,14 +79,16 @@ def as_logged(text: str) -> str:
 
 @given(texts, texts, texts, texts)
 @example(FORGERY, "a b=c", TOKEN, "\u202e")
-def test_a_value_is_one_field_of_one_line_in_text_and_json(reason: str, ref: str, request_id: str, client: str) -> None:
+def test_a_value_is_one_field_of_one_line_in_text_and_json(
+    reason: str, ref: str, request_id: str, address: str
+) -> None:
     event = Event(event=EventName.LOGIN_REFUSED, user_id=7, reason=reason, ref=ref)
     logged = record(event)
-    with request(request_id, client):
+    with request(request_id, address):
         [text] = lines_of(TextFormatter().format(logged))
         [encoded] = lines_of(JsonFormatter().format(logged))
         [system] = lines_of(SystemLogFormatter().format(logged))
-    expected = {"user_id": 7, "reason": reason, "ref": ref, "request_id": request_id, "client": client}
+    expected = {"user_id": 7, "reason": reason, "ref": ref, "request_id": request_id, "client": address}
     expected = {name: as_logged(value) if isinstance(value, str) else value for name, value in expected.items()}
     assert text.split(" login_refused ")[0].endswith(" WARNING") is True
     assert fields_of(text) == {name: str(value) for name, value in expected.items()}
