@@ -171,7 +171,19 @@ class Problem:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+ISOLATED = {"Cross-Origin-Resource-Policy": "same-origin"}
+"""Pages of other sites cannot load the response as an image or script (Fetch standard, section 3.7). Requests by CORS
+and navigations, also of frames, are not affected."""
+ISOLATED_PAGE = {**ISOLATED, "Cross-Origin-Opener-Policy": "same-origin"}
+"""A window of another site that opened the page, or was opened by it, has no reference to it (HTML standard, section
+7.1.3). In a frame the header has no effect."""
+
+JSON_HEADERS = {
+    "Content-Type": "application/json",
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    **ISOLATED,
+}
 """Headers of every JSON response: caches must not keep it, and browsers must not guess another type."""
 
 

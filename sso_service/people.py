@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import email_validator
 import msgspec
 
+from sso_service.characters import has_bidi_control, has_visible
 from sso_service.errors import FieldError
 
 EMAIL_LENGTH = 254
@@ -15,6 +16,7 @@ NAME_LENGTH = 100
 
 # Control characters (C0, DEL and C1), and lone surrogates, which JSON can express but no encoding can.
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_JOINERS = re.compile("[\u200c\u200d]")  # ZWNJ and ZWJ
 
 # The addresses of an intranet's own domains are valid here. The library rejects these domains as undeliverable (RFC
 # 6761, RFC 6762), and editing this list is its documented way to accept them. Nothing is looked up in DNS.
@@ -48,25 +50,44 @@ def read_person(fields: Mapping[str, object]) -> Person:
     return Person(
         # An ASCII address only needs lower case here. Any other needs the library.
         address.lower() if address.isascii() else normalise_email(address),
-        _text(fields, "first_name", NAME_LENGTH),
-        _text(fields, "last_name", NAME_LENGTH),
+        _name(fields, "first_name"),
+        _name(fields, "last_name"),
     )
 
 
 def normalise_email(email: str) -> str:
     """Return the one spelling of an address that identifies its user: ASCII, lower case. Raises `FieldError`.
 
-    The local part must be ASCII. An international domain is converted to its ASCII form (RFC 5891). The local part is
-    lower-cased as well: RFC 5321 allows it to be case-sensitive, but in practice such addresses belong to the same
-    person.
+    The local part must be ASCII. An international domain is converted to its ASCII form (RFC 5891), if case is all that
+    has to be mapped. The local part is lower-cased as well: RFC 5321 allows it to be case-sensitive, but in practice
+    such addresses belong to the same person.
     """
     try:
         checked = email_validator.validate_email(email, check_deliverability=False, allow_smtputf8=False)
     except email_validator.EmailNotValidError:
         raise FieldError("email", "email") from None
-    if checked.ascii_email is None:
+    if checked.ascii_email is None or not _is_unmapped(email.rpartition("@")[2], checked.domain):
         raise FieldError("email", "email")
     return checked.ascii_email.lower()
+
+
+def _is_unmapped(given: str, domain: str) -> bool:
+    """Return whether `domain`, the normalised Unicode form, differs from the given one in case and composition only.
+
+    UTS 46 would map more: full-width and circled letters, ligatures, the ideographic full stop; invisible characters
+    disappear. An integration may compare addresses without this mapping, and one that it regards as another address
+    would sign in as this one's user.
+    """
+    if given.isascii():
+        return True
+    if any(unicodedata.normalize("NFKC", character) != character for character in given):
+        return False
+    # Each character by itself, as in UTS 46: Python's rule for a final sigma depends on the context.
+    folded = unicodedata.normalize("NFC", "".join(character.lower() for character in given)).split(".")
+    labels = domain.split(".")
+    return len(folded) == len(labels) and all(
+        one.isascii() or one == other for one, other in zip(folded, labels, strict=True)
+    )
 
 
 def search_text(email: str, first_name: str, last_name: str) -> str:
@@ -86,16 +107,25 @@ def fold(text: str) -> str:
 def check_name(value: str) -> str:
     """Return the trimmed name of an account, a team or an API token. Raises `FieldError`.
 
-    It has 1 to 100 printable characters. Escape sequences, for example, could change what a terminal displays. Only
-    spaces are trimmed: a line break at the end is an unprintable character too.
+    It has 1 to 100 printable characters, not all of them blank. Escape sequences, for example, could change what a
+    terminal displays. Joiners, which Persian, Indic and emoji text needs, are accepted. Only spaces are trimmed: a line
+    break at the end is an unprintable character too.
     """
     name = value.strip()
     if not name:
         raise FieldError("name", "required")
     if len(name) > NAME_LENGTH:
         raise FieldError("name", "max_length")
-    if not value.isprintable():
+    if not (value.isascii() or has_visible(value)) or not _JOINERS.sub("", value).isprintable():
         raise FieldError("name", "characters")
+    return name
+
+
+def _name(fields: Mapping[str, object], field: str) -> str:
+    """Return a trimmed name that a reader sees, and that leaves the text beside it as it is. Raises `FieldError`."""
+    name = _text(fields, field, NAME_LENGTH)
+    if not name.isascii() and (has_bidi_control(name) or not has_visible(name)):
+        raise FieldError(field, "characters")
     return name
 
 

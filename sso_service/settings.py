@@ -26,7 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     port: Annotated[int, Meta(ge=0, le=65535)] = 8000
     """TCP port to listen on; `0` lets the system choose one."""
     database_url: str = "sqlite:///var/sso.db"
-    """Database: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME`."""
+    """Database: `sqlite:///PATH` or `postgresql://USER:PASSWORD@HOST/NAME?sslmode=verify-full`."""
     keys_dir: str = "keys"
     """Directory of the signing keys. All nodes of an installation share it."""
     token_ttl: Annotated[int, Meta(ge=1, le=3600)] = 300
@@ -52,11 +52,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     require_sync_standby: bool = False
     """Consume login tokens only while PostgreSQL has a synchronous standby; otherwise answer 503."""
     metrics_token: str = ""
-    """Bearer token required for `/metrics` and for the details of `/readyz`. If empty, every client gets both."""
+    """Bearer token required for `/metrics` and for the details of `/readyz`. If empty, only clients on the same machine
+    get both: by loopback or a unix socket, and without a proxy in between."""
     log_format: LogFormat = "text"
     """Format of the log: lines of text, or one JSON object per line."""
     access_log: bool = False
-    """Write a log line for each request, without its `sso` parameter."""
+    """Write a log line for each request, without login tokens."""
     tracing: bool = False
     """Send OpenTelemetry traces; needs the extra `tracing`."""
     trusted_proxies: str = "127.0.0.1"

@@ -165,7 +165,8 @@ def metrics_page() -> str:
     return _page(
         "Metrics",
         "`GET /metrics` returns the metrics of one node, of all its workers together, in Prometheus' text format. "
-        "`SSO_METRICS_TOKEN` protects it. A histogram has the series `_bucket`, `_sum` and `_count`. "
+        "It is for clients with the `SSO_METRICS_TOKEN`; if that is not set, for clients on the same machine. "
+        "A histogram has the series `_bucket`, `_sum` and `_count`. "
         "[Monitor](../how-to/monitor.md) explains the shipped alerts and the dashboard.",
         _table(
             ("metric", "type", "labels", "meaning", "counted when"),
@@ -195,6 +196,10 @@ def log_events() -> str:
         "Every line of a request has its `request_id` and the address of the client. The request ID is the "
         "`X-Request-ID` that the proxy sent, or a new one; the response carries it as well. A field that is unknown or "
         "does not apply is left out.",
+        "A value in text is written as it is if it has only letters, digits and `._:/+@-`. Any other value is a JSON "
+        "string in quotes, and so is a message that contains `=`, quotes or invisible characters. In both formats, "
+        "characters that are not visible are written as `\\uXXXX`, and what could be a login token, an API token or a "
+        "cookie as `[redacted]`. Lines that begin with blanks belong to the line before.",
         "## Events",
         _table(
             ("event", "fields", "meaning"),

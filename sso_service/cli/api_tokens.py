@@ -6,7 +6,7 @@ from dataclasses import asdict
 import click
 
 from sso_service.cli.environment import ID, current_operator, current_settings, current_time, run_accounts
-from sso_service.cli.output import Column, duration_text, json_option, print_list, time_text
+from sso_service.cli.output import Column, duration_text, echo, json_option, print_list, time_text
 from sso_service.permissions import Role, Scope
 
 
@@ -61,7 +61,7 @@ def api_token_create(
             lifetime_days=days,
         )
     )
-    click.echo(secret)
+    echo(secret)
 
 
 @api_token.command("list")
@@ -100,9 +100,9 @@ def api_token_revoke(token_id: int) -> None:
     """Revoke an API token. Its next request is refused."""
     settings = current_settings()
     revoked = run_accounts(lambda accounts: accounts.revoke_api_token(current_operator(), token_id), settings)
-    click.echo(f"API token {revoked.id} ({revoked.name}) is revoked.")
+    echo(f"API token {revoked.id} ({revoked.name}) is revoked.")
     if Scope.WRITE_SSO in revoked.scopes:
-        click.echo(
+        echo(
             f"Login tokens that it created stay valid for up to {settings.token_ttl} s, and their sessions for up to "
             f"{duration_text(settings.session_ttl)}.\nIf it leaked, end them too:\n"
             "  sso-service keys revoke --all      all login links and sessions: everyone has to sign in again\n"

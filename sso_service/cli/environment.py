@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from sso_service import keyring
-from sso_service.cli.output import time_text
+from sso_service.cli.output import echo, time_text
 from sso_service.database import database_url, migrations, open_database
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
@@ -59,7 +59,7 @@ def read_keys(settings: Settings) -> KeyRing:
     """Return the keys, and warn about broken files. Raises `KeyDirectoryUnreadable`."""
     entries, broken = keyring.load(settings.keys_path)
     for key_id, problem in broken.items():
-        click.echo(f"Warning: {f'{key_id}.json'!r} {problem}; skipped.", err=True)
+        echo(f"Warning: {f'{key_id}.json'!r} {problem}; skipped.", err=True)
     return KeyRing(entries.values())
 
 
@@ -84,7 +84,7 @@ def upgrade_schema(settings: Settings, database: Database) -> str | None:
     """Upgrade or create the schema. Return the revision before, None for a new database."""
     upgrade = installation.upgrade(settings, database, current_operator())
     for key in upgrade.created_keys:
-        click.echo(
+        echo(
             f"The database is new, so all keys were revoked. Key {key.id} signs from {time_text(key.signs_from)}.",
             err=True,
         )

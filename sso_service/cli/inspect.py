@@ -7,7 +7,7 @@ import click
 
 from sso_service import tokens
 from sso_service.cli.environment import current_settings, current_time, read_keys, run
-from sso_service.cli.output import time_text
+from sso_service.cli.output import echo, time_text
 from sso_service.database.directory import Access, AccessQuery, check_access
 from sso_service.database.ledger import Verdict, check_states
 from sso_service.database.work import Reads
@@ -92,4 +92,4 @@ def _refusal(
 
 
 def _print(name: str, value: object) -> None:
-    click.echo(f"{name:<10} {value}")
+    echo(f"{name:<10} {value}")

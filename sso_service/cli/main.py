@@ -2,6 +2,8 @@
 
 import logging.config
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -12,6 +14,7 @@ from sso_service.cli.api_tokens import api_token
 from sso_service.cli.database import db, purge
 from sso_service.cli.inspect import inspect
 from sso_service.cli.keys import keys
+from sso_service.cli.output import harmless
 from sso_service.cli.setup import init, serve
 from sso_service.cli.users import user
 from sso_service.errors import AccountError, DatabaseError, FieldError, KeysBusy, OperatorError, OutcomeUnknown
@@ -27,8 +30,17 @@ class TryLater(click.ClickException):
 class OneLineErrors(click.Group):
     """Reports the service's errors, in sub-commands too, as one line on stderr, and exits with code 1."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the options before the command. Raises `click.ClickException`."""
+        with _harmless_messages():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Raises `click.ClickException`, which click reports."""
+        with _harmless_messages():
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeysBusy as error:
@@ -37,6 +49,16 @@ class OneLineErrors(click.Group):
             raise click.ClickException(f"the change may or may not have been made: {_first_line(error)}") from error
         except (OperatorError, AccountError, DatabaseError, FieldError) as error:
             raise click.ClickException(_first_line(error)) from error
+
+
+@contextmanager
+def _harmless_messages() -> Iterator[None]:
+    """Remove secrets and escape sequences from the messages of errors: they quote arguments and stored names."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = harmless(error.message)  # click declares the attribute final
+        raise
 
 
 def _first_line(error: Exception) -> str:

@@ -15,6 +15,7 @@ from sso_service.cli.environment import (
     run_accounts,
     upgrade_schema,
 )
+from sso_service.cli.output import echo
 from sso_service.database import open_database
 from sso_service.server.listening import listen
 from sso_service.services import installation
@@ -56,7 +57,7 @@ def serve(workers: int, uds: Path | None, fd: int | None) -> None:
         raise click.ClickException("give either --uds PATH or --fd N")
     settings = current_settings()
     for name in unknown_settings(os.environ):
-        click.echo(f"Warning: {name} is not a setting of this service.", err=True)
+        echo(f"Warning: {name} is not a setting of this service.", err=True)
     with closing(open_database(settings)) as database:
         if installation.is_embedded(database):
             upgrade_schema(settings, database)

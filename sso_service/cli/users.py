@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import click
 
 from sso_service.cli.environment import ID, current_operator, run_accounts
-from sso_service.cli.output import Column, print_list, time_text
+from sso_service.cli.output import Column, echo, print_list, time_text
 from sso_service.database.accounts import ApiTokenRecord
 from sso_service.database.members import Member, Membership, UserRecord
 from sso_service.people import normalise_email
@@ -39,12 +39,12 @@ def user_show(email: str) -> None:
         return found, await accounts.list_memberships(found.id)
 
     found, memberships = run_accounts(find)
-    click.echo(f"{found.email}  {found.first_name} {found.last_name}")
-    click.echo(f"id {found.id}, created {time_text(found.created_at)}")
+    echo(f"{found.email}  {found.first_name} {found.last_name}")
+    echo(f"id {found.id}, created {time_text(found.created_at)}")
     if found.disabled_at is not None:
-        click.echo(f"disabled since {time_text(found.disabled_at)}")
+        echo(f"disabled since {time_text(found.disabled_at)}")
     if found.sessions_from:
-        click.echo(f"sessions that began before {time_text(found.sessions_from)} have ended")
+        echo(f"sessions that began before {time_text(found.sessions_from)} have ended")
     columns = (Column("ACCOUNT", "account_id"), Column("NAME", "account_name"), Column("ROLE", "role"))
     print_list(columns, memberships, as_json=False)
 
@@ -68,7 +68,7 @@ def user_set_role(email: str, account_id: int, role: str, revoke: bool) -> None:
         ),
         account_id,
     )
-    click.echo(f"{email} is {role} in account {account_id}.")
+    echo(f"{email} is {role} in account {account_id}.")
     _print_created(created, revoked=revoke)
 
 
@@ -83,7 +83,7 @@ def user_remove(email: str, account_id: int, revoke: bool) -> None:
         lambda use, user_id: use.remove_member(current_operator(), account_id, user_id, revoke_api_tokens=revoke),
         account_id,
     )
-    click.echo(f"{email} is no longer in account {account_id}. A new login link of the account adds them again.")
+    echo(f"{email} is no longer in account {account_id}. A new login link of the account adds them again.")
     _print_created(created, revoked=revoke)
 
 
@@ -98,7 +98,7 @@ def user_disable(email: str, revoke: bool) -> None:
     created = _change(
         email, lambda use, user_id: use.disable_user(current_operator(), user_id, revoke_api_tokens=revoke)
     )
-    click.echo(f"{email} is disabled.")
+    echo(f"{email} is disabled.")
     _print_created(created, revoked=revoke)
 
 
@@ -107,7 +107,7 @@ def user_disable(email: str, revoke: bool) -> None:
 def user_enable(email: str) -> None:
     """Undo disable."""
     _change(email, lambda use, user_id: use.enable_user(current_operator(), user_id))
-    click.echo(f"{email} is enabled.")
+    echo(f"{email} is enabled.")
 
 
 @user.command("sign-out")
@@ -115,18 +115,18 @@ def user_enable(email: str) -> None:
 def user_sign_out(email: str) -> None:
     """End all sessions of a user, in all accounts."""
     _change(email, lambda use, user_id: use.sign_out_user(current_operator(), user_id))
-    click.echo(f"{email} is signed out everywhere.")
+    echo(f"{email} is signed out everywhere.")
 
 
 def _print_created(created: Sequence[ApiTokenRecord], *, revoked: bool) -> None:
     """Print the active API tokens that the user created, and how to revoke them if that was not done."""
     if created and revoked:
-        click.echo("Revoked the API tokens that this user created:")
+        echo("Revoked the API tokens that this user created:")
     elif created:
-        click.echo("This user created API tokens that are still active, and may have their secrets. To revoke them:")
+        echo("This user created API tokens that are still active, and may have their secrets. To revoke them:")
     for each in created:
-        click.echo(f"  sso-service api-token revoke {each.id}" if not revoked else f"  {each.id}", nl=False)
-        click.echo(f"      {each.name}, account {each.account_id}")
+        command = "" if revoked else "sso-service api-token revoke "
+        echo(f"  {command}{each.id}      {each.name}, account {each.account_id}")
 
 
 def _change(email: str, change: Change[T], account_id: int | None = None) -> T:

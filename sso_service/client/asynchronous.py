@@ -28,8 +28,9 @@ class AsyncSSOClient(BaseClient):
         retry_for: float = 10.0,
         ssl_context: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        allow_http: bool = False,
     ) -> None:
-        super().__init__(service_url, api_token, timeout, retry_for)
+        super().__init__(service_url, api_token, timeout, retry_for, allow_http=allow_http)
         self._http = httpx.AsyncClient(transport=transport, **http_options(api_token, ssl_context))
 
     async def create_token(self, *, email: str, first_name: str, last_name: str) -> Created:
@@ -40,7 +41,7 @@ class AsyncSSOClient(BaseClient):
 
     async def login_url(self, studio_url: str, *, email: str, first_name: str, last_name: str) -> str:
         """See `SSOClient.login_url`."""
-        before, after = split_studio_url(studio_url)
+        before, after = split_studio_url(studio_url, allow_http=self._allow_http)
         created = await self.create_token(email=email, first_name=first_name, last_name=last_name)
         return f"{before}sso={created.token}{after}"
 

@@ -12,6 +12,7 @@ from tenacity import RetryCallState, retry_if_exception, stop_before_delay
 
 from sso_service.client.calls import Call
 from sso_service.client.errors import SSOError, Unavailable
+from sso_service.client.links import check_scheme
 
 _KEEP_ALIVE = 2.0
 """Seconds for which an idle connection is kept: less than the 5 (uvicorn) or more of servers. The outcome of a request
@@ -24,7 +25,9 @@ _SHORTEST_WAIT, _LONGEST_WAIT = 0.1, 2.0
 class BaseClient:
     """A service URL, an API token, time-outs and the policy for retries. Raises `ValueError` if one is invalid."""
 
-    def __init__(self, service_url: str, api_token: str, timeout: float, retry_for: float) -> None:
+    def __init__(
+        self, service_url: str, api_token: str, timeout: float, retry_for: float, *, allow_http: bool = False
+    ) -> None:
         if timeout <= 0 or retry_for < 0:
             raise ValueError("timeout must be more than 0 seconds, and retry_for 0 or more")
         if not re.fullmatch(r"[!-~]+", api_token):
@@ -36,6 +39,8 @@ class BaseClient:
         # httpx would send a user name in the URL as the credentials, in place of the API token.
         if url.scheme not in {"http", "https"} or not url.host or url.userinfo or {"?", "#"} & {*service_url}:
             raise ValueError("the service URL must be absolute, with http or https, and without user name or query")
+        check_scheme(url.scheme, url.host, "service URL", allow_http=allow_http)
+        self._allow_http = allow_http
         self._service_url = str(url).rstrip("/")
         self._timeout = timeout
         self._retry_for = retry_for

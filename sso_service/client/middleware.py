@@ -59,7 +59,7 @@ class SSOLogin:
     permissions are those of the login, even if the user is disabled or gets another role. For this reason more than 900
     raises `ValueError`.
 
-    `timeout`, `ssl_context` and `transport` are those of `AsyncSSOClient`. `clock` returns Unix seconds.
+    `timeout`, `ssl_context`, `transport` and `allow_http` are those of `AsyncSSOClient`. `clock` returns Unix seconds.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class SSOLogin:
         timeout: float = 5.0,
         ssl_context: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
+        allow_http: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < max_age <= MAX_AGE:
@@ -81,7 +82,9 @@ class SSOLogin:
         tls = ssl_context or httpx.create_ssl_context()
 
         def connect() -> AsyncSSOClient:
-            return AsyncSSOClient(service_url, api_token, timeout=timeout, ssl_context=tls, transport=transport)
+            return AsyncSSOClient(
+                service_url, api_token, timeout=timeout, ssl_context=tls, transport=transport, allow_http=allow_http
+            )
 
         connect()  # raises ValueError for invalid settings now, instead of at the first login
         self._app = app

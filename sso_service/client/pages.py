@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from html import escape
 
 from sso_service.client.asgi import Response, Scope
-from sso_service.http import JSON_HEADERS, error_body, language, prefers_json
+from sso_service.http import ISOLATED_PAGE, JSON_HEADERS, error_body, language, prefers_json
 from sso_service.problems import ENTRIES, Text, problem
 
 _CONTINUE = Text("Continue", "Weiter")
@@ -46,6 +46,7 @@ _HEADERS = {
     "Vary": "Accept, Accept-Language, Cookie",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
+    **ISOLATED_PAGE,
 }
 
 

@@ -19,7 +19,8 @@ class SSOClient(BaseClient):
     A client is safe to share between threads and keeps connections. Use it as a context manager, or call `close`.
     `timeout` is the number of seconds that connecting, and each wait for the response, may take. `create_token` and
     `login_url` retry for about `retry_for` seconds in total. `ssl_context` is for a service whose certificate comes
-    from a private authority. `transport` replaces the network in tests.
+    from a private authority. `transport` replaces the network in tests. `allow_http` permits URLs with http, for the
+    service and the Studio. Otherwise they must have https, or lead to this machine.
 
     Every method raises a subclass of `SSOError`. Raises `ValueError` if the URL, the API token or a time is invalid.
     """
@@ -33,8 +34,9 @@ class SSOClient(BaseClient):
         retry_for: float = 10.0,
         ssl_context: ssl.SSLContext | None = None,
         transport: httpx.BaseTransport | None = None,
+        allow_http: bool = False,
     ) -> None:
-        super().__init__(service_url, api_token, timeout, retry_for)
+        super().__init__(service_url, api_token, timeout, retry_for, allow_http=allow_http)
         self._http = httpx.Client(transport=transport, **http_options(api_token, ssl_context))
 
     def create_token(self, *, email: str, first_name: str, last_name: str) -> Created:
@@ -47,9 +49,9 @@ class SSOClient(BaseClient):
         """Return `studio_url` with a new login token in its query. Scope `write:sso`; retried on failure.
 
         The URL's host gets the token, so an unchecked request parameter must not determine it. Raises `ValueError`,
-        before a token is created, unless the URL is absolute with http or https and has no parameter `sso`.
+        before a token is created, unless the URL is absolute with https (see `allow_http`) and has no parameter `sso`.
         """
-        before, after = split_studio_url(studio_url)
+        before, after = split_studio_url(studio_url, allow_http=self._allow_http)
         created = self.create_token(email=email, first_name=first_name, last_name=last_name)
         return f"{before}sso={created.token}{after}"
 

@@ -66,10 +66,6 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     key_id: str | None = None
     """The signing key; `all` if all keys were revoked."""
 
-    def __str__(self) -> str:
-        fields = msgspec.to_builtins(self)
-        return " ".join([fields.pop("event"), *(f"{name}={value}" for name, value in fields.items())])
-
 
 _CHANGED_BY = ("by_user_id", "operator")
 DESCRIPTIONS: dict[EventName, tuple[str, tuple[str, ...]]] = {
@@ -78,13 +74,15 @@ DESCRIPTIONS: dict[EventName, tuple[str, tuple[str, ...]]] = {
         ("user_id", "account_id", "api_token_id", "ref", "user_created"),
     ),
     EventName.API_REFUSED: (
-        "A request with an API token was refused. The identifiers are present as far as they are known.",
+        "A request with an API token was refused. The identifiers are present as far as they are known. Unknown API "
+        "tokens are logged at a limited rate.",
         ("reason", "api_token_id", "account_id", "user_id"),
     ),
-    EventName.LOGIN: ("A login token was redeemed.", ("user_id", "account_id", "ref", "way")),
+    EventName.LOGIN: ("A login token was redeemed.", ("user_id", "account_id", "api_token_id", "ref", "way")),
     EventName.LOGIN_REFUSED: (
-        "A login token was refused. User and account are present only if the signature is genuine.",
-        ("user_id", "account_id", "ref", "way", "reason"),
+        "A login token was refused. User and account are present only if the signature is genuine. Malformed and "
+        "forged tokens without an API token are logged at a limited rate.",
+        ("user_id", "account_id", "api_token_id", "ref", "way", "reason"),
     ),
     EventName.TOKEN_REVOKED: (
         "An unused login token was revoked by the API.",

@@ -1,8 +1,10 @@
 """OpenTelemetry traces: one span for each request, within the trace of the caller. For the extra `tracing`.
 
-The usual instrumentation records the whole URL, and with it login tokens. This one records the path without the query.
+The usual instrumentation records the whole URL, and with it login tokens. This one records the path without the query,
+and without anything in it that could be a secret.
 """
 
+import re
 from collections.abc import Callable
 
 from opentelemetry import propagate
@@ -12,6 +14,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sso_service.characters import escape_hidden
+from sso_service.observability.redaction import redact
+
+_IDS = re.compile("[0-9a-f-]*").fullmatch
+"""Matches ids of traces and spans, such as in `traceparent` and `b3`. Their shape is that of a token."""
 
 
 class Traced:
@@ -34,14 +42,16 @@ class Traced:
             self._provider.shutdown()  # the lifespan is over: send the spans that are left before the worker ends
             return
         route = self._route(scope)
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
         span = self._tracer.start_span(
             f"{scope['method']} {route}",
-            propagate.extract({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}),
+            # Some of these become part of the span, such as `tracestate`.
+            propagate.extract({name: value for name, value in headers if _IDS(value) or redact(value) == value}),
             SpanKind.SERVER,
             {
                 "http.request.method": scope["method"],
                 "http.route": route,
-                "url.path": scope["raw_path"].decode("latin-1"),
+                "url.path": escape_hidden(redact(scope["raw_path"].decode("latin-1"))),
                 "url.scheme": scope["scheme"],
             },
         )

@@ -1,8 +1,9 @@
 """Redeeming login tokens: in a browser, or for a frontend with its own sessions. Also verifying and revoking them."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sso_service import tokens
@@ -77,7 +78,10 @@ class Redeeming:
 
     async def verify(self, secret: str, token: str) -> VerifiedToken:
         """Return what `consume` would return now, without consuming. Raises the same, except `OutcomeUnknown`."""
-        claims = await self._read_for(await self._authorize(secret, Scope.VERIFY_SSO), token)
+        return await self._verify(await self._authorize(secret, Scope.VERIFY_SSO), token)
+
+    async def _verify(self, api_token: ApiToken, token: str) -> VerifiedToken:
+        claims = await self._read_for(api_token, token)
         _refuse_unless_redeemable(await self._states.submit(claims.pack()))
         access = await self._access_checks.submit(AccessQuery(claims.user_id, claims.account_id))
         if access.member is None:
@@ -89,13 +93,16 @@ class Redeeming:
 
         Raises subclasses of `ApiTokenError` and `LoginTokenError`, `Unavailable` or `OutcomeUnknown`.
         """
-        with _recording_refusal("api", token):
+        known: dict[str, int] = {}
+        with _recording_refusal("api", token, known):
+            api_token = await self._authorize(secret, Scope.VERIFY_SSO)
+            known["api_token_id"] = api_token.id
             # Verified before it is consumed, so that a failure here does not use up the link.
-            verified = await self.verify(secret, token)
+            verified = await self._verify(api_token, token)
             claims = verified.claims
             redeemed = await self._redeem(claims, AccessQuery(claims.user_id, claims.account_id))
             _refuse_unless_redeemable(None if redeemed.verdict is Verdict.REDEEMED else redeemed.verdict)
-        _record(EventName.LOGIN, token, claims, way="api")
+        _record(EventName.LOGIN, token, claims, way="api", **known)
         return verified
 
     async def revoke(self, secret: str, token: str) -> bool:
@@ -259,12 +266,12 @@ def _record(event: EventName, token: str, claims: Claims | None, **fields: Any) 
 
 
 @contextmanager
-def _recording_refusal(way: str, token: str) -> Iterator[None]:
-    """Record the reason if the block refuses to sign in."""
+def _recording_refusal(way: str, token: str, known: Mapping[str, int] = MappingProxyType({})) -> Iterator[None]:
+    """Record the reason if the block refuses to sign in, with the fields that are in `known` by then."""
     try:
         yield
     except (LoginTokenError, DatabaseError) as error:
         genuine = isinstance(error, LoginRefused | OutcomeUnknown)
         claims = tokens.unsafe_read_claims(token) if genuine else None
-        _record(EventName.LOGIN_REFUSED, token, claims, way=way, reason=error.reason)
+        _record(EventName.LOGIN_REFUSED, token, claims, way=way, reason=error.reason, **known)
         raise

@@ -1,6 +1,8 @@
 """`/healthz`, `/readyz` and `/metrics`, for operating the service."""
 
+import re
 from hmac import compare_digest
+from ipaddress import IPv6Address, ip_address
 
 from msgspec import UNSET
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -11,6 +13,7 @@ from sso_service.errors import NotAuthenticated
 from sso_service.http import bearer
 from sso_service.observability.metrics import Gauges, exposition
 from sso_service.problems import RETRY_AFTER
+from sso_service.server.listening import UNIX
 from sso_service.services.node import Node
 from sso_service.settings import Settings
 from sso_service.web.problems import json_response
@@ -64,6 +67,28 @@ class Metrics:
         await Response(exposition(gauges), headers=headers)(scope, receive, send)
 
 
+# Proxies send at least one of these (RFC 7239; RFC 9110 section 7.6.3; the usual names before these standards).
+_FORWARDING = re.compile(rb"forwarded|via|x-real-ip|x-client-ip|x-cluster-client-ip|x-original-.*|x-forwarded-.*")
+
+
 def _is_authorized(scope: Scope, settings: Settings) -> bool:
-    given = bearer(scope) or ""
-    return not settings.metrics_token or compare_digest(given.encode(), settings.metrics_token.encode())
+    if settings.metrics_token:
+        return compare_digest((bearer(scope) or "").encode(), settings.metrics_token.encode())
+    return _is_local(scope)
+
+
+def _is_local(scope: Scope) -> bool:
+    """Return whether the request comes from this machine, and not by way of a proxy on it.
+
+    Without a forwarding header, `client` is the address of the connection itself. With one, the request is from another
+    client, wherever that client claims to be.
+    """
+    if not scope.get("client") or any(_FORWARDING.fullmatch(name) for name, _ in scope["headers"]):
+        return False
+    host = scope["client"][0]
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return bool(host == UNIX)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback

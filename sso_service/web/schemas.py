@@ -8,21 +8,24 @@ have the body `ErrorBody` of `http.py`.
 Docstrings of the classes are part of the document.
 """
 
+import re
 from typing import Annotated, Literal
 
 import email_validator
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from sso_service.characters import BIDI_CONTROLS, CONTROLS, UNSEEN
 from sso_service.errors import ForgedToken, MalformedToken, NoAccess, TokenConsumed, TokenExpired
 from sso_service.people import EMAIL_LENGTH, NAME_LENGTH
 from sso_service.permissions import Role, permissions
 
 # --- patterns --------------------------------------------------------------------------------------------------------
 
-CONTROL = r"\u0000-\u001f\u007f-\u009f"
-"""Control characters: C0, DEL and C1. For use inside a character class, like `_SPACE`."""
 _SPACE = r" \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_NAME = rf"^[^{CONTROL}]*[^{CONTROL}{_SPACE}][^{CONTROL}]*$"
+_NOT_IN_NAMES = CONTROLS + BIDI_CONTROLS
+# JavaScript has no `\\U`, so characters above U+FFFF stand for themselves.
+_SEEN = "[^ " + CONTROLS + re.sub(r"\\U([0-9a-f]{8})", lambda found: chr(int(found[1], 16)), UNSEEN) + "]"
+_NAME = f"^[^{_NOT_IN_NAMES}]*{_SEEN}[^{_NOT_IN_NAMES}]*$"
 _NOT_BLANK = rf"[^\t-\r\u001c-\u001f\u0085{_SPACE}]"
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
@@ -52,7 +55,8 @@ Email = Annotated[
     str,
     Meta(
         description="Identifies the user; case does not matter. The part before the `@` is ASCII. The domain may be "
-        "international or internal (`.local`, `.internal`, `.corp`, `.test`). White space around it is removed.",
+        "international, but without full-width or other compatibility characters, or internal (`.local`, `.internal`, "
+        "`.corp`, `.test`). White space around it is removed.",
         examples=["jane.doe@example.com"],
         extra_json_schema={
             "format": "idn-email",
@@ -64,7 +68,9 @@ Email = Annotated[
     ),
 ]
 _NAME_SCHEMA = {"minLength": 1, "maxLength": NAME_LENGTH, "pattern": _NAME}
-_NAME_DESCRIPTION = "Not blank, without control characters. Stored only if the user is new."
+_NAME_DESCRIPTION = (
+    "Not blank or invisible, without control characters, also bidirectional ones. Stored only if the user is new."
+)
 FirstName = Annotated[str, Meta(description=_NAME_DESCRIPTION, examples=["Jane"], extra_json_schema=_NAME_SCHEMA)]
 LastName = Annotated[str, Meta(description=_NAME_DESCRIPTION, examples=["Doe"], extra_json_schema=_NAME_SCHEMA)]
 

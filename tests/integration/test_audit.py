@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from sso_service import cli
 from sso_service.database.transactions import Database
-from sso_service.observability import logs
+from sso_service.observability import events, logs
 from sso_service.observability.audit import Event
+from sso_service.observability.limit import LINES, LineLimit
 from sso_service.permissions import Role, Scope
 from sso_service.services import installation
 from sso_service.tokens import ref
@@ -24,11 +25,13 @@ from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, PAGE, TEAM
 from tests.support.databases import changing, on_sqlite
+from tests.support.metrics import sample_of, samples_in
 
 pytestmark = pytest.mark.anyio
 
 
 FORGED = "A" * 43
+FORGERIES = {"way": "browser", "outcome": "bad_signature"}
 
 
 class Trail:
@@ -71,7 +74,7 @@ async def test_an_issue_and_a_login_record_user_account_and_token(
     await client.post_json("/v1/sso_tokens/verify", {"token": token}, token=verifier)
     assert trail.take() == []
     await client.post_json("/v1/sso_tokens/consume", {"token": token}, token=verifier)
-    assert trail.take() == [{"event": "login", **subject, "ref": ref(token), "way": "api"}]
+    assert trail.take() == [{"event": "login", **subject, "api_token_id": 2, "ref": ref(token), "way": "api"}]
     await client.post_json("/v1/sso_tokens/revoke", {"token": token}, token=api_token)
     assert trail.take() == []  # the token was consumed before, so nothing is revoked
     token = await client.issue(api_token)
@@ -93,7 +96,7 @@ async def test_a_refused_login_records_its_reason_and_a_genuine_tokens_user(
         await client.get(f"{PAGE}?sso={token}")
         assert trail.take() == [{**expected, "way": "browser"}]
         await client.post_json("/v1/sso_tokens/consume", {"token": token}, token=verifier)
-        assert trail.take() == [{**expected, "way": "api"}]
+        assert trail.take() == [{**expected, "api_token_id": 2, "way": "api"}]
 
     await refused("x", "malformed")
     await refused(FORGED, "bad_signature")
@@ -103,6 +106,33 @@ async def test_a_refused_login_records_its_reason_and_a_genuine_tokens_user(
     await refused(disabled, "no_access", **subject)
     clock.advance(300)
     await refused(late, "expired", **subject)
+
+
+@on_sqlite
+async def test_a_flood_of_forgeries_is_counted_and_logged_at_a_limited_rate(
+    client: Client, api_token: str, verifier: str, trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = Clock(5.0)
+    monkeypatch.setattr(events, "_limit", LineLimit("refusals", now))
+    before = sample_of(samples_in((await client.get("/metrics")).text), "sso_logins_total", FORGERIES)
+    for number in range(3 * LINES):
+        await client.get(f"{PAGE}?sso={FORGED[:-1]}{'AEIM'[number % 4]}")
+        await client.get(f"{PAGE}?sso=x")
+        await client.post_json("/v1/sso_tokens", JANE, token="wf_live_unknown")
+    assert len(trail.take()) == LINES
+    assert (
+        sample_of(samples_in((await client.get("/metrics")).text), "sso_logins_total", FORGERIES) == before + 3 * LINES
+    )
+
+    used = await client.issue(api_token)
+    await client.another().get(f"{PAGE}?sso={used}")
+    trail.take()
+    for _ in range(LINES):
+        await client.another().get(f"{PAGE}?sso={used}")
+        await client.post_json("/v1/sso_tokens/consume", {"token": FORGED}, token=verifier)
+        await client.post_json("/v1/sso_tokens", JANE, token=verifier)
+    reasons = [event["reason"] for event in trail.take()]
+    assert reasons == ["consumed", "bad_signature", "insufficient_scope"] * LINES
 
 
 @on_sqlite

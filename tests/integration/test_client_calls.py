@@ -82,7 +82,7 @@ async def test_each_method_posts_json_with_the_api_token(kind: Kind, method: Met
         (f"{STUDIO}?a=1#top?sso=2", f"{STUDIO}?a=1&sso=T#top?sso=2"),
         (f"{STUDIO}?b=%2F+%zz&a&a=;sso=1#", f"{STUDIO}?b=%2F+%zz&a&a=;sso=1&sso=T#"),
         (f"{STUDIO}?xsso=1&SSO=2&q=sso%3D3", f"{STUDIO}?xsso=1&SSO=2&q=sso%3D3&sso=T"),
-        ("HTTP://Studio.Example:8080/büro?ä=ö", "HTTP://Studio.Example:8080/büro?ä=ö&sso=T"),
+        ("HTTPS://Studio.Example:8080/büro?ä=ö", "HTTPS://Studio.Example:8080/büro?ä=ö&sso=T"),
         ("http://[::1]:8000/x", "http://[::1]:8000/x?sso=T"),
     ],
 )
@@ -101,6 +101,9 @@ async def test_a_login_url_is_the_studio_url_with_one_more_parameter(
         f"//studio.example{PAGE}",
         "studio.example/x",
         "ftp://studio.example/x",
+        "http://studio.example/x",
+        "http://localhost.studio.example/x",
+        "http://10.0.0.1/x",
         "javascript://studio.example/%0aalert(1)",
         "https:/x",
         "https:///evil.example/x",
@@ -135,6 +138,13 @@ async def test_an_invalid_studio_url_is_refused_before_a_token_is_created(kind: 
         {"service_url": "sso.example"},
         {"service_url": "/v1"},
         {"service_url": "ftp://sso.example"},
+        {"service_url": "http://sso.example"},
+        {"service_url": "HTTP://SSO.example:8000/"},
+        {"service_url": "http://10.0.0.1:8000"},
+        {"service_url": "http://0.0.0.0:8000"},
+        {"service_url": "http://[fe80::1]:8000"},
+        {"service_url": "http://localhost.example"},
+        {"service_url": "http://127.0.0.1.example"},
         {"service_url": "https://"},
         {"service_url": "https://user:pass@sso.example"},
         {"service_url": "https://sso.example?a=1"},
@@ -155,6 +165,24 @@ def test_invalid_settings_of_a_client_are_refused_at_once(kind: Kind, settings: 
         kind(**{"service_url": SERVICE_URL, "api_token": API_TOKEN, **settings})
     assert API_TOKEN not in str(caught.value)
     assert "pass" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["localhost", "sso.localhost", "127.0.0.1", "127.8.9.1", "[::1]"])
+async def test_http_is_accepted_for_loopback(kind: Kind, host: str) -> None:
+    wire = Wire((201, b'{"token":"T","user_created":false}'))
+    url = f"http://{host}:8000"
+    assert await call(kind, "login_url", url=url, studio_url=f"{url}/x", transport=wire, **JANE)
+
+
+async def test_http_is_accepted_elsewhere_only_if_it_is_allowed(kind: Kind) -> None:
+    wire = Wire((201, b'{"token":"T","user_created":false}'))
+    urls = {"url": "http://sso.example", "studio_url": "http://studio.example/x"}
+    with pytest.raises(ValueError, match="allow_http=True"):
+        await call(kind, "login_url", transport=wire, **urls, **JANE)
+    assert wire.requests == []
+    assert (
+        await call(kind, "login_url", allow_http=True, transport=wire, **urls, **JANE) == f"{urls['studio_url']}?sso=T"
+    )
 
 
 # --- responses -------------------------------------------------------------------------------------------------------

@@ -174,6 +174,36 @@ async def test_metrics_and_readiness_details_require_the_metrics_token(
     assert set((await get("/readyz", "hunter2")).json()["problems"]) == {"clock"}
 
 
+FORWARDING = [
+    *("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Uri", "X-Real-IP", "Forwarded", "Via"),
+    *("X-Original-URI", "X-Original-Forwarded-For", "X-Client-IP", "X-Cluster-Client-IP"),
+]
+
+
+@on_sqlite
+async def test_without_a_metrics_token_only_clients_of_the_same_machine_see_metrics_and_details(
+    client: Client, clock: Clock
+) -> None:
+    clock.advance(100)  # so that there is a problem to report
+
+    async def sees(address: str, *headers: tuple[str, str]) -> bool:
+        from_there = Client(client.app, address=address)
+        ready = (await from_there.request("GET", "/readyz", headers=headers)).json()
+        metrics = await from_there.request("GET", "/metrics", headers=headers)
+        assert ready["status"] == "not ready"
+        assert metrics.status == (200 if "problems" in ready else 401)
+        return "problems" in ready
+
+    for local in ("127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1", "unix"):
+        assert await sees(local), local
+        for name in FORWARDING:
+            for value in ("127.0.0.1", "", "localhost"):
+                assert not await sees(local, (name, value)), (local, name)
+    for remote in ("192.0.2.1", "10.0.0.1", "0.0.0.0", "::", "fe80::1", "::ffff:10.0.0.1", "localhost", "", "unix:x"):
+        assert not await sees(remote), remote
+        assert not await sees(remote, ("Authorization", "Bearer ")), remote
+
+
 @on_sqlite
 async def test_no_metric_contains_an_address_or_a_token(client: Client, api_token: str, database: Database) -> None:
     token = await client.issue(api_token)

@@ -48,6 +48,8 @@ async def test_the_page_is_served_with_its_security_headers(client: Client) -> N
     assert answer.text == html
     assert answer.header("content-security-policy") == policy
     assert answer.header("x-frame-options") == "DENY"
+    assert answer.header("cross-origin-opener-policy") == "same-origin"
+    assert answer.header("cross-origin-resource-policy") == "same-origin"
     assert answer.header("referrer-policy") == "no-referrer"
     assert answer.header("x-content-type-options") == "nosniff"
     assert answer.header("cache-control") == "public, max-age=300"

@@ -229,6 +229,9 @@ async def test_responses_of_the_service_are_not_cached(client: Client, api_token
         await client.request("POST", "/logout", headers=[("sec-fetch-site", "same-origin")]),
     ]
     assert {answer.header("cache-control") for answer in answers} == {"no-store"}
+    with_body = [answer for answer in answers if answer.body]
+    assert len(with_body) == len(answers) - 1
+    assert {answer.header("cross-origin-resource-policy") for answer in with_body} == {"same-origin"}
 
 
 def subclasses(base: type[ServiceError]) -> set[type[ServiceError]]:

@@ -286,6 +286,8 @@ async def test_a_page_is_not_framed_sniffed_or_cached_and_loads_nothing(
         assert policy["img-src"] == "data:"
         assert not {"script-src", "connect-src"} & set(policy)
         assert answer.header("x-frame-options") == "DENY"
+        assert answer.header("cross-origin-opener-policy") == "same-origin"
+        assert answer.header("cross-origin-resource-policy") == "same-origin"
         assert answer.header("x-content-type-options") == "nosniff"
         assert answer.header("cache-control") == "no-store"
         # With each of these policies another site never receives the URL, which may contain a login token.

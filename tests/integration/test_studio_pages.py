@@ -468,6 +468,8 @@ async def all_answers(client: Client, database: Database, api_token: str) -> lis
     for answer in answers:
         assert answer.header("cache-control") == "no-store"
         assert answer.header("x-content-type-options") == "nosniff"
+        assert answer.header("cross-origin-opener-policy") == "same-origin"
+        assert answer.header("cross-origin-resource-policy") == "same-origin"
         assert answer.header("referrer-policy") in {"no-referrer", "strict-origin"}
         assert answer.header("content-language") == "en"
         assert {"accept", "accept-language", "cookie"} <= set((answer.header("vary") or "").lower().split(", "))

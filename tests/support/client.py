@@ -46,15 +46,18 @@ class Answer:
 class Client:
     """Calls an application with raw bytes, which HTTP libraries would normalise, and keeps cookies."""
 
-    def __init__(self, app: ASGIApp, *, scheme: str = "http", host: str = "studio.example") -> None:
+    def __init__(
+        self, app: ASGIApp, *, scheme: str = "http", host: str = "studio.example", address: str = "127.0.0.1"
+    ) -> None:
         self.app = app
+        self.address = address
         self.scheme = scheme
         self.host = host
         self.cookies: dict[str, str] = {}
 
     def another(self) -> "Client":
         """Return a client of the same application without cookies, like another browser."""
-        return Client(self.app, scheme=self.scheme, host=self.host)
+        return Client(self.app, scheme=self.scheme, host=self.host, address=self.address)
 
     async def request(
         self,
@@ -86,7 +89,7 @@ class Client:
             "query_string": query,
             "root_path": "",
             "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent],
-            "client": ("192.0.2.1", 50000),
+            "client": (self.address, 50000),
             "server": (self.host, 80),
         }
         parts = list(pieces) if pieces is not None else [body]

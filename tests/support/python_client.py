@@ -19,7 +19,9 @@ FORGED = "cT-zAAAAAAEAAAB73q2-77ZWSycVSMWcdGWPaRxidQA"
 async def call(kind: Kind, method: str, url: str = SERVICE_URL, api_token: str = API_TOKEN, **arguments: Any) -> Any:
     """Call a method of a new client. Of `arguments`, the client gets its settings and the method gets the rest."""
     settings = {
-        name: arguments.pop(name) for name in ("timeout", "retry_for", "ssl_context", "transport") if name in arguments
+        name: arguments.pop(name)
+        for name in ("timeout", "retry_for", "ssl_context", "transport", "allow_http")
+        if name in arguments
     }
     if kind is SSOClient:
         with SSOClient(url, api_token, **settings) as client:

@@ -1,15 +1,18 @@
 """The service and a Studio behind real reverse proxies, configured by the files of `scripts/deploy`."""
 
 import random
+import secrets
 import time
 from contextlib import closing
 from http.client import HTTPConnection
 from itertools import product
 from pathlib import Path
 
+from scripts.tools.ports import free_port
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
 from tests.support.deployments import IDENTITY, NAVIGATION, Deployment, running_deployment
 from tests.support.proxies import HOST, proxying
+from tests.support.spelling import contains, headers_with, targets_with
 from tests.support.studio_server import application
 from tests.support.waiting import PATIENCE
 
@@ -264,6 +267,36 @@ def logged(deployment: Deployment) -> str:
         assert time.monotonic() < deadline, "the proxy has not logged the request"
         time.sleep(0.01)
     return written + Path(deployment.env["SSO_HOME"], "service.log").read_text()
+
+
+def test_no_place_of_a_request_brings_a_token_into_a_log(deployment: Deployment) -> None:
+    token, cookie = deployment.issue(), deployment.sign_in()
+    for signed_in in ("", cookie):
+        for target in targets_with(token):
+            deployment.proxy.request(target, cookie=signed_in)
+        for header in headers_with(token):
+            deployment.proxy.request(PAGE, header, cookie=signed_in)
+        deployment.proxy.request(PAGE, method=token, cookie=signed_in)
+    assert not contains(logged(deployment), token)
+    assert deployment.accepts(token)
+
+
+def test_an_outage_of_the_studio_brings_no_token_into_a_log(kind: str, tmp_path: Path) -> None:
+    token = secrets.token_urlsafe(32)
+    with application() as service:
+        service.status, service.headers = "204 No Content", []
+        services, no_studio = [f"127.0.0.1:{service.port}"], free_port()
+        with proxying(kind, services, no_studio, tmp_path / "proxy") as proxy:
+            for target in targets_with(token):
+                assert proxy.request(target).status >= 400, target
+            for header in headers_with(token):
+                assert proxy.request(PAGE, header).status == 502, header
+            end = time.monotonic() + PATIENCE
+            proxy.request("/the-last")
+            while "/the-last" not in proxy.logged() and time.monotonic() < end:
+                time.sleep(0.01)
+            assert "502" in proxy.logged()
+            assert not contains(proxy.logged(), token)
 
 
 def test_logs_contain_no_token(deployment: Deployment) -> None:

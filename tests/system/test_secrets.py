@@ -29,6 +29,7 @@ from tests.support.command_line import API_TOKEN, run
 from tests.support.data import JANE, JOHN, PAGE
 from tests.support.databases import emptied
 from tests.support.processes import Running, serving
+from tests.support.spelling import contains, headers_with, targets_with
 from tests.support.waiting import PATIENCE
 
 PART_LENGTH = 12
@@ -220,6 +221,12 @@ def use_service(recorder: RecordingClient, url: str) -> None:
     for own in ("/session", "/readyz", "/healthz", "/metrics", "/openapi.json", "/docs"):
         request("GET", f"{own}?sso={used}")
 
+    # A token in any other place.
+    for target in targets_with(unused):
+        request("GET", target, headers={"Accept": "application/json"})
+    for header in headers_with(unused):
+        request("GET", "/x", headers=[header])
+
     # Another user is signed in. The confirmation page contains the token on purpose; the refusals of its form do not.
     question = request("GET", f"/?sso={unused}", cookie=john, keep=False)
     assert unused in question.text
@@ -271,13 +278,17 @@ def administer(recording: Recording, keys: Path) -> None:
     command("user", "disable", JOHN["email"])
     command("keys", "revoke", first)
     command("api-token", "revoke", "1")
-    command("user", "show", next(iter(recording.api_tokens.values())))
+    for secret in (*recording.api_tokens.values(), *recording.tokens.values()):
+        for misplaced in ("user show", "inspect x", "account add x --id", ""):
+            command(*misplaced.split(), secret)
+            command(*misplaced.split(), f"--{secret}")
     command("init")
 
 
 def test_logs_files_responses_and_messages_contain_no_secret(env: dict[str, str], home: Path, tmp_path: Path) -> None:
     url = env["SSO_DATABASE_URL"].replace("sqlite:///var", f"sqlite:///{home / 'var'}")
     is_sqlite = url.startswith("sqlite")
+    env["SSO_ACCESS_LOG"] = "1"
     log = tmp_path / "log"  # outside the home, since it is searched separately
     recording = Recording(env)
     printed = run("init", "--demo", env=env).out
@@ -312,6 +323,7 @@ def test_logs_files_responses_and_messages_contain_no_secret(env: dict[str, str]
 
     # The log, the responses and the messages of commands contain no secret.
     assert found(recording.encodings(), {"the log": written}) == []
+    assert not [token for token in recording.tokens.values() if contains(written.decode(), token)]
     assert found(recording.encodings(), {f"answer {n}": answer for n, answer in enumerate(recording.answers)}) == []
     assert found(recording.encodings(), {f"message {n}": text for n, text in enumerate(recording.messages)}) == []
 

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from tests.support.data import JANE, PAGE
 from tests.support.databases import on_sqlite
 from tests.support.processes import serving
+from tests.support.spelling import contains, headers_with, targets_with
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -79,15 +80,21 @@ def test_each_request_is_a_span_in_the_callers_trace_without_token(
         token = issued.json()["token"]
         httpx.get(f"{running.url}{PAGE}?sso={token}")
         httpx.get(f"{running.url}/readyz")
+        for target in targets_with(token):
+            httpx.get(f"{running.url}{target}")
+        for header in headers_with(token):
+            httpx.get(f"{running.url}/x", headers=[header, ("traceparent", f"00-{TRACE}-{PARENT}-01")])
     # The service sends its last spans before it ends.
     received = b"".join(collector.received.queue)
-    spans = {span.name: span for span in collector.spans()}
-    assert set(spans) == {"POST /v1/sso_tokens", "GET login", "GET /readyz"}
+    every = list(collector.spans())
+    spans = {span.name: span for span in reversed(every)}
+    assert set(spans) == {"POST /v1/sso_tokens", "GET login", "GET /readyz", "GET page"}
+    assert len([span for span in every if span.trace_id.hex() == TRACE]) > len(headers_with(token))
     issue = spans["POST /v1/sso_tokens"]
     assert (issue.trace_id.hex(), issue.parent_span_id.hex()) == (TRACE, PARENT)
     attributes = {each.key: each.value for each in spans["GET login"].attributes}
     assert attributes["url.path"].string_value == PAGE
     assert attributes["http.response.status_code"].int_value == 303
-    assert token.encode() not in received
+    assert not contains(received.decode("utf-8", "replace"), token)
     assert api_token.encode() not in received
     assert "Traceback" not in running.log.read_text()

@@ -12,6 +12,7 @@ PACKAGE = Path(sso_service.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "versions" not in path.parts)
 
 PURE = {
+    "characters",
     "errors",
     "http",
     "problems",

@@ -41,6 +41,8 @@ def check_page(response: Response, language: str) -> MessagePage:
     assert response.headers["Referrer-Policy"] == "no-referrer"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert response.headers["X-Frame-Options"] == "DENY"
+    assert response.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert response.headers["Cross-Origin-Resource-Policy"] == "same-origin"
     (style,) = re.findall(r"<style>(.*?)</style>", response.body.decode(), re.DOTALL)
     digest = b64encode(sha256(style.encode()).digest()).decode()
     assert response.headers["Content-Security-Policy"].split("; ") == [
@@ -80,6 +82,7 @@ def test_a_refusal_is_json_for_a_client_that_prefers_it(code: str, status: int) 
         "Content-Type": "application/json",
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
+        "Cross-Origin-Resource-Policy": "same-origin",
         "Retry-After": "7",
     }
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sso_service import people
 from sso_service.errors import FieldError
-from sso_service.people import Person, normalise_email
+from sso_service.people import Person, check_name, normalise_email
 from tests.support.addresses import ADDRESSES
 from tests.support.data import JANE
 
@@ -57,7 +57,9 @@ def violated_rule(fields: dict[str, object]) -> tuple[str, str]:
         ("JANE@BÜCHER.example", "jane@xn--bcher-kva.example"),
         ("jane@bu\u0308cher.example", "jane@xn--bcher-kva.example"),  # the umlaut as two characters
         ("jane@XN--BCHER-KVA.example", "jane@xn--bcher-kva.example"),
-        ("jane@ｅxample.com", "jane@example.com"),  # noqa: RUF001 - a fullwidth letter
+        ("jane@STRAßE.example", "jane@xn--strae-oqa.example"),
+        ("jane@ΟΔΟΣ.example", "jane@xn--pxavbq.example"),
+        ("jane@例え.jp", "jane@xn--r8jz45g.jp"),
         ("jane@intranet.local", "jane@intranet.local"),
         ("jane@mail.intranet.LOCAL", "jane@mail.intranet.local"),
         ("jane@intranet.internal", "jane@intranet.internal"),
@@ -110,12 +112,27 @@ def test_all_forms_of_an_address_are_normalised_to_one(address: str, normal_form
         "mailto:jane@example.com,john@example.com",
         "jane@example.com,john@example.com",
         f"jane@{'b' * 64}.com",
+        *("jane@xn--", "jane@xn--a.com", "jane@xn--\u00fc.com"),
     ],
 )
 def test_a_text_that_is_not_an_address_is_refused(email: str) -> None:
     assert violated_rule(person(email=email)) == ("email", "email")
     with pytest.raises(FieldError):
         normalise_email(email)
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        *("ｅxample.com", "ⓔxample.com", "𝐞xample.com", "exampleﬁ.com", "ⅷ.example", "ªb.example"),  # noqa: RUF001
+        *("\u212aelvin.example", "\u212bngstr\u00f6m.example", "\u017ftudio.example", "ｶﾅ.example"),
+        *("example。com", "example．com", "example｡com", "bücher。example"),  # noqa: RUF001 - other full stops
+        *("ex\u00adample.com", "ex\u200bample.com", "ex\u2060ample.com", "ex\ufe0fample.com", "ex\u034fample.com"),
+        *("exam㎏ple.com", "e\u0345xample.com", "½.example", "℀.example", "x².example"),
+    ],
+)
+def test_a_domain_that_compatibility_mapping_changes_is_refused(domain: str) -> None:
+    assert violated_rule(person(email=f"jane@{domain}")) == ("email", "email")
 
 
 def test_an_address_that_becomes_too_long_in_ascii_is_refused() -> None:
@@ -214,6 +231,51 @@ def test_control_characters_and_lone_surrogates_are_refused_anywhere(field: str,
     value = JANE[field]
     for altered in (character + value, value[:2] + character + value[2:], value + character):
         assert violated_rule(person(**{field: altered})) == (field, "characters"), ascii(altered)
+
+
+@pytest.mark.parametrize("field", NAMES)
+@pytest.mark.parametrize("control", [*"\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"])
+def test_a_name_with_a_bidirectional_control_is_refused(field: str, control: str) -> None:
+    for name in (f"Jane{control}enaJ", f"{control}Jane", f"Jane{control}", control):
+        assert violated_rule(person(**{field: name})) == (field, "characters")
+
+
+INVISIBLE = [
+    *("\u200b", "\u200d", "\u200c\u200d", "\u2060\ufeff", "\u00ad", "\u034f", "\u115f", "\u1160", "\u3164", "\uffa0"),
+    *("\u2800", "\u2800 \u2800", "\ufe0f", "\u180e", "\U000e0001", "\U000e0041\U000e007f", "\U000e0100", "\U0001d159"),
+    *("\u17b4", "\u200b \u00a0\u200b", "\ufffa", "\u206f", "\U0001bca0", "\U00013441"),
+]
+
+
+@pytest.mark.parametrize("field", NAMES)
+@pytest.mark.parametrize("name", INVISIBLE)
+def test_a_name_of_invisible_characters_only_is_refused(field: str, name: str) -> None:
+    assert violated_rule(person(**{field: name})) == (field, "characters")
+
+
+@pytest.mark.parametrize(
+    "name", [*INVISIBLE, "a\u202eb", "\u2066a", "a\u200fb", "a\u200bb", "a\u2028b", "a\x1bb", "a\x85b"]
+)
+def test_a_name_that_cannot_be_read_is_refused_for_accounts_and_api_tokens(name: str) -> None:
+    with pytest.raises(FieldError) as caught:
+        check_name(name)
+    assert (caught.value.field, caught.value.rule) == ("name", "characters")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",
+        "क्\u200dष",
+        "👩\u200d🚀",
+        "❤\ufe0f",
+        "Acme GmbH & Co. (Zürich)",
+        "李",
+    ],
+)
+def test_joiners_inside_a_name_are_accepted(name: str) -> None:
+    assert check_name(name) == name
+    assert read_person(person(first_name=name)).first_name == name
 
 
 @pytest.mark.parametrize("name", ["Zoë", "Jean-Luc", "O'Neil", "李", "Anna Maria", "محمد", "Ștefan", "👩‍🚀", "x"])

@@ -1,5 +1,6 @@
 """Settings: defaults, parsing, and errors that name the variable without repeating its value."""
 
+import re
 import traceback
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from sso_service.database import database_url
 from sso_service.errors import SettingsError
 from sso_service.settings import Settings, read_settings
+from tests.support.repository import DEPLOY, README, ROOT
 
 SECRET = "hunter2"
 
@@ -135,3 +137,15 @@ def test_a_postgresql_url_selects_psycopg_and_is_otherwise_kept(scheme: str) -> 
 
 def test_settings_created_in_code_equal_settings_that_were_read() -> None:
     assert Settings(home="/srv/sso", token_ttl=60) == read_settings({"SSO_HOME": "/srv/sso", "SSO_TOKEN_TTL": "60"})
+
+
+POSTGRESQL = re.compile(r"postgresql(?:\+psycopg)?://[^\s'\"`<>]+")
+LOCAL = re.compile(r"postgresql://(?:[^@/]*@)?(?:localhost|127\.0\.0\.1|\[::1\])?(?::\d+)?/[^?]*(?:\?host=/.*)?")
+
+
+def test_every_example_of_a_postgresql_url_verifies_the_server() -> None:
+    """Without this, an attacker in the network can imitate the database and let a login token work twice."""
+    files = [README, *DEPLOY.iterdir(), *(ROOT / "sso_service").rglob("*.md"), *(ROOT / "sso_service").rglob("*.py")]
+    found = [url for file in files for url in POSTGRESQL.findall(file.read_text("utf-8"))]
+    assert len(found) >= 4
+    assert [url for url in found if "sslmode=verify-full" not in url and not LOCAL.fullmatch(url)] == []

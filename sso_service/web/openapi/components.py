@@ -117,7 +117,8 @@ SECURITY_SCHEMES = {
     "metrics_token": {
         "type": "http",
         "scheme": "bearer",
-        "description": "`SSO_METRICS_TOKEN`, if it is set. Without it `/readyz` does not list the problems.",
+        "description": "`SSO_METRICS_TOKEN`. If it is not set, clients on the same machine need none, and others are "
+        "refused. Without authorization `/readyz` does not list the problems.",
     },
     "studio_session": {
         "type": "apiKey",

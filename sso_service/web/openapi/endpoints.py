@@ -6,10 +6,11 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from sso_service.http import ISOLATED, ISOLATED_PAGE
 from sso_service.web.openapi.document import document
 from sso_service.web.openapi.page import page
 
-_HEADERS = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff"}
+_HEADERS = {"Cache-Control": "public, max-age=300", "X-Content-Type-Options": "nosniff", **ISOLATED}
 
 
 @cache
@@ -24,6 +25,7 @@ def docs_endpoint() -> ASGIApp:
     rendered, policy = page(document())
     headers = {
         **_HEADERS,
+        **ISOLATED_PAGE,
         "Content-Security-Policy": policy,
         "X-Frame-Options": "DENY",
         "Referrer-Policy": "no-referrer",

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import Struct
 
+from sso_service.characters import CONTROLS
 from sso_service.permissions import Scope
 from sso_service.web.openapi.components import HEADERS, Json
 from sso_service.web.requests import FORM_COOKIE
 from sso_service.web.schemas import (
-    CONTROL,
     EXAMPLE_TARGET,
     EXAMPLE_TOKEN,
     ActiveToken,
@@ -125,7 +125,7 @@ _PATH = _parameter(
     "has no notation for this, so the pattern describes one segment. A path below `/client` must be "
     "`/client/{account}`, `/client/{account}/t/{team}` or `/client/{account}/t/{team}/{section}...`, with the account "
     "of the login token.",
-    {"type": "string", "pattern": rf"^[^/\\;%{CONTROL}]+$", "not": {"enum": [".", ".."]}, "examples": ["start"]},
+    {"type": "string", "pattern": rf"^[^/\\;%{CONTROLS}]+$", "not": {"enum": [".", ".."]}, "examples": ["start"]},
     required=True,
 )
 _SSO = _parameter(

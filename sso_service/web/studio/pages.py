@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.templating import Jinja2Templates
 from starlette.types import Scope
 
-from sso_service.http import language
+from sso_service.http import ISOLATED_PAGE, language
 from sso_service.problems import ENTRIES
 from sso_service.web.studio.translations import LANGUAGES, translations
 
@@ -41,6 +41,7 @@ _HEADERS = {
     # browsers send `Origin: null` with the form, which proves nothing about its origin (Fetch standard, section 3.2).
     "Referrer-Policy": "strict-origin",
     "Vary": "Accept, Accept-Language, Cookie",
+    **ISOLATED_PAGE,
 }
 
 

@@ -136,6 +136,7 @@ async def test_a_websocket_has_the_user_and_ignores_login_tokens(
         {"cookie": ""},
         {"cookie": "a;b"},
         {"service_url": "sso.example"},
+        {"service_url": "http://sso.example"},
         {"api_token": ""},
         {"timeout": 0},
     ],
@@ -143,6 +144,10 @@ async def test_a_websocket_has_the_user_and_ignores_login_tokens(
 def test_invalid_settings_are_refused_at_the_start(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         SSOLogin(Response(), **{"service_url": SERVICE_URL, "api_token": "t", **options})
+
+
+def test_http_to_the_service_needs_the_option_allow_http() -> None:
+    assert SSOLogin(Response(), service_url="http://sso.example", api_token="t", allow_http=True)
 
 
 def test_users_have_the_attributes_of_starlettes_users() -> None:
