@@ -61,7 +61,7 @@ def api_token_create(
             lifetime_days=days,
         )
     )
-    echo(secret)
+    click.echo(secret)
 
 
 @api_token.command("list")
