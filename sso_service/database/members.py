@@ -5,12 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, true, update
 
 from sso_service.database.accounts import find_account
 from sso_service.database.schema import accounts, memberships, users
 from sso_service.database.transactions import Database
 from sso_service.errors import LastAdmin, NotAnAdmin, NotFound, Overloaded
+from sso_service.people import fold
 from sso_service.permissions import Role
 from sso_service.tokens import CLOCK_ALLOWANCE
 
@@ -53,10 +54,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class MemberPage:
-    """Some of the members that a search found, and the total."""
+    """Some of the members that a search found, and the number of members that can be listed.
+
+    `more` is true if the search found further ones.
+    """
 
     members: Sequence[Member]
     total: int
+    more: bool = False
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -84,24 +89,45 @@ def list_memberships(connection: Connection, user_id: int) -> list[Membership]:
 _COLUMNS = (users.c.id, users.c.email, users.c.first_name, users.c.last_name, memberships.c.role, users.c.disabled_at)
 
 
+MOST_LISTED = 10_000
+"""Members that a list shows at most. It bounds the cost of counting and of the last page; a search finds the others."""
+
+
 def list_members(
     connection: Connection, account_id: int, *, search: str = "", offset: int = 0, limit: int
 ) -> MemberPage:
-    """Return `limit` members from `offset` on, by name: all, or those whose name or address contains `search`."""
-    conditions: list[ColumnElement[bool]] = [memberships.c.account_id == account_id]
+    """Return `limit` members from `offset` on, by name: all, or those whose name or address contains `search`.
+
+    Case and composition of characters are ignored. The list ends after `MOST_LISTED` members.
+    """
+    # The search compares texts that were folded when they were stored, in the database's own code. A callback into
+    # Python would need the interpreter's lock for each member, which the event loop needs for logins.
+    conditions = [memberships.c.account_id == account_id]
+    name: ColumnElement[str] = users.c.search
     if search:
-        name = users.c.first_name + " " + users.c.last_name
-        conditions.append(
-            or_(users.c.email.icontains(search, autoescape=True), name.icontains(search, autoescape=True))
-        )
-    found = select(*_COLUMNS).join_from(memberships, users).where(*conditions)
-    page = (
-        found.order_by(func.lower(users.c.last_name), func.lower(users.c.first_name), users.c.id)
-        .offset(offset)
-        .limit(limit)
-    )
-    total = connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
-    return MemberPage([_member(*row) for row in connection.execute(page)], total)
+        conditions.append(users.c.search.contains(fold(search), autoescape=True))
+        # An expression has no index. PostgreSQL would follow it through all users, expecting to find enough members
+        # soon, and the cost of a search without a hit would depend on the size of the other accounts.
+        name = name.concat("")
+    by_name = name, users.c.id
+    members_by_name = select(users.c.id, name.label("name")).join_from(memberships, users).where(*conditions)
+    listed = members_by_name.order_by(*by_name).limit(MOST_LISTED + 1).cte("listed")
+    total = select(func.count().label("total")).select_from(listed).subquery("counted")
+    first = max(0, min(offset, MOST_LISTED))
+    on_page = select(listed.c.id).order_by(listed.c.name, listed.c.id).offset(first).limit(min(limit, MOST_LISTED - first))
+    page = on_page.subquery("page")
+    # Few rows leave the database, the total in each of them, because fetching a row costs more than finding it.
+    rows = connection.execute(
+        select(total.c.total, *_COLUMNS)
+        .select_from(total)
+        .outerjoin(page, true())
+        .outerjoin(users, users.c.id == page.c.id)
+        .outerjoin(memberships, and_(memberships.c.user_id == page.c.id, memberships.c.account_id == account_id))
+        .order_by(*by_name)
+    ).all()
+    counted = rows[0].total
+    members = [_member(*row[1:]) for row in rows if row.id is not None]
+    return MemberPage(members, min(counted, MOST_LISTED), more=counted > MOST_LISTED)
 
 
 def find_member(connection: Connection, account_id: int, user_id: int) -> Member:

@@ -1,4 +1,8 @@
-"""Reads and changes that pages and commands make: any function of a connection, run in batches."""
+"""Reads and changes that pages and commands make: any function of a connection.
+
+Unlike the operations of logins, these do not share a statement. So a batch would only make a transaction longer, and let
+one account's slow read delay those of others.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -14,6 +18,8 @@ Work = Callable[[Connection], T]
 
 
 class _Works(GroupCommit[Work[Any], Any]):
+    max_batch = 1
+
     def run_batch(self, connection: Connection, ops: Sequence[Work[Any]]) -> list[Any]:
         return [work(connection) for work in ops]
 
