@@ -11,9 +11,14 @@ from sso_service.database.accounts import find_account
 from sso_service.database.schema import accounts, memberships, users
 from sso_service.database.transactions import Database
 from sso_service.errors import LastAdmin, NotAnAdmin, NotFound, Overloaded
-from sso_service.people import fold
+from sso_service.people import fold, search_text
 from sso_service.permissions import Role
 from sso_service.tokens import CLOCK_ALLOWANCE
+
+MOST_LISTED = 10_000
+"""Members that a list shows at most. It bounds the cost of counting and of the last page; a search finds the others."""
+_AT_ONCE = 200
+"""Users whose search text is added in one transaction: few, because logins may wait for it."""
 
 T = TypeVar("T")
 
@@ -89,10 +94,6 @@ def list_memberships(connection: Connection, user_id: int) -> list[Membership]:
 _COLUMNS = (users.c.id, users.c.email, users.c.first_name, users.c.last_name, memberships.c.role, users.c.disabled_at)
 
 
-MOST_LISTED = 10_000
-"""Members that a list shows at most. It bounds the cost of counting and of the last page; a search finds the others."""
-
-
 def list_members(
     connection: Connection, account_id: int, *, search: str = "", offset: int = 0, limit: int
 ) -> MemberPage:
@@ -114,7 +115,9 @@ def list_members(
     listed = members_by_name.order_by(*by_name).limit(MOST_LISTED + 1).cte("listed")
     total = select(func.count().label("total")).select_from(listed).subquery("counted")
     first = max(0, min(offset, MOST_LISTED))
-    on_page = select(listed.c.id).order_by(listed.c.name, listed.c.id).offset(first).limit(min(limit, MOST_LISTED - first))
+    on_page = (
+        select(listed.c.id).order_by(listed.c.name, listed.c.id).offset(first).limit(min(limit, MOST_LISTED - first))
+    )
     page = on_page.subquery("page")
     # Few rows leave the database, the total in each of them, because fetching a row costs more than finding it.
     rows = connection.execute(
@@ -138,6 +141,22 @@ def find_member(connection: Connection, account_id: int, user_id: int) -> Member
     raise NotFound(f"user {user_id} is not a member of account {account_id}")
 
 
+def lacks_search_text(connection: Connection) -> bool:
+    """Return whether there is a user whom a search cannot find: see `add_search_texts`."""
+    return connection.execute(select(users.c.id).where(users.c.search == "").limit(1)).first() is not None
+
+
+def add_search_texts(connection: Connection) -> None:
+    """Add the missing search texts of some users.
+
+    A program of the version before search texts creates users without, while nodes are upgraded one by one.
+    """
+    columns = users.c.id, users.c.email, users.c.first_name, users.c.last_name
+    incomplete = connection.execute(select(*columns).where(users.c.search == "").order_by(users.c.id).limit(_AT_ONCE))
+    for user_id, *person in incomplete.all():
+        connection.execute(update(users).where(users.c.id == user_id).values(search=search_text(*person)))
+
+
 # --- changing members ------------------------------------------------------------------------------------------------
 
 
@@ -153,10 +172,16 @@ def as_admin(work: Callable[[Connection], T], *, account_id: int, admin_id: int)
         # other at the same moment, because each transaction still sees the other as the remaining admin. FOR NO KEY
         # UPDATE does not block new members, whose memberships refer to the row.
         connection.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update(key_share=True))
-        if connection.execute(_admins(account_id).where(users.c.id == admin_id)).first() is None:
+        this_admin = _admins(account_id).where(users.c.id == admin_id)
+        if connection.execute(this_admin).first() is None:
             raise NotAnAdmin(f"user {admin_id} is not an admin of account {account_id}")
         result = work(connection)
-        if connection.execute(_admins(account_id).limit(1)).first() is None:
+        # The search for another admin may read every membership of the account while logins wait for this transaction.
+        # It is only necessary once for each admin, who is not one afterwards.
+        if (
+            connection.execute(this_admin).first() is None
+            and connection.execute(_admins(account_id).limit(1)).first() is None
+        ):
             raise LastAdmin(f"account {account_id} would have no admin")
         return result
 

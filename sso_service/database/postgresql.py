@@ -70,9 +70,7 @@ _LOGIN_SETTINGS = (
 )
 # A page may read many rows. PostgreSQL plans it freely, and for the account at hand: one plan for all would suit the
 # largest. A statement is given up after a second, because its thread is one of few.
-_PAGE_SETTINGS = (
-    f"{_TIMEOUTS.format(timeout='1s')}SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
-)
+_PAGE_SETTINGS = f"{_TIMEOUTS.format(timeout='1s')}SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
 # At least `on`, and not lower where the operator has chosen `remote_apply`. SET LOCAL, so that the setting does not
 # stay on a connection that a pooler hands to another client afterwards.
 _DURABLE = (
@@ -126,9 +124,7 @@ class PostgresqlDatabase(Database):
 
     def consuming(self, connection: Connection) -> AbstractContextManager[None]:
         commit = _COMMIT_WITH_STANDBY if self.require_sync_standby else "COMMIT"
-        return _transaction(
-            connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._settings}; {_DURABLE}", commit
-        )
+        return _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._settings}; {_DURABLE}", commit)
 
     @contextmanager
     def purging(self, connection: Connection) -> Iterator[bool]:

@@ -33,6 +33,7 @@ from sso_service.errors import OutcomeUnknown, Unavailable
 BUSY_TIMEOUT = 2.0
 """Seconds that a statement may wait. Below the deadline of an operation, so the outcome is known in time."""
 
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """The connections of a pool: it keeps `size` open, and opens up to `more` under load."""

@@ -1,7 +1,6 @@
 """Reads and changes that pages and commands make: any function of a connection.
 
-Unlike the operations of logins, these do not share a statement. So a batch would only make a transaction longer, and let
-one account's slow read delay those of others.
+Unlike the operations of logins, these share no statement. A batch of them would only make a transaction longer.
 """
 
 from collections.abc import Callable, Sequence

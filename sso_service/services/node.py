@@ -16,11 +16,12 @@ from sso_service.database.ledger import Redemptions, StateChecks
 from sso_service.database.purging import CLOCK_TOLERANCE, Purger
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
-from sso_service.errors import OutcomeUnknown, Unavailable
+from sso_service.errors import DatabaseError, OutcomeUnknown, Unavailable
 from sso_service.keyring import KeyDirectory
 from sso_service.observability import metrics
 from sso_service.services.accounts import Accounts
 from sso_service.services.issuing import Issuing
+from sso_service.services.page_limits import PageLimits
 from sso_service.services.redeeming import Redeeming
 from sso_service.services.sessions import Sessions
 from sso_service.services.trust import Trust
@@ -28,7 +29,9 @@ from sso_service.settings import Settings
 
 PURGE_INTERVAL = 61.0
 """Seconds between two purge rounds: slightly more than the age that a floor must have."""
-_THREADS = 16
+_LOGIN_THREADS = 16
+_PAGE_THREADS = 4
+"""One for each kind of work of pages, and one in case a transaction is stuck."""
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,12 @@ class Node:
         self.settings = settings
         self.database = database
         self.trust = Trust(keys, clock=clock)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
+        # Logins and issuing share threads and connections with nothing that an account can make slow. Access checks are
+        # on their side, although pages need them too: one query serves all that arrive together. So are the health
+        # checks, which must report the condition of logins, not of pages.
+        self._login_threads = ThreadPoolExecutor(_LOGIN_THREADS, thread_name_prefix="logins")
+        self._page_threads = ThreadPoolExecutor(_PAGE_THREADS, thread_name_prefix="pages")
+        self._page_database = database.for_pages()
         access_checks = self._batch(AccessChecks)
         self._health_checks = self._batch(HealthChecks)
         self.sessions = Sessions(self.trust, access_checks, lifetime=settings.session_ttl)
@@ -73,13 +81,20 @@ class Node:
             self._batch(StateChecks),
             access_checks,
         )
-        self.accounts = Accounts(self._batch(Reads), self._batch(Changes), clock=clock)
+        self.accounts = Accounts(
+            self._page_batch(Reads), self._page_batch(Changes), searches=self._page_batch(Reads), clock=clock
+        )
+        self.page_limits = PageLimits(settings.page_rate)
         self.consumed_rows: int | None = None
         """Approximate number of rows in the ledger at the last purge round."""
         self._draining = False
 
     def _batch(self, kind: type[Batch]) -> Batch:
-        batch: Batch = kind(self.database, self._threads, observe=metrics.batches(kind.kind))
+        batch: Batch = kind(self.database, self._login_threads, observe=metrics.batches(kind.kind))
+        return batch
+
+    def _page_batch(self, kind: type[Batch]) -> Batch:
+        batch: Batch = kind(self._page_database, self._page_threads, observe=metrics.batches(kind.kind))
         return batch
 
     @property
@@ -113,10 +128,11 @@ class Node:
         self._draining = True
 
     async def run_in_background(self) -> None:
-        """Keep the keys up to date and the ledger small, until cancelled."""
+        """Keep the keys up to date, the ledger small and users searchable, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.trust.keep_fresh())
             group.create_task(self._keep_purging())
+            group.create_task(self._keep_searchable())
 
     async def _keep_purging(self) -> None:
         purger = Purger(self.database, clock=self.trust.clock)
@@ -134,8 +150,20 @@ class Node:
                 if done.skipped:
                     log.warning("purge: skipped: %s", done.skipped)
 
+    async def _keep_searchable(self) -> None:
+        while True:
+            try:
+                await self.accounts.add_search_texts()
+            except DatabaseError as error:
+                log.warning("search texts: %s", error)
+            except Exception:
+                log.exception("search texts: failed; the next round tries again")
+            await asyncio.sleep(PURGE_INTERVAL)
+
     def close(self) -> None:
         """Stop the threads and close the connections."""
         self.trust.close()
-        self._threads.shutdown(cancel_futures=True)
-        self.database.close()
+        for threads in (self._login_threads, self._page_threads):
+            threads.shutdown(cancel_futures=True)
+        for database in (self.database, self._page_database):
+            database.close()
