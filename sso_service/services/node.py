@@ -65,7 +65,8 @@ class Node:
         # checks, which must report the condition of logins, not of pages.
         self._login_threads = ThreadPoolExecutor(_LOGIN_THREADS, thread_name_prefix="logins")
         self._page_threads = ThreadPoolExecutor(_PAGE_THREADS, thread_name_prefix="pages")
-        self._page_database = database.for_pages()
+        self.page_database = database.for_pages()
+        """The same database with the connections of pages."""
         access_checks = self._batch(AccessChecks)
         self._health_checks = self._batch(HealthChecks)
         self.sessions = Sessions(self.trust, access_checks, lifetime=settings.session_ttl)
@@ -94,7 +95,7 @@ class Node:
         return batch
 
     def _page_batch(self, kind: type[Batch]) -> Batch:
-        batch: Batch = kind(self._page_database, self._page_threads, observe=metrics.batches(kind.kind))
+        batch: Batch = kind(self.page_database, self._page_threads, observe=metrics.batches(kind.kind))
         return batch
 
     @property
@@ -165,5 +166,5 @@ class Node:
         self.trust.close()
         for threads in (self._login_threads, self._page_threads):
             threads.shutdown(cancel_futures=True)
-        for database in (self.database, self._page_database):
+        for database in (self.database, self.page_database):
             database.close()

@@ -84,6 +84,13 @@ class BlockingStep:
         self._released.set()
 
 
+def endless(connection: Connection, *_: object) -> None:
+    """Run a query that ends only if it is interrupted."""
+    connection.exec_driver_sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n WHERE i < 0"
+    )
+
+
 def execute(database: Database, *statements: str) -> None:
     with database.connect() as connection, database.writing(connection):
         for statement in statements:
