@@ -1,6 +1,7 @@
 """Accounts cannot hurt one another: pages have their own threads, connections and limits."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -12,6 +13,8 @@ from sso_service.database.members import MemberPage
 from sso_service.database.schema import memberships, users
 from sso_service.database.transactions import LOGIN_POOL, PAGE_POOL, Database
 from sso_service.errors import PagesRateLimited, SettingsError
+from sso_service.observability.audit import Event, EventName
+from sso_service.observability.logs import AUDIT_LOGGER
 from sso_service.permissions import Role, Scope
 from sso_service.services.node import Node
 from sso_service.services.page_limits import AT_ONCE, WAITING, PageLimits
@@ -197,6 +200,7 @@ async def test_a_change_whose_client_has_gone_is_made_and_recorded(
 ) -> None:
     with changing(database) as connection:
         john = administration.find_user(connection, JOHN["email"]).id
+    caplog.set_level(logging.INFO, AUDIT_LOGGER)
     leaves = asyncio.Event()
     with stuck(service.page_database) as block:
         headers = [HTML, ("sec-fetch-site", "same-origin"), ("content-type", "application/x-www-form-urlencoded")]
@@ -211,6 +215,9 @@ async def test_a_change_whose_client_has_gone_is_made_and_recorded(
     with changing(database) as connection:
         found = administration.list_memberships(connection, john)
     assert {membership.role for membership in found if membership.account_id == ACCOUNT} == {Role.PUBLISHER}
+    [recorded] = [record.msg for record in caplog.records if record.name == AUDIT_LOGGER]
+    assert isinstance(recorded, Event)
+    assert (recorded.event, recorded.user_id) == (EventName.ROLE_CHANGED, john)
 
 
 async def test_a_page_counts_as_in_flight_while_its_client_is_watched(
