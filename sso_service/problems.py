@@ -150,11 +150,9 @@ ENTRIES: dict[str, Entry] = {
     "pages_rate_limited": Entry(
         429,
         "Pages are requested too often. Try again in a moment.",
-        "The session requests pages more often than `SSO_PAGE_RATE_LIMIT` allows, or too many requests of its account "
-        "wait. Nothing was done; retry after `Retry-After` seconds.",
-        429,
-        _RETRY_SOON,
-        Text(
+        page_status=429,
+        title=_RETRY_SOON,
+        text=Text(
             "You or your team open pages faster than we can show them. Nothing was changed.",
             "Du oder dein Team öffnet Seiten schneller, als wir sie zeigen können. Es wurde nichts geändert.",
         ),

@@ -68,9 +68,8 @@ def test_every_component_is_used_and_every_link_has_a_target() -> None:
 
 def test_every_error_code_is_documented_with_its_status() -> None:
     # Not of an operation: refused before a request is complete, a bug, or of the Studio's pages only (`last_admin`).
-    # `not_allowed` is sent as `no_access`, `pages_rate_limited` as `rate_limited`.
-    others = {"bad_request", "uri_too_long", "headers_too_large", "internal_error"}
-    others |= {"last_admin", "not_allowed", "pages_rate_limited"}
+    # `not_allowed` is sent as `no_access`.
+    others = {"bad_request", "uri_too_long", "headers_too_large", "internal_error", "last_admin", "not_allowed"}
     expected = {
         (status, code)
         for code, entry in ENTRIES.items()
