@@ -44,7 +44,7 @@ MAX_WAITING = 4096
 
 _ATTEMPTS = 3
 _BREAK_AGAIN = 0.05
-"""Seconds after which a read that nobody waits for is ended once more: it may have begun its next statement."""
+"""Seconds after which an abandoned read is ended once more, because it may have begun its next statement."""
 
 log = logging.getLogger(__name__)
 

@@ -220,6 +220,28 @@ async def test_a_change_whose_client_has_gone_is_made_and_recorded(
     assert (recorded.event, recorded.user_id) == (EventName.ROLE_CHANGED, john)
 
 
+@on_sqlite
+async def test_a_change_whose_client_has_gone_before_its_turn_is_not_made(
+    admin: Client, service: Node, database: Database
+) -> None:
+    with changing(database) as connection:
+        john = administration.find_user(connection, JOHN["email"]).id
+    leaves = asyncio.Event()
+    headers = [HTML, ("sec-fetch-site", "same-origin")]
+    with stuck(service.page_database) as block:
+        async with in_progress(*(see(admin, SEARCH) for _ in range(AT_ONCE))):
+            await block.entered()
+            change = admin.request("POST", f"{MEMBERS}/{john}/remove", headers=headers, leaves=leaves)
+            request = asyncio.ensure_future(change)
+            await asyncio.sleep(0.1)
+            leaves.set()
+            block.release()
+            with pytest.raises(LookupError):
+                await asyncio.wait_for(request, PATIENCE)
+    with changing(database) as connection:
+        assert ACCOUNT in {each.account_id for each in administration.list_memberships(connection, john)}
+
+
 async def test_a_page_counts_as_in_flight_while_its_client_is_watched(
     admin: Client, service: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,15 +143,23 @@ class View:
         page_request: PageRequest = scope["page_request"]
         # Read first: a slow sender must not take the turn of others.
         page_request = replace(page_request, fields=await form(scope, receive))
-        handling = _handle(handler, page_request)
-        # A change is not abandoned: once it is made, its audit event must be written.
-        changes = scope["method"] == "POST"
-        response = await (handling if changes else unless_disconnected(handling, receive))
+        if scope["method"] == "POST":
+            response = await _change(handler, page_request)
+        else:
+            response = await unless_disconnected(_show(handler, page_request), receive)
         await response(scope, receive, send)
 
 
-async def _handle(handler: Handler, page_request: PageRequest) -> Response:
+async def _show(handler: Handler, page_request: PageRequest) -> Response:
     async with page_request.node.page_limits.turn(page_request.account_id):
+        return await handler(page_request)
+
+
+async def _change(handler: Handler, page_request: PageRequest) -> Response:
+    async with page_request.node.page_limits.turn(page_request.account_id):
+        if await page_request.request.is_disconnected():
+            raise ClientDisconnect
+        # From here on the change is not abandoned. Otherwise it could be made without its audit event.
         return await handler(page_request)
 
 

@@ -1,4 +1,4 @@
-"""Group commit: reads that nobody waits for any more are ended, so that they do not keep their thread."""
+"""Group commit: a read without a waiting caller is ended, so that it does not keep its thread."""
 
 import asyncio
 import threading
