@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
@@ -105,18 +106,22 @@ async def test_logins_work_while_all_threads_of_pages_are_stuck(
             block.release()
 
 
-async def test_logins_take_no_connection_from_the_pool_of_pages(
+async def test_logins_share_neither_threads_nor_connections_with_pages(
     client: Client, service: Node, admin: Client, api_token: str
 ) -> None:
-    taken: list[str] = []
-    event.listen(service.database.engine, "checkout", lambda *_: taken.append("logins"))
-    event.listen(service.page_database.engine, "checkout", lambda *_: taken.append("pages"))
+    used: list[tuple[str, str]] = []
+    for name, database in (("logins", service.database), ("pages", service.page_database)):
+
+        def record(*_: object, name: str = name) -> None:
+            used.append((name, threading.current_thread().name.partition("_")[0]))
+
+        event.listen(database.engine, "checkout", record)
     await client.get(f"{PAGE}?sso={await client.issue(api_token)}")
-    assert set(taken) == {"logins"}
-    taken.clear()
+    assert set(used) == {("logins", "logins")}
+    used.clear()
     await see(admin, MEMBERS)
     # The access check of the session, then the members and the frame of the page.
-    assert taken == ["logins", "pages", "pages"]
+    assert used == [("logins", "logins"), ("pages", "pages"), ("pages", "pages")]
     assert service.database.engine.pool is not service.page_database.engine.pool
 
 

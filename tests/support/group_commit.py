@@ -85,9 +85,10 @@ class BlockingStep:
 
 
 def endless(connection: Connection, *_: object) -> None:
-    """Run a query that ends only if it is interrupted."""
+    """Run a query that takes minutes unless it is interrupted."""
     connection.exec_driver_sql(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n WHERE i < 0"
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000) "
+        "SELECT count(*) FROM n WHERE i < 0"
     )
 
 
