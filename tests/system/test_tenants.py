@@ -24,7 +24,7 @@ MEMBERS = 20_000
 CLIENTS = 300
 LOGINS = 40
 TEAM_PAGE = f"/client/{OTHER_ACCOUNT}/t/{OTHER_TEAM}/settings/team"
-SEARCH = f"GET {TEAM_PAGE}?search=nobody%d HTTP/1.1\r\n\r\n"
+SEARCH = f"GET {TEAM_PAGE}?search=missing%d HTTP/1.1\r\n\r\n"
 CHANGE = (
     f"POST {TEAM_PAGE}/%d/role HTTP/1.1\r\nSec-Fetch-Site: same-origin\r\n"
     "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 14\r\n\r\nrole=publisher"
