@@ -8,7 +8,7 @@ metrics and `/v1/sso_tokens/verify` use. Messages never contain a login token, a
             InvalidToken        not genuine: MalformedToken, ForgedToken, OverlongToken
             LoginRefused        genuine: TokenExpired, TokenConsumed, NoAccess, RoleForbidden
         ApiTokenError           NotAuthenticated, InsufficientScope, RateLimited
-        UserDisabled, RoleNotAllowed, NotSignedIn, InvalidSession, InvalidForm
+        UserDisabled, RoleNotAllowed, NotSignedIn, PagesRateLimited, InvalidSession, InvalidForm
         RequestError            InvalidJSON, FieldError, BodyTooLarge, BodyTooSlow, CrossOrigin, NotANavigation,
                                 AddressNotFound, MethodNotAllowed
             PathError           NotCanonical, NotAStudioPath
@@ -154,6 +154,17 @@ class NotSignedIn(ServiceError):
     """There is no session, or it has ended."""
 
     code = "not_signed_in"
+
+
+class PagesRateLimited(ServiceError):
+    """The session or its account requests pages too often. After `retry_after` seconds it may request one again."""
+
+    code = "pages_rate_limited"
+    reason = "rate_limited"
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(retry_after)
+        self.retry_after = retry_after
 
 
 class InvalidSession(ServiceError, BadData):

@@ -7,7 +7,7 @@ every layer may use it.
 
 from dataclasses import dataclass, field
 
-from sso_service.errors import FieldError, MethodNotAllowed, RateLimited, ServiceError
+from sso_service.errors import FieldError, MethodNotAllowed, PagesRateLimited, RateLimited, ServiceError
 from sso_service.http import Problem
 
 RETRY_AFTER = "2"
@@ -146,6 +146,17 @@ ENTRIES: dict[str, Entry] = {
             "Go back to your portal and open Studio from there.",
             "Geh zurück in dein Portal und öffne das Studio von dort.",
         ),
+    ),
+    "pages_rate_limited": Entry(
+        429,
+        "Pages are requested too often. Try again in a moment.",
+        page_status=429,
+        title=_RETRY_SOON,
+        text=Text(
+            "You or your team open pages faster than we can show them. Nothing was changed.",
+            "Du oder dein Team öffnet Seiten schneller, als wir sie zeigen können. Es wurde nichts geändert.",
+        ),
+        code="rate_limited",
     ),
     "cross_origin": Entry(
         403,
@@ -322,7 +333,7 @@ def api_problem(error: ServiceError) -> Problem:
     entry = ENTRIES[error.code]
     message = str(error) if isinstance(error, FieldError) else entry.message.format(**error.details or {})
     headers = entry.headers
-    if isinstance(error, RateLimited):
+    if isinstance(error, RateLimited | PagesRateLimited):
         headers = {"Retry-After": str(error.retry_after)}
     elif isinstance(error, MethodNotAllowed):
         headers = {"Allow": error.allowed}

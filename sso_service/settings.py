@@ -44,6 +44,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Origins whose scripts may call the API from a browser, separated by spaces or commas."""
     rate_limit: str = ""
     """Requests that an API token may make in each worker, such as `100/minute`; unlimited if empty."""
+    page_rate_limit: str = "300/minute"
+    """Requests for pages of the Studio that a session may make in each worker. A person who clicks does not reach the
+    default."""
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
     """Requests that a worker may have in progress, counted once their body has arrived. Further requests get 503
     `overloaded`."""
@@ -81,10 +84,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     @property
     def rate(self) -> RateLimitItem | None:
         """The rate limit, or None. Raises `SettingsError`."""
-        try:
-            return limits.parse(self.rate_limit) if self.rate_limit else None
-        except ValueError:
-            raise SettingsError("SSO_RATE_LIMIT must be such as 100/minute or 5000/hour") from None
+        return _rate("SSO_RATE_LIMIT", self.rate_limit) if self.rate_limit else None
+
+    @property
+    def page_rate(self) -> RateLimitItem:
+        """The rate limit of pages. Raises `SettingsError`."""
+        return _rate("SSO_PAGE_RATE_LIMIT", self.page_rate_limit)
+
+
+def _rate(variable: str, value: str) -> RateLimitItem:
+    try:
+        return limits.parse(value)
+    except ValueError:
+        raise SettingsError(f"{variable} must be such as 100/minute or 5000/hour") from None
 
 
 # An origin as browsers write it (RFC 6454 section 6.2). Without TLS only on the local machine: otherwise an attacker in
@@ -119,7 +131,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     # Report errors now and not at first use.
     settings.origins_of("embed_origins")
     settings.origins_of("cors_origins")
-    _ = settings.rate
+    _ = settings.rate, settings.page_rate
     return settings
 
 

@@ -11,18 +11,20 @@ Guarantees for each operation:
 - it is answered within `deadline` seconds: if it still waits, it is removed and never run (`Unavailable`); if it is in
   flight, its outcome is unknown (`OutcomeUnknown`; for reads, which change nothing, `Unavailable`);
 - an operation whose caller was cancelled while it waited is removed.
+
+A read that no caller waits for any more, because they were cancelled or their deadline has passed, is ended where that
+is possible, so that it does not keep its thread.
 """
 
 import asyncio
 import logging
-import socket
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
 
@@ -41,6 +43,8 @@ MAX_WAITING = 4096
 """Operations that may wait, which is most of what can be done within the deadline. Further ones are rejected."""
 
 _ATTEMPTS = 3
+_BREAK_AGAIN = 0.05
+"""Seconds after which an abandoned read is ended once more, because it may have begun its next statement."""
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +69,15 @@ class _Waiting(Generic[Op, Result]):
 
 @dataclass(slots=True, eq=False)
 class _Run(Generic[Op, Result]):
-    """One run of a worker thread: the batch that it has taken, and the socket to the server (None for SQLite)."""
+    """One run of a worker thread: the batch that it has taken, and `Database.breaker` of its connection."""
 
     batch: Sequence[_Waiting[Op, Result]] = ()
-    raw_socket: socket.socket | None = None
+    breaker: Callable[[], object] | None = None
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether no caller waits for a result of the batch."""
+        return bool(self.batch) and all(waiting.future.done() for waiting in self.batch)
 
 
 class GroupCommit(ABC, Generic[Op, Result]):
@@ -80,6 +89,7 @@ class GroupCommit(ABC, Generic[Op, Result]):
 
     kind: ClassVar[str]
     transaction: ClassVar[Transaction]
+    max_batch: ClassVar[int] = MAX_BATCH
 
     def __init__(
         self,
@@ -133,6 +143,10 @@ class GroupCommit(ABC, Generic[Op, Result]):
             with self._handover:
                 if waiting in self._queue:
                     self._queue.remove(waiting)
+                run = self._current
+                unwanted = run is not None and run.is_unwanted
+            if run and unwanted and self.transaction == "reading" and self.database.breaks_cheaply:
+                self._break(run)
             raise
 
     # --- in the event loop
@@ -175,15 +189,19 @@ class GroupCommit(ABC, Generic[Op, Result]):
         for waiting in in_flight:
             if waiting.deadline <= now:
                 _resolve(waiting, self._late("no answer from the database in time"))
-        if run and in_flight and all(waiting.future.done() for waiting in in_flight):
+        if run and run.is_unwanted:
             # All callers of this batch have been answered, and the operations behind it must not wait for it either.
-            # The server gets no message: the thread stops waiting, and its connection is thrown away.
-            with self._handover:
-                if run.raw_socket is not None:
-                    with suppress(OSError):
-                        run.raw_socket.shutdown(socket.SHUT_RDWR)
+            self._break(run)
             self._next()
         self._timer = asyncio.get_running_loop().call_later(min(deadlines) - now, self._expire) if deadlines else None
+
+    def _break(self, run: _Run[Op, Result]) -> None:
+        """End what the thread of `run` does, if it still does it."""
+        with self._handover:
+            if run.breaker is None:
+                return
+            run.breaker()
+        asyncio.get_running_loop().call_later(_BREAK_AGAIN, self._break, run)
 
     def _late(self, message: str) -> Exception:
         """Return the error for an operation in flight: a read that is not answered has changed nothing."""
@@ -198,20 +216,20 @@ class GroupCommit(ABC, Generic[Op, Result]):
             except Unavailable as error:
                 self._take_batch(run)
                 return [error] * len(run.batch)
-            run.raw_socket = connection.info.get("socket")
+            run.breaker = self.database.breaker(connection, reading=self.transaction == "reading")
             # Taken only now: operations that arrive while the connection is opened still wait, and can be removed.
             self._take_batch(run)
             try:
                 return self._run_together(connection, run.batch)
             finally:
-                # Before another run gets this connection: `_expire` must not shut it down after that.
+                # Before another run gets this connection: `_break` must not touch it after that.
                 with self._handover:
-                    run.raw_socket = None
+                    run.breaker = None
 
     def _take_batch(self, run: _Run[Op, Result]) -> None:
         with self._handover:
             batch: list[_Waiting[Op, Result]] = []
-            while self._queue and len(batch) < MAX_BATCH:
+            while self._queue and len(batch) < self.max_batch:
                 waiting = self._queue.popleft()
                 if not waiting.future.done():
                     batch.append(waiting)

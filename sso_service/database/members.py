@@ -5,14 +5,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, true, update
 
 from sso_service.database.accounts import ApiTokenRecord, api_tokens_created_by, find_account
 from sso_service.database.schema import accounts, memberships, users
 from sso_service.database.transactions import Database
 from sso_service.errors import LastAdmin, NotAnAdmin, NotFound, Overloaded
+from sso_service.people import fold, search_text
 from sso_service.permissions import Role
 from sso_service.tokens import CLOCK_ALLOWANCE
+
+MOST_LISTED = 10_000
+"""Members that a list shows at most. It bounds the cost of counting and of the last page; a search finds the others."""
+_AT_ONCE = 200
+"""Users whose search text is added in one transaction: few, because logins may wait for it."""
 
 T = TypeVar("T")
 
@@ -53,10 +59,14 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class MemberPage:
-    """Some of the members that a search found, and the total."""
+    """Some of the members that a search found, and the number of members that can be listed.
+
+    `more` is true if the search found further ones.
+    """
 
     members: Sequence[Member]
     total: int
+    more: bool = False
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -87,21 +97,40 @@ _COLUMNS = (users.c.id, users.c.email, users.c.first_name, users.c.last_name, me
 def list_members(
     connection: Connection, account_id: int, *, search: str = "", offset: int = 0, limit: int
 ) -> MemberPage:
-    """Return `limit` members from `offset` on, by name: all, or those whose name or address contains `search`."""
-    conditions: list[ColumnElement[bool]] = [memberships.c.account_id == account_id]
+    """Return `limit` members from `offset` on, by name: all, or those whose name or address contains `search`.
+
+    Case and composition of characters are ignored. The list ends after `MOST_LISTED` members.
+    """
+    # The search compares texts that were folded when they were stored, in the database's own code. A callback into
+    # Python would need the interpreter's lock for each member, which the event loop needs for logins.
+    conditions = [memberships.c.account_id == account_id]
+    name: ColumnElement[str] = users.c.search
     if search:
-        name = users.c.first_name + " " + users.c.last_name
-        conditions.append(
-            or_(users.c.email.icontains(search, autoescape=True), name.icontains(search, autoescape=True))
-        )
-    found = select(*_COLUMNS).join_from(memberships, users).where(*conditions)
-    page = (
-        found.order_by(func.lower(users.c.last_name), func.lower(users.c.first_name), users.c.id)
-        .offset(offset)
-        .limit(limit)
+        conditions.append(users.c.search.contains(fold(search), autoescape=True))
+        # An expression has no index. PostgreSQL would follow it through all users, expecting to find enough members
+        # soon, and the cost of a search without a hit would depend on the size of the other accounts.
+        name = name.concat("")
+    by_name = name, users.c.id
+    members_by_name = select(users.c.id, name.label("name")).join_from(memberships, users).where(*conditions)
+    listed = members_by_name.order_by(*by_name).limit(MOST_LISTED + 1).cte("listed")
+    total = select(func.count().label("total")).select_from(listed).subquery("counted")
+    first = max(0, min(offset, MOST_LISTED))
+    on_page = (
+        select(listed.c.id).order_by(listed.c.name, listed.c.id).offset(first).limit(min(limit, MOST_LISTED - first))
     )
-    total = connection.execute(select(func.count()).select_from(found.subquery())).scalar_one()
-    return MemberPage([_member(*row) for row in connection.execute(page)], total)
+    page = on_page.subquery("page")
+    # Few rows leave the database, the total in each of them, because fetching a row costs more than finding it.
+    rows = connection.execute(
+        select(total.c.total, *_COLUMNS)
+        .select_from(total)
+        .outerjoin(page, true())
+        .outerjoin(users, users.c.id == page.c.id)
+        .outerjoin(memberships, and_(memberships.c.user_id == page.c.id, memberships.c.account_id == account_id))
+        .order_by(*by_name)
+    ).all()
+    counted = rows[0].total
+    members = [_member(*row[1:]) for row in rows if row.id is not None]
+    return MemberPage(members, min(counted, MOST_LISTED), more=counted > MOST_LISTED)
 
 
 def find_member(connection: Connection, account_id: int, user_id: int) -> Member:
@@ -115,6 +144,22 @@ def find_member(connection: Connection, account_id: int, user_id: int) -> Member
 def has_other_admin(connection: Connection, account_id: int, user_id: int) -> bool:
     """Return whether the account has an admin, not disabled, other than this user."""
     return connection.execute(_admins(account_id).where(users.c.id != user_id).limit(1)).first() is not None
+
+
+def lacks_search_text(connection: Connection) -> bool:
+    """Return whether there is a user whom a search cannot find: see `add_search_texts`."""
+    return connection.execute(select(users.c.id).where(users.c.search == "").limit(1)).first() is not None
+
+
+def add_search_texts(connection: Connection) -> None:
+    """Add the missing search texts of some users.
+
+    A program of the version before search texts creates users without, while nodes are upgraded one by one.
+    """
+    columns = users.c.id, users.c.email, users.c.first_name, users.c.last_name
+    incomplete = connection.execute(select(*columns).where(users.c.search == "").order_by(users.c.id).limit(_AT_ONCE))
+    for user_id, *person in incomplete.all():
+        connection.execute(update(users).where(users.c.id == user_id).values(search=search_text(*person)))
 
 
 # --- changing members ------------------------------------------------------------------------------------------------
@@ -132,10 +177,16 @@ def as_admin(work: Callable[[Connection], T], *, account_id: int, admin_id: int)
         # other at the same moment, because each transaction still sees the other as the remaining admin. FOR NO KEY
         # UPDATE does not block new members, whose memberships refer to the row.
         connection.execute(select(accounts.c.id).where(accounts.c.id == account_id).with_for_update(key_share=True))
-        if connection.execute(_admins(account_id).where(users.c.id == admin_id)).first() is None:
+        this_admin = _admins(account_id).where(users.c.id == admin_id)
+        if connection.execute(this_admin).first() is None:
             raise NotAnAdmin(f"user {admin_id} is not an admin of account {account_id}")
         result = work(connection)
-        if connection.execute(_admins(account_id).limit(1)).first() is None:
+        # The search for another admin may read every membership of the account while logins wait for this transaction.
+        # It is only necessary once for each admin, who is not one afterwards.
+        if (
+            connection.execute(this_admin).first() is None
+            and connection.execute(_admins(account_id).limit(1)).first() is None
+        ):
             raise LastAdmin(f"account {account_id} would have no admin")
         return result
 

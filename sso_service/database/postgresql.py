@@ -2,8 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,16 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.types import TypeEngine
 
 from sso_service.database.reconnecting import Reconnecting
-from sso_service.database.transactions import BUSY_TIMEOUT, POOL_SIZE, Database, json_batch, send_commit, transaction
+from sso_service.database.transactions import (
+    BUSY_TIMEOUT,
+    LOGIN_POOL,
+    PAGE_POOL,
+    Database,
+    Pool,
+    json_batch,
+    send_commit,
+    transaction,
+)
 from sso_service.errors import OutcomeUnknown, Unavailable
 
 _PREPARE_AFTER = 5  # executions on one connection
@@ -46,9 +55,12 @@ _CONNECT_ARGUMENTS = {
     "tcp_user_timeout": 5000,
     "prepare_threshold": None,  # nothing is prepared until `_prepare_if_direct` allows it
 }
-_SETTINGS = (
-    "SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '2s'; "
+_TIMEOUTS = (
+    "SET LOCAL lock_timeout = '500ms'; SET LOCAL statement_timeout = '{timeout}'; "
     "SET LOCAL idle_in_transaction_session_timeout = '5s'; "
+)
+_LOGIN_SETTINGS = (
+    f"{_TIMEOUTS.format(timeout='2s')}"
     # A batch looks up rows by key. PostgreSQL cannot know how many and assumes a hundred, for which it would scan a
     # whole table of twenty thousand.
     "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off; "
@@ -56,6 +68,9 @@ _SETTINGS = (
     # statement first: 85 ms for a login.
     "SET LOCAL jit = off"
 )
+# A page may read many rows. PostgreSQL plans it freely, and for the account at hand: one plan for all would suit the
+# largest. A statement is given up after a second, because its thread is one of few.
+_PAGE_SETTINGS = f"{_TIMEOUTS.format(timeout='1s')}SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
 # At least `on`, and not lower where the operator has chosen `remote_apply`. SET LOCAL, so that the setting does not
 # stay on a connection that a pooler hands to another client afterwards.
 _DURABLE = (
@@ -77,23 +92,39 @@ END $$; COMMIT
 class PostgresqlDatabase(Database):
     """A PostgreSQL server, perhaps behind PgBouncer in transaction mode."""
 
-    def __init__(self, url: URL, *, require_sync_standby: bool = False) -> None:
-        super().__init__(url, _engine(url), require_sync_standby=require_sync_standby)
+    def __init__(
+        self,
+        url: URL,
+        *,
+        require_sync_standby: bool = False,
+        pool: Pool = LOGIN_POOL,
+        settings: str = _LOGIN_SETTINGS,
+    ) -> None:
+        super().__init__(url, _engine(url, pool), require_sync_standby=require_sync_standby)
+        self._settings = settings
+
+    def for_pages(self) -> "PostgresqlDatabase":
+        return type(self)(
+            self.url, require_sync_standby=self.require_sync_standby, pool=PAGE_POOL, settings=_PAGE_SETTINGS
+        )
+
+    def breaker(self, connection: Connection, *, reading: bool) -> Callable[[], object] | None:
+        return partial(_shut_down, connection.info["socket"])
 
     @contextmanager
     def reading(self, connection: Connection) -> Iterator[None]:
         try:
-            with _transaction(connection, f"BEGIN READ ONLY; {_SETTINGS}"):
+            with _transaction(connection, f"BEGIN READ ONLY; {self._settings}"):
                 yield
         except OutcomeUnknown as error:
             raise Unavailable(str(error)) from error  # it only read, so nothing can have happened
 
     def writing(self, connection: Connection) -> AbstractContextManager[None]:
-        return _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {_SETTINGS}; {_DURABLE}")
+        return _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._settings}; {_DURABLE}")
 
     def consuming(self, connection: Connection) -> AbstractContextManager[None]:
         commit = _COMMIT_WITH_STANDBY if self.require_sync_standby else "COMMIT"
-        return _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {_SETTINGS}; {_DURABLE}", commit)
+        return _transaction(connection, f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._settings}; {_DURABLE}", commit)
 
     @contextmanager
     def purging(self, connection: Connection) -> Iterator[bool]:
@@ -116,6 +147,12 @@ class PostgresqlDatabase(Database):
 
     def now(self) -> ColumnElement[int]:
         return cast(func.floor(func.extract("epoch", func.clock_timestamp())), BigInteger)
+
+
+def _shut_down(connected: socket.socket) -> None:
+    # The server gets no message: the thread stops waiting, and its connection is thrown away.
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
@@ -160,12 +197,13 @@ def _prepare_if_direct(connection: Connection) -> None:
         raw.prepare_threshold = _PREPARE_AFTER if direct else None
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, pool: Pool) -> Engine:
     engine = create_engine(
         url,
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,
-        pool_size=POOL_SIZE,
+        pool_size=pool.size,
+        max_overflow=pool.more,
         pool_timeout=BUSY_TIMEOUT,
         pool_reset_on_return=None,
         connect_args={name: value for name, value in _CONNECT_ARGUMENTS.items() if name not in url.query},

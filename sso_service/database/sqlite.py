@@ -3,8 +3,8 @@
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,16 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
-from sso_service.database.transactions import BUSY_TIMEOUT, POOL_SIZE, Database, json_batch, send_commit, transaction
+from sso_service.database.transactions import (
+    BUSY_TIMEOUT,
+    LOGIN_POOL,
+    PAGE_POOL,
+    Database,
+    Pool,
+    json_batch,
+    send_commit,
+    transaction,
+)
 from sso_service.errors import OutcomeUnknown, Unavailable
 
 _POLL = 0.002  # seconds between two attempts to become the writer
@@ -38,12 +47,23 @@ class SqliteDatabase(Database):
     """An SQLite file in WAL mode with `synchronous=FULL`."""
 
     is_sqlite = True
+    breaks_cheaply = True
 
-    def __init__(self, url: URL) -> None:
-        super().__init__(url, _engine(url))
-        # SQLite admits one writer. Threads of this process queue here, where waiting is fair, instead of polling the
-        # file. Between processes the busy timeout decides.
+    def __init__(self, url: URL, *, pool: Pool = LOGIN_POOL) -> None:
+        super().__init__(url, _engine(url, pool))
+        # SQLite admits one writer. Threads of this process queue here instead of polling the file. There are few of
+        # them, because each kind of operation has one transaction at a time. Between processes the busy timeout
+        # decides.
         self._one_writer = threading.Lock()
+
+    def for_pages(self) -> "SqliteDatabase":
+        pages = type(self)(self.url, pool=PAGE_POOL)
+        pages._one_writer = self._one_writer
+        return pages
+
+    def breaker(self, connection: Connection, *, reading: bool) -> Callable[[], object] | None:
+        raw = connection.connection.dbapi_connection
+        return partial(_interrupt, raw) if reading and isinstance(raw, sqlite3.Connection) else None
 
     @contextmanager
     def reading(self, connection: Connection) -> Iterator[None]:
@@ -95,12 +115,18 @@ class SqliteDatabase(Database):
         return cast(func.strftime("%s", "now"), Integer)
 
 
-def _engine(url: URL) -> Engine:
+def _interrupt(raw: sqlite3.Connection) -> None:
+    with suppress(sqlite3.ProgrammingError):  # it was closed
+        raw.interrupt()
+
+
+def _engine(url: URL, pool: Pool) -> Engine:
     engine = create_engine(
         url,
         isolation_level="AUTOCOMMIT",
         hide_parameters=True,  # otherwise errors would show e-mail addresses in the log
-        pool_size=POOL_SIZE,
+        pool_size=pool.size,
+        max_overflow=pool.more,
         pool_timeout=BUSY_TIMEOUT,
         pool_reset_on_return=None,
         connect_args={"timeout": BUSY_TIMEOUT, "check_same_thread": False},
@@ -111,8 +137,6 @@ def _engine(url: URL) -> Engine:
         # FULL: in WAL mode a lower level may lose the last commits in a power cut, and with them consumed tokens.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
-        # SQLite's own function only folds ASCII; a search for MÜLLER must find Müller.
-        connection.create_function("lower", 1, lambda text: text and str(text).lower(), deterministic=True)
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise connection.OperationalError(f"the file system of the database does not allow WAL mode (it is {mode})")

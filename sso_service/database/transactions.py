@@ -7,6 +7,7 @@ depends on knowing when `COMMIT` was sent: before it, nothing happened; after it
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -32,18 +33,31 @@ from sso_service.errors import OutcomeUnknown, Unavailable
 BUSY_TIMEOUT = 2.0
 """Seconds that a statement may wait. Below the deadline of an operation, so the outcome is known in time."""
 
-POOL_SIZE = 8
-"""Connections that a process keeps open; the pool opens up to ten more under load."""
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The connections of a pool: it keeps `size` open, and opens up to `more` under load."""
+
+    size: int
+    more: int
+
+
+LOGIN_POOL = Pool(8, 6)
+"""Connections of a process for logins, issuing, access checks, health checks and purging."""
+PAGE_POOL = Pool(3, 1)
+"""Connections of a process for pages, which can only wait for each other."""
 
 
 class Database(ABC):
     """A database with the few statements that SQLite and PostgreSQL express differently.
 
     `url` is the SQLAlchemy URL. With `require_sync_standby`, tokens are consumed only while PostgreSQL waits for a
-    synchronous standby.
+    synchronous standby. All threads share the connections of `engine`.
     """
 
     is_sqlite = False
+    breaks_cheaply = False
+    """Whether a connection survives that its statement was ended by `breaker`."""
 
     def __init__(self, url: URL, engine: Engine, *, require_sync_standby: bool = False) -> None:
         self.url = url
@@ -60,6 +74,21 @@ class Database(ABC):
             raise Unavailable(f"cannot connect to {self}: {reason(error)}") from error
         with connection:
             yield connection
+
+    @abstractmethod
+    def for_pages(self) -> "Database":
+        """Return the same database with a small pool of its own, for pages: they cannot delay logins.
+
+        A statement of a page may take 1 s on PostgreSQL. The caller closes the result.
+        """
+
+    @abstractmethod
+    def breaker(self, connection: Connection, *, reading: bool) -> Callable[[], object] | None:
+        """Return a function with which another thread ends the statement that `connection` runs, without waiting.
+
+        The function may be called until `connection` is returned to the pool. With `reading` False, the result is None
+        where a statement cannot be ended safely, because it may be a `COMMIT`.
+        """
 
     # --- transactions
 

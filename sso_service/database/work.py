@@ -1,4 +1,7 @@
-"""Reads and changes that pages and commands make: any function of a connection, run in batches."""
+"""Reads and changes that pages and commands make: any function of a connection.
+
+Unlike the operations of logins, these share no statement. A batch of them would only make a transaction longer.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -14,6 +17,8 @@ Work = Callable[[Connection], T]
 
 
 class _Works(GroupCommit[Work[Any], Any]):
+    max_batch = 1
+
     def run_batch(self, connection: Connection, ops: Sequence[Work[Any]]) -> list[Any]:
         return [work(connection) for work in ops]
 

@@ -41,10 +41,21 @@ class Actor:
 
 
 class Accounts:
-    """The use cases of administration."""
+    """The use cases of administration.
 
-    def __init__(self, reads: Reads, changes: Changes, *, clock: Callable[[], float] = time.time) -> None:
+    `searches` runs reads that may take long, so that others do not wait for them.
+    """
+
+    def __init__(
+        self,
+        reads: Reads,
+        changes: Changes,
+        *,
+        searches: Reads | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._reads = reads
+        self._searches = searches or reads
         self._changes = changes
         self._clock = clock
 
@@ -131,10 +142,10 @@ class Accounts:
             raise NotFound(f"{email} is not a member of account {account_id}") from None
 
     async def list_members(self, account_id: int, *, search: str, offset: int, limit: int) -> MemberPage:
-        """Return `limit` members from `offset` on whose name or address contains `search`, and the total."""
+        """Return `limit` members from `offset` on whose name or address contains `search`, and how many there are."""
         if not search.isprintable():  # no name contains it, and for SQLite a text ends at the first NUL
             return MemberPage([], 0)
-        return await self._reads.run(
+        return await self._searches.run(
             partial(members.list_members, account_id=account_id, search=search, offset=offset, limit=limit)
         )
 
@@ -260,6 +271,11 @@ class Accounts:
         _record(EventName.SIGNED_OUT_EVERYWHERE, actor, user_id=user_id, account_id=account_id)
 
     # --- users
+
+    async def add_search_texts(self) -> None:
+        """Make all users searchable, in short transactions. It changes nothing if they are."""
+        while await self._reads.run(members.lacks_search_text):
+            await self._changes.run(members.add_search_texts)
 
     async def sign_out_user(self, actor: Actor, user_id: int) -> None:
         """End all sessions of a user, in all accounts. Raises `Overloaded`."""

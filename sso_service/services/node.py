@@ -18,11 +18,12 @@ from sso_service.database.ledger import Redemptions, StateChecks
 from sso_service.database.purging import CLOCK_TOLERANCE, Purger
 from sso_service.database.transactions import Database
 from sso_service.database.work import Changes, Reads
-from sso_service.errors import OutcomeUnknown, Unavailable
+from sso_service.errors import DatabaseError, Unavailable
 from sso_service.key_directory import KeyDirectory
 from sso_service.observability import metrics
 from sso_service.services.accounts import Accounts
 from sso_service.services.issuing import Issuing
+from sso_service.services.page_limits import PageLimits
 from sso_service.services.redeeming import Redeeming
 from sso_service.services.sessions import Sessions
 from sso_service.services.trust import Trust
@@ -30,7 +31,9 @@ from sso_service.settings import Settings
 
 PURGE_INTERVAL = 61.0
 """Seconds between two purge rounds: slightly more than the age that a floor must have."""
-_THREADS = 16
+_LOGIN_THREADS = 16
+_PAGE_THREADS = 4
+"""One for each kind of work of pages, and one in case a transaction is stuck."""
 _NAMED_FILES = 5
 """Maximum number of key files that a problem names."""
 
@@ -62,7 +65,13 @@ class Node:
         self.settings = settings
         self.database = database
         self.trust = Trust(keys, clock=clock)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="database")
+        # Logins and issuing share threads and connections with nothing that an account can make slow. Access checks are
+        # on their side, although pages need them too: one query serves all that arrive together. So are the health
+        # checks, which must report the condition of logins, not of pages.
+        self._login_threads = ThreadPoolExecutor(_LOGIN_THREADS, thread_name_prefix="logins")
+        self._page_threads = ThreadPoolExecutor(_PAGE_THREADS, thread_name_prefix="pages")
+        self.page_database = database.for_pages()
+        """The same database with the connections of pages."""
         access_checks = self._batch(AccessChecks)
         self._health_checks = self._batch(HealthChecks)
         self.sessions = Sessions(self.trust, access_checks, lifetime=settings.session_ttl)
@@ -78,7 +87,10 @@ class Node:
             self._batch(StateChecks),
             access_checks,
         )
-        self.accounts = Accounts(self._batch(Reads), self._batch(Changes), clock=clock)
+        self.accounts = Accounts(
+            self._page_batch(Reads), self._page_batch(Changes), searches=self._page_batch(Reads), clock=clock
+        )
+        self.page_limits = PageLimits(settings.page_rate)
         self.consumed_rows: int | None = None
         """Approximate number of rows in the ledger at the last purge round."""
         self.expiring: Expiring | None = None
@@ -86,7 +98,11 @@ class Node:
         self._draining = False
 
     def _batch(self, kind: type[Batch]) -> Batch:
-        batch: Batch = kind(self.database, self._threads, observe=metrics.batches(kind.kind))
+        batch: Batch = kind(self.database, self._login_threads, observe=metrics.batches(kind.kind))
+        return batch
+
+    def _page_batch(self, kind: type[Batch]) -> Batch:
+        batch: Batch = kind(self.page_database, self._page_threads, observe=metrics.batches(kind.kind))
         return batch
 
     @property
@@ -124,12 +140,13 @@ class Node:
         self._draining = True
 
     async def run_in_background(self) -> None:
-        """Keep the keys up to date and the ledger small, and watch for API tokens that expire, until cancelled."""
+        """Keep keys, ledger and search texts up to date, and watch for API tokens that expire, until cancelled."""
         purger = Purger(self.database, clock=self.trust.clock)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.trust.keep_fresh())
             group.create_task(_repeat("purge", partial(self._purge, purger)))
             group.create_task(_repeat("expiring API tokens", self._watch_api_tokens))
+            group.create_task(_repeat("search texts", self.accounts.add_search_texts, at_once=True))
 
     async def _purge(self, purger: Purger) -> None:
         done = await asyncio.to_thread(purger.run)
@@ -145,8 +162,10 @@ class Node:
     def close(self) -> None:
         """Stop the threads and close the connections."""
         self.trust.close()
-        self._threads.shutdown(cancel_futures=True)
-        self.database.close()
+        for threads in (self._login_threads, self._page_threads):
+            threads.shutdown(cancel_futures=True)
+        for database in (self.database, self.page_database):
+            database.close()
 
 
 def _described(unusable: dict[str, str]) -> str:
@@ -156,14 +175,16 @@ def _described(unusable: dict[str, str]) -> str:
     return f"key files that cannot be used: {', '.join(named + more)}"
 
 
-async def _repeat(name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def _repeat(name: str, work: Callable[[], Awaitable[None]], *, at_once: bool = False) -> None:
     """Do `work` about once a minute, until cancelled. A failure is logged under `name`."""
     while True:
-        # With a random delay, so that workers that started together do not keep working together.
-        await asyncio.sleep(PURGE_INTERVAL + secrets.randbelow(1000) / 100)
+        if not at_once:
+            # With a random delay, so that workers that started together do not keep working together.
+            await asyncio.sleep(PURGE_INTERVAL + secrets.randbelow(1000) / 100)
+        at_once = False
         try:
             await work()
-        except (Unavailable, OutcomeUnknown) as error:
+        except DatabaseError as error:
             log.warning("%s: %s", name, error)
         except Exception:
             log.exception("%s: failed; the next round tries again", name)

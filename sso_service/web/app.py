@@ -106,6 +106,13 @@ async def _lifespan(node: Node, _: object) -> AsyncIterator[None]:
         node.close()
 
 
+@dataclass(slots=True)
+class _Body:
+    """Whether the body of a request has arrived."""
+
+    complete: bool = False
+
+
 class Dispatcher:
     """Finds the endpoint of a request, limits how many run at a time, and turns their errors into JSON.
 
@@ -166,11 +173,13 @@ class Dispatcher:
         self._check_load()
         self._in_flight += 1
         try:
-            await endpoint(scope, partial(self._receive, receive), send)
+            await endpoint(scope, partial(self._receive, receive, _Body()), send)
         finally:
             self._in_flight -= 1
 
-    async def _receive(self, receive: Receive) -> Message:
+    async def _receive(self, receive: Receive, body: _Body) -> Message:
+        if body.complete:  # nothing can follow but the end of the connection
+            return await receive()
         # A request counts as in flight only once its body has arrived. Otherwise a client could occupy all places by
         # sending slowly; until then it only occupies a connection.
         self._in_flight -= 1
@@ -179,6 +188,7 @@ class Dispatcher:
         finally:
             self._in_flight += 1
         self._check_load(of_this_request=1)
+        body.complete = not message.get("more_body", False)
         return message
 
     def _check_load(self, *, of_this_request: int = 0) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import re
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
@@ -9,6 +11,8 @@ from starlette.types import Receive, Scope
 
 from sso_service.errors import BodyTooLarge, BodyTooSlow
 from sso_service.http import header
+
+T = TypeVar("T")
 
 SESSION_COOKIE = "studio_session"
 FORM_COOKIE = "studio_form"
@@ -46,6 +50,28 @@ async def _whole_body(scope: Scope, receive: Receive) -> bytes:
             raise BodyTooLarge
         if not message.get("more_body", False):
             return bytes(received)
+
+
+async def unless_disconnected(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Return the result of `work`, which is cancelled if the client disconnects. The body must have been read.
+
+    Raises what `work` raises, or `ClientDisconnect`.
+    """
+    tasks = working, watching = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        watching.cancel()
+        working.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def form(scope: Scope, receive: Receive, encoding: str = "utf-8") -> dict[str, list[str]]:

@@ -68,10 +68,12 @@ class Client:
         body: bytes = b"",
         pieces: Sequence[bytes] | None = None,
         ends: asyncio.Event | None = None,
+        leaves: asyncio.Event | None = None,
     ) -> Answer:
         """Send a request for `target` (path and query, raw). `pieces` sends the body in several messages.
 
-        If `ends` is given, the end of the body arrives only once it is set.
+        If `ends` is given, the end of the body arrives only once it is set. The client stays until it has the answer,
+        or until `leaves` is set, and raises `LookupError` if it left without one.
         """
         raw = target.encode() if isinstance(target, str) else target
         path, _, query = raw.partition(b"?")
@@ -105,7 +107,11 @@ class Client:
                 await ends.wait()
                 ends = None
                 return {"type": "http.request", "body": b"", "more_body": False}
-            return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+            if incoming:
+                return incoming.pop(0)
+            if parts:
+                await (leaves or asyncio.Event()).wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: Message) -> None:
             outgoing.append(message)

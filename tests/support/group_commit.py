@@ -84,6 +84,14 @@ class BlockingStep:
         self._released.set()
 
 
+def endless(connection: Connection, *_: object) -> None:
+    """Run a query that takes minutes unless it is interrupted."""
+    connection.exec_driver_sql(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000000) "
+        "SELECT count(*) FROM n WHERE i < 0"
+    )
+
+
 def execute(database: Database, *statements: str) -> None:
     with database.connect() as connection, database.writing(connection):
         for statement in statements:

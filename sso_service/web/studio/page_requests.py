@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
 from starlette.requests import ClientDisconnect, Request
@@ -13,11 +13,11 @@ from sso_service.errors import AddressNotFound, CrossOrigin, MethodNotAllowed, N
 from sso_service.http import accepts_html, is_same_origin
 from sso_service.paths import StudioPath, judge
 from sso_service.permissions import SECTIONS, may_view
-from sso_service.problems import ENTRIES
+from sso_service.problems import ENTRIES, api_problem
 from sso_service.services.accounts import Actor
 from sso_service.services.node import Node
 from sso_service.services.sessions import SignedIn
-from sso_service.web.requests import form
+from sso_service.web.requests import form, unless_disconnected
 from sso_service.web.session import current_session
 from sso_service.web.studio.pages import message_page, page
 
@@ -51,6 +51,8 @@ class PageRequest:
     node: Node
     signed_in: SignedIn
     path: StudioPath
+    fields: Mapping[str, list[str]] = field(default_factory=dict)
+    """The fields of the submitted form."""
 
     @property
     def account_id(self) -> int:
@@ -86,8 +88,8 @@ class PageRequest:
         return value
 
     async def form(self) -> Form:
-        """Read the submitted form. Raises `BodyTooLarge`, `BodyTooSlow` or `ClientDisconnect`."""
-        return Form(await form(self.request.scope, self.request.receive))
+        """Return the submitted form."""
+        return Form(self.fields)
 
     def address(self, subpath: str) -> str:
         """Return the path of a page of this team, without a query."""
@@ -138,8 +140,27 @@ class View:
         handler = self._handlers.get(scope["method"])
         if handler is None:
             raise MethodNotAllowed(", ".join(self._handlers))
-        response = await handler(scope["page_request"])
+        page_request: PageRequest = scope["page_request"]
+        # Read first: a slow sender must not take the turn of others.
+        page_request = replace(page_request, fields=await form(scope, receive))
+        if scope["method"] == "POST":
+            response = await _change(handler, page_request)
+        else:
+            response = await unless_disconnected(_show(handler, page_request), receive)
         await response(scope, receive, send)
+
+
+async def _show(handler: Handler, page_request: PageRequest) -> Response:
+    async with page_request.node.page_limits.turn(page_request.account_id):
+        return await handler(page_request)
+
+
+async def _change(handler: Handler, page_request: PageRequest) -> Response:
+    async with page_request.node.page_limits.turn(page_request.account_id):
+        if await page_request.request.is_disconnected():
+            raise ClientDisconnect
+        # From here on the change is not abandoned. Otherwise it could be made without its audit event.
+        return await handler(page_request)
 
 
 class RequireSession:
@@ -166,7 +187,8 @@ class RequireSession:
             if not accepts_html(scope) or code not in ENTRIES or ENTRIES[code].title is None:
                 raise
             framed_by = self._node.settings.origins_of("embed_origins")
-            await message_page(scope, code, framed_by=framed_by)(scope, receive, send)
+            headers = api_problem(error).headers
+            await message_page(scope, code, headers=headers, framed_by=framed_by)(scope, receive, send)
 
     async def _authorize(self, scope: Scope) -> tuple[StudioPath, SignedIn]:
         try:
@@ -178,6 +200,7 @@ class RequireSession:
         session = await current_session(self._node, scope)
         if session is None:
             raise NotSignedIn
+        self._node.page_limits.count(session)  # before the database does anything for it
         signed_in = await self._node.sessions.authorize(session, [path])
         if scope["method"] == "POST" and not is_same_origin(scope):
             raise CrossOrigin

@@ -126,6 +126,7 @@ async def _page(page_request: PageRequest, search: str, page: str, *, problem: s
         tab="team",
         members=found.members,
         total=found.total,
+        more=found.more,
         pages=pages,
         page=number,
         search=search,
