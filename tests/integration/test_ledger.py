@@ -30,7 +30,7 @@ def jane(database: Database) -> AccessQuery:
 
 
 def redeem(database: Database, access: AccessQuery, *batch: bytes) -> list[Verdict]:
-    return redeem_at(database, *(Redemption(each, access, NOW) for each in batch))
+    return redeem_at(database, *(Redemption(each, access, NOW, NOW) for each in batch))
 
 
 def redeem_at(database: Database, *redemptions: Redemption) -> list[Verdict]:
@@ -151,11 +151,11 @@ def test_a_login_link_to_another_accounts_team_consumes_nothing(database: Databa
 def test_a_refused_redemption_does_not_affect_its_batch(database: Database, jane: AccessQuery) -> None:
     unknown, wrong_team = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, ACCOUNT, OTHER_TEAM)
     batch = [
-        Redemption(claims(NOW), unknown, NOW),
-        Redemption(claims(NOW), wrong_team, NOW),
-        Redemption(claims(NOW), jane, NOW),
-        Redemption(claims(NOW, 1), unknown, NOW),
-        Redemption(claims(NOW), jane, NOW),
+        Redemption(claims(NOW), unknown, NOW, NOW),
+        Redemption(claims(NOW), wrong_team, NOW, NOW),
+        Redemption(claims(NOW), jane, NOW, NOW),
+        Redemption(claims(NOW, 1), unknown, NOW, NOW),
+        Redemption(claims(NOW), jane, NOW, NOW),
     ]
     assert redeem_at(database, *batch) == [
         Verdict.NO_ACCESS,
@@ -191,7 +191,9 @@ def test_a_redemption_returns_sessions_from_if_it_is_in_the_future(database: Dat
     with database.connect() as connection, database.writing(connection):
         administration.sign_out_user(connection, "jane@example.com", now=NOW)
     with database.connect() as connection, database.writing(connection):
-        redemptions = [Redemption(claims(NOW, nonce), jane, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))]
+        redemptions = [
+            Redemption(claims(NOW, nonce), jane, NOW + 5, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))
+        ]
         answers = redeem_batch(database, connection, redemptions)
     assert [answer.verdict for answer in answers] == [Verdict.REDEEMED] * 3
     assert [answer.sessions_from for answer in answers] == [NOW + 1, 0, NOW + 1]

@@ -82,8 +82,8 @@ def _api_tokens(service: Node, database: Database) -> Iterator[Case]:
 
     async def look_up(secret: str) -> None:
         with suppress(NotAuthenticated):
-            [found] = look_up_batch(database, reading, [Lookup(digest(secret), "")])
-            service.issuing._check(found.api_token, Scope.WRITE_SSO)
+            [found] = look_up_batch(database, reading, [Lookup(digest(secret), "", now)])
+            service.issuing._check(secret, found.api_token, Scope.WRITE_SSO)
             raise AssertionError("accepted")
 
     kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(revoked))
