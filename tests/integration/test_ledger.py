@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
-from sqlalchemy import delete, event, select, text
+from sqlalchemy import delete, event, select, text, update
 
 from sso_service.database import database_at
 from sso_service.database.directory import AccessQuery, ProvisionRequest, provision
 from sso_service.database.ledger import Redemption, Verdict, check_states, floor_at
 from sso_service.database.ledger import redeem as redeem_batch
 from sso_service.database.purging import RETENTION, PurgeRound
-from sso_service.database.schema import consumed_floor, consumed_nonces
+from sso_service.database.schema import consumed_floor, consumed_nonces, memberships, users
 from sso_service.database.transactions import Database
 from tests.support import administration
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, TEAM
@@ -134,7 +134,9 @@ def test_a_redemption_without_access_consumes_nothing(database: Database, jane: 
     assert rows(database) == []
     with database.connect() as connection, database.writing(connection):
         administration.enable_user(connection, "jane@example.com")
-    assert redeem(database, jane, claims(NOW)) == [Verdict.REDEEMED]
+    assert redeem(database, jane, claims(NOW)) == [Verdict.EXPIRED]
+    assert rows(database) == []
+    assert redeem_at(database, Redemption(claims(NOW), jane, NOW + 1, NOW)) == [Verdict.REDEEMED]
     with database.connect() as connection, database.writing(connection):
         administration.remove_member(connection, "jane@example.com", ACCOUNT)
     assert redeem(database, jane, claims(NOW, 1)) == [Verdict.NO_ACCESS]
@@ -197,6 +199,28 @@ def test_a_redemption_returns_sessions_from_if_it_is_in_the_future(database: Dat
         answers = redeem_batch(database, connection, redemptions)
     assert [answer.verdict for answer in answers] == [Verdict.REDEEMED] * 3
     assert [answer.sessions_from for answer in answers] == [NOW + 1, 0, NOW + 1]
+
+
+@pytest.mark.parametrize("of", ["user", "membership"])
+def test_a_token_from_before_a_sign_out_is_expired_and_is_not_consumed(
+    database: Database, jane: AccessQuery, of: str
+) -> None:
+    used = claims(NOW, 1)
+    assert redeem(database, jane, used) == [Verdict.REDEEMED]
+    table = users if of == "user" else memberships
+    with database.connect() as connection, database.writing(connection):
+        connection.execute(update(table).values(sessions_from=NOW + 1))
+    wrong_team = AccessQuery(jane.user_id, ACCOUNT, OTHER_TEAM)
+    batch = [
+        Redemption(used, jane, NOW, NOW),  # used before: that comes first
+        Redemption(claims(NOW, 2), jane, NOW, NOW),
+        Redemption(claims(NOW, 3), wrong_team, NOW, NOW),
+        Redemption(claims(NOW, 4), jane, NOW + 1, NOW),
+        Redemption(claims(NOW, 5), None, NOW, NOW),  # a revocation
+    ]
+    expired, redeemed = Verdict.EXPIRED, Verdict.REDEEMED
+    assert redeem_at(database, *batch) == [Verdict.CONSUMED, expired, expired, redeemed, redeemed]
+    assert rows(database) == [used, claims(NOW, 4), claims(NOW, 5)]
 
 
 # --- The floor -------------------------------------------------------------------------------------------------------
