@@ -78,7 +78,10 @@ class Issuing:
             raise _refused(RoleNotAllowed(), api_token, user_id)
         # Not before `sessions_from`, which is up to some seconds ahead after "sign out everywhere". Otherwise the new
         # token would be refused like those from before.
-        issued_at = max(self._trust.now(), sessions_from)
+        now = self._trust.now()
+        issued_at = max(now, sessions_from)
+        if issued_at > now + tokens.CLOCK_ALLOWANCE:  # every node would refuse the token
+            raise Unavailable(f"a clock was set back: links of user {user_id} begin only in {issued_at - now} s")
         claims = Claims(issued_at + self._lifetime, user_id, _account_of(api_token), secrets.randbits(32))
         token = tokens.sign(claims, self._trust.signing_key().token_key)
         record(

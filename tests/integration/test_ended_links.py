@@ -16,7 +16,7 @@ from tests.support import administration
 from tests.support.api import make_api_token, node
 from tests.support.client import Client
 from tests.support.clock import Clock
-from tests.support.data import ACCOUNT, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
+from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
 from tests.support.databases import changing
 from tests.support.ledger import number_consumed
 from tests.support.login import EMAIL, code, is_usable, redirects
@@ -205,3 +205,15 @@ async def test_a_node_that_is_ahead_does_not_date_users_ahead(
         assert await is_usable(exact, token)
         await sign_in(exact, api_token)
         assert (await exact.get("/session")).status == 200
+
+
+async def test_no_link_is_issued_that_every_node_would_refuse(
+    client: Client, api_token: str, database: Database, clock: Clock
+) -> None:
+    await client.issue(api_token)
+    with changing(database) as connection:  # as by a clock that was ahead and was set back
+        connection.execute(update(users).values(sessions_from=int(clock()) + CLOCK_ALLOWANCE + 1))
+    answer = await client.post_json("/v1/sso_tokens", JANE, token=api_token)
+    assert (answer.status, answer.error) == (503, "unavailable")
+    clock.advance(1)
+    assert await is_usable(client, await client.issue(api_token))
