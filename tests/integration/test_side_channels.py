@@ -112,7 +112,7 @@ def test_an_unexpected_leak_and_an_undetected_planted_leak_fail(planted: bool, t
 
 
 class Steps:
-    """What a request makes the service do: statements, checks of the key directory, and events without their ref."""
+    """The steps that a request causes: statements, checks of the key directory, and events without their ref."""
 
     def __init__(self, service: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         self.taken: list[object] = []

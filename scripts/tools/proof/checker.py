@@ -374,7 +374,7 @@ def revoked(history: History) -> Iterator[Finding]:
 
 
 def ended(history: History) -> Iterator[Finding]:
-    """A link that was issued before its user signed out everywhere in the account signs nobody in afterwards.
+    """No link signs in if its user signed out everywhere in the account after it was issued.
 
     Clocks must have been correct, because links and sign-outs are dated. The session that signs out must have been
     valid. So sign-outs are left out if its key may have been revoked, or another sign-out may have ended it.
