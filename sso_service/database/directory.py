@@ -296,9 +296,15 @@ def _find_users_statement(database: Database) -> Select[Any]:
 @cache
 def _join_statement(database: Database) -> "ReturningInsert[Any]":
     batch = database.batch(
-        user_id=BigInteger(), account_id=BigInteger(), role=String(), now=BigInteger(), later=BigInteger()
+        user_id=BigInteger(),
+        account_id=BigInteger(),
+        role=String(),
+        now=BigInteger(),
+        later=BigInteger(),
+        earliest=BigInteger(),
     )
-    sessions_from = _at_most_now(database, batch.c.now) + batch.c.later
+    joined_at = _at_most_now(database, batch.c.now) + batch.c.later
+    sessions_from = case((joined_at < batch.c.earliest, batch.c.earliest), else_=joined_at)
     columns = ["user_id", "account_id", "role", "sessions_from"]
     joining = select(batch.c.user_id, batch.c.account_id, batch.c.role, sessions_from).where(true())
     source = joining.order_by(batch.c.user_id, batch.c.account_id)
@@ -349,13 +355,14 @@ def provision(database: Database, connection: Connection, people: Sequence[Provi
             if disabled_at is not None:
                 disabled.add(email)
 
-    # Tokens and sessions of a member who was removed and joins again stay ended, also those of the present second. A
-    # new user had none.
-    joins = {
-        (found[person.email][0], person.account_id): (person.now, int(person.email not in created))
-        for person in people
-        if person.email not in disabled
-    }
+    # Tokens and sessions of a member who was removed and joins again stay ended, also those of the present second and
+    # those that a sign-out has dated ahead. A new user had none.
+    joins: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for person in people:
+        if person.email not in disabled:
+            user_id, since = found[person.email]
+            is_new = person.email in created
+            joins[user_id, person.account_id] = (person.now, 0, 0) if is_new else (person.now, 1, since + 1)
     joined: dict[tuple[int, int], tuple[Role, int]] = {}
     if joins:
         joining = batch_parameter([*member, Role.EDITOR, *times] for member, times in joins.items())
@@ -370,8 +377,8 @@ def provision(database: Database, connection: Connection, people: Sequence[Provi
         user_id, of_user = found[person.email]
         role, of_member = joined.get((user_id, person.account_id), (None, 0))
         # `pop`: only the first of several requests with one address reports that it created the user.
-        is_new = created.pop(person.email, None) is not None
-        provisioned.append(Provisioned(user_id, is_new, role, max(of_user, of_member)))
+        was_created = created.pop(person.email, None) is not None
+        provisioned.append(Provisioned(user_id, was_created, role, max(of_user, of_member)))
     return provisioned
 
 
