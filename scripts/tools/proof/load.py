@@ -290,7 +290,7 @@ class Load:
         if success:
             self._succeeded.add(token)
             self._unsure.pop(token, None)
-            if way == "browser" and draw.random() < 0.02:
+            if way == "browser" and draw.random() < 0.05:
                 await self._sign_out(start, answer, user_id, signed_in_to)
         elif (
             (answer is None or code == "outcome_unknown")
