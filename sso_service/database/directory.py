@@ -140,29 +140,27 @@ class Provisioned(msgspec.Struct, frozen=True):
 def _lookup_statement(database: Database) -> Select[Any]:
     batch = database.batch(digest=String(), email=String(), now=BigInteger())
     # An unknown API token and an expired one must take the same time. A plain join would read the row of the expired
-    # one only. So for every digest the nearest row in the index is read, and compared afterwards. The last comparison
-    # is true if the first is true and the second is false. AND would evaluate the second only for the expired one.
-    each = api_tokens.alias()
-    # The search is for a digest with a letter behind it, because finding an equal one takes less time.
+    # one only. So for every digest the nearest row in the index is read, and compared afterwards. The search is for a
+    # digest with a letter behind it, because finding an equal one takes less time.
+    each, nearest = api_tokens.alias("each"), api_tokens.alias("nearest")
     behind = batch.c.digest.concat(literal_column("'g'"))
-    nearest = select(func.max(each.c.digest)).where(each.c.digest < behind)
-    is_found = api_tokens.c.digest == batch.c.digest
-    has_expired = func.coalesce(api_tokens.c.expires_at <= batch.c.now, false())
-    valid = is_found.self_group().bool_op(">")(has_expired)
-    fields = (api_tokens.c[name] for name in ApiToken.__struct_fields__ if name != "id")
+    nearest_id = select(each.c.id).where(each.c.digest < behind).order_by(each.c.digest.desc()).limit(1)
+    # True if the first is true and the second is false. AND would evaluate the second only for the expired one.
+    has_expired = func.coalesce(nearest.c.expires_at <= batch.c.now, false())
+    is_valid = (nearest.c.digest == batch.c.digest).self_group().bool_op(">")(has_expired)
     return (
         select(
-            case((valid, api_tokens.c.id)),
-            *fields,
+            *(api_tokens.c[name] for name in ApiToken.__struct_fields__),
             users.c.id,
             users.c.disabled_at,
             memberships.c.role,
             sessions_from(),
         )
         .select_from(batch)
-        .outerjoin(api_tokens, api_tokens.c.digest == nearest.scalar_subquery())
+        .outerjoin(nearest, nearest.c.id == nearest_id.scalar_subquery())
+        .outerjoin(api_tokens, api_tokens.c.id == case((is_valid, nearest.c.id)))
         # Without a valid API token the address is compared with null, so the time does not depend on it either.
-        .outerjoin(users, users.c.email == case((valid, batch.c.email)))
+        .outerjoin(users, users.c.email == case((api_tokens.c.id.is_not(None), batch.c.email)))
         .outerjoin(memberships, _is_membership(users.c.id, api_tokens.c.account_id))
         .order_by(batch.c.position)
     )
