@@ -58,7 +58,7 @@ class MalformedToken(InvalidToken):
 
 
 class ForgedToken(InvalidToken, BadSignature):
-    """No key that may still verify made the tag, or the token belongs to another account."""
+    """No key that may still verify made the tag, or the token is for another account than the API token."""
 
     reason = "bad_signature"
 

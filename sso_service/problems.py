@@ -70,7 +70,8 @@ ENTRIES: dict[str, Entry] = {
     "token_expired": Entry(
         410,
         "The login token has expired.",
-        "The lifetime of the login token is over.",
+        "The lifetime of the login token is over, or its user was signed out everywhere, disabled or removed since it "
+        "was issued.",
         401,
         Text("This login link has expired", "Dieser Anmeldelink ist abgelaufen"),
         Text(f"Login links are valid for a few minutes. {_BACK.en}", f"Anmeldelinks gelten wenige Minuten. {_BACK.de}"),

@@ -101,20 +101,26 @@ def read(token: str, token_keys: Iterable[bytes], *, now: int, lifetime: int) ->
     return claims
 
 
-def read_genuine(token: str, token_keys: Iterable[bytes], *, now: int, lifetime: int) -> Claims:
+def read_genuine(
+    token: str, token_keys: Iterable[bytes], *, now: int, lifetime: int, account_id: int | None = None
+) -> Claims:
     """Return the claims of a genuine token, which may have expired and may have been consumed.
 
     `token_keys` are tried newest first. `now` is Unix seconds, `lifetime` is the number of seconds for which tokens are
-    issued. Raises `MalformedToken`, `ForgedToken` or `OverlongToken`, checked in this order. The signature is checked
-    before any claim is trusted.
+    issued. With `account_id`, a token of another account counts as forged. Raises `MalformedToken`, `ForgedToken` or
+    `OverlongToken`, checked in this order. The signature is checked before any claim is trusted.
     """
     packed, tag = _split(token)
     # Every key is tried even after one has matched. There are few keys, so this costs a microsecond, and the time of an
     # answer does not reveal which key signed.
     matches = [_ALGORITHM.verify_signature(key, packed, tag) for key in token_keys]
-    if not any(matches):
-        raise ForgedToken("no key made this signature")
     claims = Claims.unpack(packed)
+    # Both conditions are evaluated for every token, and before anything else depends on one of them. So neither the
+    # answer nor its time reveals to an account that a token of another account is genuine.
+    # `sum` and `&`, because `any` and `and` would stop early.
+    of_account = account_id is None or claims.account_id == account_id
+    if not ((sum(matches) > 0) & of_account):
+        raise ForgedToken("no key made this signature for this account")
     # A node whose clock is ahead, or a leaked key, must not give a token a longer life than promised.
     if claims.expires_at > now + lifetime + CLOCK_ALLOWANCE:
         raise OverlongToken("the token claims a longer lifetime than tokens have")

@@ -88,6 +88,8 @@ def _refusal(
         return "already used"
     if access.member is None:
         return "the user is disabled or not in the account"
+    if claims.expires_at - lifetime < access.member[0].sessions_from:
+        return "expired: the user was signed out everywhere, or joined the account, after it was issued"
     return None
 
 

@@ -43,8 +43,8 @@ def user_show(email: str) -> None:
     echo(f"id {found.id}, created {time_text(found.created_at)}")
     if found.disabled_at is not None:
         echo(f"disabled since {time_text(found.disabled_at)}")
-    if found.sessions_from:
-        echo(f"sessions that began before {time_text(found.sessions_from)} have ended")
+    if found.sessions_from > found.created_at:
+        echo(f"sessions and login links from before {time_text(found.sessions_from)} have ended")
     columns = (Column("ACCOUNT", "account_id"), Column("NAME", "account_name"), Column("ROLE", "role"))
     print_list(columns, memberships, as_json=False)
 

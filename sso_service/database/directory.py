@@ -18,6 +18,9 @@ from sqlalchemy import (
     String,
     and_,
     case,
+    false,
+    func,
+    literal_column,
     or_,
     select,
     true,
@@ -53,7 +56,7 @@ class ApiToken(msgspec.Struct, frozen=True):
 
 
 class User(msgspec.Struct, frozen=True):
-    """A user. Sessions from before `sessions_from` (Unix seconds) are not valid."""
+    """A user. Tokens and sessions from before `sessions_from` (Unix seconds) are not valid."""
 
     id: int
     email: str
@@ -64,19 +67,27 @@ class User(msgspec.Struct, frozen=True):
 
 
 class Lookup(msgspec.Struct, frozen=True):
-    """A question: the API token with this digest, and the user with this address."""
+    """A question: the API token with this digest that has not expired at `now` (Unix seconds), and a user by address.
+
+    Without such an API token no user is looked up.
+    """
 
     digest: str
     email: str
+    now: int
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The answer to a `Lookup`: API token, user, and the user's role in the API token's account."""
+    """The answer to a `Lookup`: API token, user, and the user's role in the API token's account.
+
+    Tokens and sessions from before `sessions_from` (Unix seconds) are not valid. Without a user it is 0.
+    """
 
     api_token: ApiToken | None
     user_id: int | None
     disabled: bool
     role: Role | None
+    sessions_from: int
 
 
 class AccessQuery(msgspec.Struct, frozen=True):
@@ -114,26 +125,42 @@ class ProvisionRequest(msgspec.Struct, frozen=True):
 
 
 class Provisioned(msgspec.Struct, frozen=True):
-    """The result of a `ProvisionRequest`. `role` is None for a disabled user, who is not made a member."""
+    """The result of a `ProvisionRequest`. `role` is None for a disabled user, who is not made a member.
+
+    Tokens and sessions from before `sessions_from` (Unix seconds) are not valid.
+    """
 
     user_id: int
     created: bool
     role: Role | None
+    sessions_from: int
 
 
 @cache
 def _lookup_statement(database: Database) -> Select[Any]:
-    batch = database.batch(digest=String(), email=String())
+    batch = database.batch(digest=String(), email=String(), now=BigInteger())
+    # An unknown API token and an expired one must take the same time. A plain join would read the row of the expired
+    # one only. So for every digest the nearest row in the index is read, and compared afterwards. The search is for a
+    # digest with a letter behind it, because finding an equal one takes less time.
+    each, nearest = api_tokens.alias("each"), api_tokens.alias("nearest")
+    behind = batch.c.digest.concat(literal_column("'g'"))
+    nearest_id = select(each.c.id).where(each.c.digest < behind).order_by(each.c.digest.desc()).limit(1)
+    # True if the first is true and the second is false. AND would evaluate the second only for the expired one.
+    has_expired = func.coalesce(nearest.c.expires_at <= batch.c.now, false())
+    is_valid = (nearest.c.digest == batch.c.digest).self_group().bool_op(">")(has_expired)
     return (
         select(
             *(api_tokens.c[name] for name in ApiToken.__struct_fields__),
             users.c.id,
             users.c.disabled_at,
             memberships.c.role,
+            sessions_from(),
         )
         .select_from(batch)
-        .outerjoin(api_tokens, api_tokens.c.digest == batch.c.digest)
-        .outerjoin(users, users.c.email == batch.c.email)
+        .outerjoin(nearest, nearest.c.id == nearest_id.scalar_subquery())
+        .outerjoin(api_tokens, api_tokens.c.id == case((is_valid, nearest.c.id)))
+        # Without a valid API token the address is compared with null, so the time does not depend on it either.
+        .outerjoin(users, users.c.email == case((api_tokens.c.id.is_not(None), batch.c.email)))
         .outerjoin(memberships, _is_membership(users.c.id, api_tokens.c.account_id))
         .order_by(batch.c.position)
     )
@@ -155,7 +182,7 @@ class Lookups(GroupCommit[Lookup, Found]):
 
 def look_up(database: Database, connection: Connection, lookups: Sequence[Lookup]) -> list[Found]:
     """Return API token, user and membership for each lookup, in one read."""
-    asked = batch_parameter((lookup.digest, lookup.email) for lookup in lookups)
+    asked = batch_parameter((lookup.digest, lookup.email, lookup.now) for lookup in lookups)
     return [
         Found(
             None
@@ -164,15 +191,16 @@ def look_up(database: Database, connection: Connection, lookups: Sequence[Lookup
             user_id,
             disabled_at is not None,
             _role(role),
+            valid_from or 0,
         )
-        for token_id, account, scopes, cap, expiry, revoked, used, user_id, disabled_at, role in rows(
+        for token_id, account, scopes, cap, expiry, revoked, used, user_id, disabled_at, role, valid_from in rows(
             connection, _lookup_statement(database), asked
         )
     ]
 
 
 def sessions_from() -> ColumnElement[int]:
-    """Return the later `sessions_from` of user and membership: sessions from before it are not valid."""
+    """Return the later `sessions_from` of user and membership: tokens and sessions from before it are not valid."""
     later = memberships.c.sessions_from > users.c.sessions_from
     return case((later, memberships.c.sessions_from), else_=users.c.sessions_from)
 
@@ -239,36 +267,56 @@ def _create_users_statement(database: Database) -> "ReturningInsert[Any]":
         email=String(), first_name=String(), last_name=String(), search=String(), created_at=BigInteger()
     )
     columns = ["email", "first_name", "last_name", "search", "created_at"]
+    # A token or session that is older than its user was for another person, who had this id in another database.
+    sessions_from = _at_most_now(database, batch.c.created_at)
     # Ordered by address, so that batches of two nodes cannot deadlock. SQLite needs the WHERE to distinguish
     # ON CONFLICT from the ON of a join.
-    source = select(*(batch.c[name] for name in columns)).where(true()).order_by(batch.c.email)
-    insert = database.insert(users).from_select(columns, source, include_defaults=False)
-    return insert.on_conflict_do_nothing().returning(users.c.email, users.c.id)
+    source = select(*(batch.c[name] for name in columns), sessions_from).where(true()).order_by(batch.c.email)
+    insert = database.insert(users).from_select([*columns, "sessions_from"], source, include_defaults=False)
+    return insert.on_conflict_do_nothing().returning(users.c.email, users.c.id, users.c.sessions_from)
+
+
+def _at_most_now(database: Database, time: ColumnElement[int]) -> ColumnElement[int]:
+    """Return a node's `time`, limited by the database's clock.
+
+    Other nodes would refuse tokens and sessions from a node that is ahead, until their clocks had caught up.
+    """
+    return case((time < database.now(), time), else_=database.now())
 
 
 @cache
 def _find_users_statement(database: Database) -> Select[Any]:
     batch = database.batch(email=String())
-    return select(users.c.email, users.c.id, users.c.disabled_at).join(batch, users.c.email == batch.c.email)
+    found = select(users.c.email, users.c.id, users.c.sessions_from, users.c.disabled_at)
+    return found.join(batch, users.c.email == batch.c.email)
 
 
 @cache
 def _join_statement(database: Database) -> "ReturningInsert[Any]":
-    batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), role=String(), now=BigInteger())
-    # The database's clock limits that of a node that is ahead: other nodes would refuse new sessions until their
-    # clocks had caught up.
-    now = case((batch.c.now < database.now(), batch.c.now), else_=database.now())
+    batch = database.batch(
+        user_id=BigInteger(),
+        account_id=BigInteger(),
+        role=String(),
+        now=BigInteger(),
+        later=BigInteger(),
+        earliest=BigInteger(),
+    )
+    joined_at = _at_most_now(database, batch.c.now) + batch.c.later
+    sessions_from = case((joined_at < batch.c.earliest, batch.c.earliest), else_=joined_at)
     columns = ["user_id", "account_id", "role", "sessions_from"]
-    joining = select(batch.c.user_id, batch.c.account_id, batch.c.role, now).where(true())
+    joining = select(batch.c.user_id, batch.c.account_id, batch.c.role, sessions_from).where(true())
     source = joining.order_by(batch.c.user_id, batch.c.account_id)
     insert = database.insert(memberships).from_select(columns, source, include_defaults=False)
-    return insert.on_conflict_do_nothing().returning(memberships.c.user_id, memberships.c.account_id)
+    return insert.on_conflict_do_nothing().returning(*_key_of_membership, memberships.c.sessions_from)
+
+
+_key_of_membership = (memberships.c.user_id, memberships.c.account_id)
 
 
 @cache
 def _roles_statement(database: Database) -> Select[Any]:
     batch = database.batch(user_id=BigInteger(), account_id=BigInteger())
-    found = select(memberships.c.user_id, memberships.c.account_id, memberships.c.role)
+    found = select(*_key_of_membership, memberships.c.sessions_from, memberships.c.role)
     return found.join(batch, _is_membership(batch.c.user_id, batch.c.account_id))
 
 
@@ -294,39 +342,42 @@ def provision(database: Database, connection: Connection, people: Sequence[Provi
         [p.email, p.first_name, p.last_name, search_text(p.email, p.first_name, p.last_name), p.now]
         for p in first_of.values()
     )
-    created = dict(rows(connection, _create_users_statement(database), unknown))
-    ids = dict(created)
+    new = rows(connection, _create_users_statement(database), unknown)
+    created = {email: (id_, since) for email, id_, since in new}
+    found = dict(created)
     disabled: set[str] = set()
     if known := [[email] for email in first_of if email not in created]:
         # A new statement, because the INSERT's snapshot lacks rows of other nodes whose commit it waited for.
-        for email, user_id, disabled_at in rows(connection, _find_users_statement(database), batch_parameter(known)):
-            ids[email] = user_id
+        for email, id_, since, disabled_at in rows(connection, _find_users_statement(database), batch_parameter(known)):
+            found[email] = id_, since
             if disabled_at is not None:
                 disabled.add(email)
 
-    # Sessions of a member who was removed and joins again stay ended. A new user has had no sessions.
-    joins = {
-        (ids[person.email], person.account_id): 0 if person.email in created else person.now
-        for person in people
-        if person.email not in disabled
-    }
-    roles: dict[tuple[int, int], Role] = {}
+    # Tokens and sessions of a member who was removed and joins again stay ended, also those of the present second and
+    # those that a sign-out has dated ahead. A new user had none.
+    joins: dict[tuple[int, int], tuple[int, int, int]] = {}
+    for person in people:
+        if person.email not in disabled:
+            user_id, since = found[person.email]
+            is_new = person.email in created
+            joins[user_id, person.account_id] = (person.now, 0, 0) if is_new else (person.now, 1, since + 1)
+    joined: dict[tuple[int, int], tuple[Role, int]] = {}
     if joins:
-        joining = batch_parameter([*member, Role.EDITOR, now] for member, now in joins.items())
-        roles = dict.fromkeys(rows(connection, _join_statement(database), joining), Role.EDITOR)
-    if members := [list(member) for member in joins if member not in roles]:
-        for user_id, account_id, role in rows(connection, _roles_statement(database), batch_parameter(members)):
-            roles[user_id, account_id] = Role(role)
+        joining = batch_parameter([*member, Role.EDITOR, *times] for member, times in joins.items())
+        for user_id, account_id, since in rows(connection, _join_statement(database), joining):
+            joined[user_id, account_id] = Role.EDITOR, since
+    if members := [list(member) for member in joins if member not in joined]:
+        for user_id, account_id, since, role in rows(connection, _roles_statement(database), batch_parameter(members)):
+            joined[user_id, account_id] = Role(role), since
 
-    # `pop`: only the first of several requests with one address reports that it created the user.
-    return [
-        Provisioned(
-            ids[person.email],
-            created=created.pop(person.email, None) is not None,
-            role=roles.get((ids[person.email], person.account_id)),
-        )
-        for person in people
-    ]
+    provisioned = []
+    for person in people:
+        user_id, of_user = found[person.email]
+        role, of_member = joined.get((user_id, person.account_id), (None, 0))
+        # `pop`: only the first of several requests with one address reports that it created the user.
+        was_created = created.pop(person.email, None) is not None
+        provisioned.append(Provisioned(user_id, was_created, role, max(of_user, of_member)))
+    return provisioned
 
 
 class ApiTokenUses(GroupCommit[tuple[int, int], None]):

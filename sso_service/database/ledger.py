@@ -46,19 +46,20 @@ class Verdict(Enum):
 
     REDEEMED = auto()
     CONSUMED = auto()
-    EXPIRED = auto()  # below the floor
+    EXPIRED = auto()  # below the floor, or issued before its user's `sessions_from`; nothing was consumed
     NO_ACCESS = auto()  # the user is disabled or not a member; nothing was consumed
     NO_TEAM = auto()  # the team in the path does not belong to the account; nothing was consumed
 
 
 class Redemption(msgspec.Struct, frozen=True):
-    """Claims (16 bytes) to be consumed at `now` (Unix seconds), if `access` is granted.
+    """Claims (16 bytes) to be consumed at `now`, if `access` is granted to a token from `issued_at` (Unix seconds).
 
     Without `access` they are consumed in any case, which revokes the token.
     """
 
     claims: bytes
     access: AccessQuery | None
+    issued_at: int
     now: int
 
 
@@ -130,13 +131,13 @@ def redeem(database: Database, connection: Connection, redemptions: Sequence[Red
     wanted = {redemption.claims for redemption, permission in permitted if permission.refusal is None}
     won = _execute(connection, _consume_statement(database), wanted)
     # A new statement, because the INSERT's snapshot lacks rows of other nodes whose commit it waited for. Claims of
-    # users without access are looked up as well: the token may have been used while they had access.
-    refused = {redemption.claims for redemption, permission in permitted if permission.refusal is Verdict.NO_ACCESS}
+    # users without access are looked up as well: the token may have been used before they lost it or signed out.
+    refused = {redemption.claims for redemption, permission in permitted if permission.refusal in _LOST}
     consumed = _execute(connection, _find_statement(), (wanted | refused) - won)
 
     results: list[Redeemed] = []
     for redemption, permission in permitted:
-        if permission.refusal is Verdict.NO_ACCESS and redemption.claims in consumed:
+        if permission.refusal in _LOST and redemption.claims in consumed:
             results.append(Redeemed(Verdict.CONSUMED))
         elif permission.refusal is not None:
             results.append(Redeemed(permission.refusal))
@@ -151,18 +152,22 @@ def redeem(database: Database, connection: Connection, redemptions: Sequence[Red
 
 _NO_QUERY = (None, None, None)
 _NO_ACCESS = _Permission(Verdict.NO_ACCESS)
-_NO_TEAM = _Permission(Verdict.NO_TEAM)
 _PERMITTED = _Permission()
+_REFUSED = {-2: _Permission(Verdict.EXPIRED), -3: _Permission(Verdict.NO_TEAM)}
+_LOST = {Verdict.NO_ACCESS, Verdict.EXPIRED}
 
 
 @cache
 def _permissions_statement(database: Database) -> Select[Any]:
-    batch = database.batch(user_id=BigInteger(), account_id=BigInteger(), team_id=BigInteger(), now=BigInteger())
+    batch = database.batch(
+        user_id=BigInteger(), account_id=BigInteger(), team_id=BigInteger(), issued_at=BigInteger(), now=BigInteger()
+    )
     has_access = and_(users.c.id.is_not(None), users.c.disabled_at.is_(None), memberships.c.role.is_not(None))
     team_exists = or_(batch.c.team_id.is_(None), teams.c.id.is_not(None))
     permission = case(
         (not_(has_access), -1),
-        (not_(team_exists), -2),
+        (sessions_from() > batch.c.issued_at, -2),
+        (not_(team_exists), -3),
         (sessions_from() > batch.c.now, sessions_from()),
         else_=0,
     )
@@ -173,20 +178,24 @@ def _permissions(database: Database, connection: Connection, redemptions: Sequen
     """Return for each redemption whether its user has access.
 
     Fetching a row costs more than finding it, so the database returns one row with a number for each redemption: -1 for
-    no access, -2 for no such team, 0 for access, otherwise the user's `sessions_from`.
+    no access, -2 for a token from before `sessions_from`, -3 for no such team, 0 for access, otherwise `sessions_from`.
+
+    A sign-out that is committed after this statement and before the token is consumed is no loophole: the session is
+    dated before the new `sessions_from`.
     """
     asked = batch_parameter(
-        (*(msgspec.structs.astuple(each.access) if each.access else _NO_QUERY), each.now) for each in redemptions
+        (*(msgspec.structs.astuple(each.access) if each.access else _NO_QUERY), each.issued_at, each.now)
+        for each in redemptions
     )
     ((pairs,),) = rows(connection, _permissions_statement(database), asked)
     permissions = [_NO_ACCESS if redemption.access else _PERMITTED for redemption in redemptions]
     for position, number in msgspec.json.decode(pairs):
         if number == 0:
             permissions[position] = _PERMITTED
-        elif number == -2:
-            permissions[position] = _NO_TEAM
         elif number > 0:
             permissions[position] = _Permission(sessions_from=number)
+        elif number < -1:
+            permissions[position] = _REFUSED[number]
     return permissions
 
 

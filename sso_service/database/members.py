@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, func, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, Table, Update, and_, delete, func, select, true, update
 
 from sso_service.database.accounts import ApiTokenRecord, api_tokens_created_by, find_account
 from sso_service.database.schema import accounts, memberships, users
@@ -229,18 +229,29 @@ def remove_member(connection: Connection, account_id: int, user_id: int) -> None
     connection.execute(delete(memberships).where(*_membership(account_id, user_id)))
 
 
-def sign_out_member(connection: Connection, account_id: int, user_id: int, *, database: Database) -> None:
-    """End all sessions of a member in this account. Sessions in other accounts go on.
+def sign_out_member(
+    connection: Connection, account_id: int, user_id: int, *, database: Database, by_member: bool = False
+) -> None:
+    """End all sessions and outstanding login links of a member in this account. Other accounts are not affected.
 
-    Raises `NotFound`, or `Overloaded` if this was done too often within a few seconds.
+    With `by_member`, the members themselves do it. Raises `NotFound`, or `Overloaded` if this was done too often within
+    a few seconds.
     """
     find_member(connection, account_id, user_id)
     where = _membership(account_id, user_id)
     dates = select(memberships.c.sessions_from, users.c.sessions_from).join_from(memberships, users)
     before = connection.execute(dates.where(*where)).one()
-    # Half as far ahead as for the user: whatever an account's admins do, "sign out everywhere" stays possible.
-    later = _next_sessions_from(*before, now=_now(connection, database), ahead=CLOCK_ALLOWANCE // 4)
-    connection.execute(update(memberships).where(*where).values(sessions_from=later))
+    ahead = _AHEAD_BY_MEMBER if by_member else _AHEAD_BY_ADMIN
+    later = _next_sessions_from(*before, now=_now(connection, database), ahead=ahead)
+    connection.execute(_raise_sessions_from(memberships, later).where(*where))
+
+
+# How far a sign-out may date `sessions_from` ahead, in seconds. Whatever an account's admins do, its members can sign
+# out everywhere, and whatever happens in accounts, an operator can sign a user out. Nodes accept tokens and sessions
+# that are dated up to `CLOCK_ALLOWANCE` ahead; the rest of it is left for clocks that differ.
+_AHEAD_BY_ADMIN = CLOCK_ALLOWANCE // 4
+_AHEAD_BY_MEMBER = CLOCK_ALLOWANCE // 3
+_AHEAD_BY_OPERATOR = CLOCK_ALLOWANCE // 2
 
 
 # --- changing users --------------------------------------------------------------------------------------------------
@@ -265,7 +276,7 @@ def enable_user(connection: Connection, user_id: int) -> None:
 
 
 def sign_out_user(connection: Connection, user_id: int, *, database: Database) -> None:
-    """End every session that the user has begun so far, in all accounts.
+    """End every session that the user has begun so far, in all accounts, and every outstanding login link.
 
     A session records its start to the second, so sessions of the current second end too. A session that begins later in
     this second is dated to the next one, and after a further sign-out in the same second to the one after that. Raises
@@ -274,8 +285,13 @@ def sign_out_user(connection: Connection, user_id: int, *, database: Database) -
     of_user = select(users.c.sessions_from).where(users.c.id == user_id)
     of_memberships = select(memberships.c.sessions_from).where(memberships.c.user_id == user_id)
     before = connection.scalars(of_user.union_all(of_memberships)).all()
-    later = _next_sessions_from(*before, now=_now(connection, database), ahead=CLOCK_ALLOWANCE // 2)
-    connection.execute(update(users).where(users.c.id == user_id).values(sessions_from=later))
+    later = _next_sessions_from(*before, now=_now(connection, database), ahead=_AHEAD_BY_OPERATOR)
+    connection.execute(_raise_sessions_from(users, later).where(users.c.id == user_id))
+
+
+def _raise_sessions_from(table: Table, later: int) -> Update:
+    # Another transaction may have set a later time since the present one was read. It must not become earlier again.
+    return update(table).where(table.c.sessions_from < later).values(sessions_from=later)
 
 
 def _next_sessions_from(*before: int, now: int, ahead: int) -> int:

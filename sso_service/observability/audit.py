@@ -89,7 +89,8 @@ DESCRIPTIONS: dict[EventName, tuple[str, tuple[str, ...]]] = {
         ("user_id", "account_id", "api_token_id", "ref"),
     ),
     EventName.SIGNED_OUT_EVERYWHERE: (
-        "All sessions of a user were ended: by the user, an admin or an operator.",
+        "All sessions and login links of a user were ended, in the account if there is one: by the user, an admin or "
+        "an operator.",
         ("user_id", "account_id", *_CHANGED_BY),
     ),
     EventName.ROLE_CHANGED: ("A member got another role.", ("user_id", "account_id", "role", *_CHANGED_BY)),

@@ -264,9 +264,17 @@ class Accounts:
         return _record_revoked(actor, created, revoke_api_tokens)
 
     async def sign_out_member(self, actor: Actor, account_id: int, user_id: int) -> None:
-        """End all sessions of a member in this account. Raises `NotFound`, `Overloaded`, or `NotAnAdmin`."""
-        database = self._changes.database
-        work = partial(members.sign_out_member, account_id=account_id, user_id=user_id, database=database)
+        """End all sessions and outstanding login links of a member in this account.
+
+        Raises `NotFound`, `Overloaded`, or `NotAnAdmin`.
+        """
+        work = partial(
+            members.sign_out_member,
+            account_id=account_id,
+            user_id=user_id,
+            database=self._changes.database,
+            by_member=actor == Actor(),
+        )
         await self._change(actor, account_id, work)
         _record(EventName.SIGNED_OUT_EVERYWHERE, actor, user_id=user_id, account_id=account_id)
 
@@ -278,7 +286,7 @@ class Accounts:
             await self._changes.run(members.add_search_texts)
 
     async def sign_out_user(self, actor: Actor, user_id: int) -> None:
-        """End all sessions of a user, in all accounts. Raises `Overloaded`."""
+        """End all sessions and outstanding login links of a user, in all accounts. Raises `Overloaded`."""
         await self._changes.run(partial(members.sign_out_user, user_id=user_id, database=self._changes.database))
         _record(EventName.SIGNED_OUT_EVERYWHERE, actor, user_id=user_id)
 

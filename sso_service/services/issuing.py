@@ -1,14 +1,10 @@
 """Issuing login tokens for the holders of API tokens, and authorizing API tokens for every other use."""
 
 import asyncio
-import math
 import secrets
-import time
 from typing import Any, TypeVar
 
 import msgspec
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
 
 from sso_service import tokens
 from sso_service.database.directory import (
@@ -35,6 +31,7 @@ from sso_service.observability.audit import Event, EventName
 from sso_service.observability.events import record
 from sso_service.people import Person, normalise_email
 from sso_service.permissions import Role, Scope
+from sso_service.services.quotas import Quota, Quotas
 from sso_service.services.trust import Trust
 from sso_service.settings import Settings
 from sso_service.tokens import Claims
@@ -60,8 +57,7 @@ class Issuing:
         self._provisioning = provisioning
         self._uses = uses
         self._lifetime = settings.token_ttl
-        self._rate = settings.rate
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._quotas = Quotas(settings.rate)
         self._recorded: dict[int, int] = {}  # the hour of the last recorded use, by id of the API token
         self._background: set[asyncio.Task[Any]] = set()
 
@@ -71,16 +67,22 @@ class Issuing:
         An unknown person becomes a user, and a user of other accounts a member of this one. Raises `ApiTokenError`,
         `FieldError`, `UserDisabled`, `RoleNotAllowed`, `Unavailable` or `OutcomeUnknown`.
         """
-        found = await self._lookups.submit(Lookup(digest(secret), person.email))
-        api_token = self._check(found.api_token, Scope.WRITE_SSO)
+        found = await self._look_up(secret, person.email)
+        api_token = self._check(secret, found.api_token, Scope.WRITE_SSO)
+        self.count(secret, api_token)
         email = person.email
         if found.user_id is None and (email := normalise_email(email)) != person.email:
-            found = await self._lookups.submit(Lookup(digest(secret), email))
-        user_id, role, created = await self._member(api_token, found, person, email)
+            found = await self._look_up(secret, email)
+        user_id, role, created, sessions_from = await self._member(api_token, found, person, email)
         if api_token.max_role is not None and role.exceeds(api_token.max_role):
             raise _refused(RoleNotAllowed(), api_token, user_id)
-        expires_at = self._trust.now() + self._lifetime
-        claims = Claims(expires_at, user_id, _account_of(api_token), secrets.randbits(32))
+        # Not before `sessions_from`, which is up to some seconds ahead after "sign out everywhere". Otherwise the new
+        # token would be refused like those from before.
+        now = self._trust.now()
+        issued_at = max(now, sessions_from)
+        if issued_at > now + tokens.CLOCK_ALLOWANCE:  # every node would refuse the token
+            raise Unavailable(f"a clock was set back: links of user {user_id} begin only in {issued_at - now} s")
+        claims = Claims(issued_at + self._lifetime, user_id, _account_of(api_token), secrets.randbits(32))
         token = tokens.sign(claims, self._trust.signing_key().token_key)
         record(
             Event(
@@ -95,43 +97,54 @@ class Issuing:
         return IssuedToken(token, created)
 
     async def authorize(self, secret: str, scope: Scope) -> ApiToken:
-        """Return the API token with this secret. Raises a subclass of `ApiTokenError`, or `Unavailable`."""
-        found = await self._lookups.submit(Lookup(digest(secret), ""))
-        return self._check(found.api_token, scope)
+        """Return the API token with this secret, without counting the request.
 
-    async def _member(self, api_token: ApiToken, found: Found, person: Person, email: str) -> tuple[int, Role, bool]:
-        """Return the user's id, their role in the account, and whether the user was created."""
+        Raises `NotAuthenticated`, `InsufficientScope` or `Unavailable`.
+        """
+        return self._check(secret, (await self._look_up(secret, "")).api_token, scope)
+
+    def count(self, secret: str, api_token: ApiToken) -> None:
+        """Count a request of the API token, given with its secret, against `SSO_RATE_LIMIT`. Raises `RateLimited`."""
+        try:
+            self._quotas.count(secret)
+        except RateLimited as error:
+            raise _refused(error, api_token) from None
+
+    def quota(self, secret: str) -> Quota | None:
+        """Return the quota of the API token with this secret: None without a limit, or if it was never accepted."""
+        return self._quotas.of(secret)
+
+    async def _look_up(self, secret: str, email: str) -> Found:
+        return await self._lookups.submit(Lookup(digest(secret), email, self._trust.now()))
+
+    async def _member(
+        self, api_token: ApiToken, found: Found, person: Person, email: str
+    ) -> tuple[int, Role, bool, int]:
+        """Return the user's id, their role in the account, whether the user was created, and `sessions_from`."""
         if found.disabled:
             raise _refused(UserDisabled(), api_token, found.user_id)
         if found.user_id is not None and found.role is not None:
-            return found.user_id, found.role, False
+            return found.user_id, found.role, False, found.sessions_from
         self._trust.signing_key()  # without one, a user would be created for a token that cannot be signed
         provisioned = await self._provisioning.submit(
             ProvisionRequest(email, person.first_name, person.last_name, _account_of(api_token), self._trust.now())
         )
         if provisioned.role is None:
             raise _refused(UserDisabled(), api_token, provisioned.user_id)
-        return provisioned.user_id, provisioned.role, provisioned.created
+        return provisioned.user_id, provisioned.role, provisioned.created, provisioned.sessions_from
 
-    def _check(self, api_token: ApiToken | None, scope: Scope) -> ApiToken:
-        now = self._trust.now()
-        if (
-            api_token is None
-            or api_token.revoked_at is not None
-            or (api_token.expires_at is not None and api_token.expires_at <= now)
-        ):
+    def _check(self, secret: str, api_token: ApiToken | None, scope: Scope) -> ApiToken:
+        # The lookup finds no revoked or expired API token, so the time of the refusal does not reveal the reason, and
+        # neither does the event. This catches one that was revoked by hand.
+        if api_token is None or api_token.revoked_at is not None:
             raise _refused(NotAuthenticated(), api_token)
+        self._quotas.accept(secret)
         # A platform API token never issues, whatever scopes its row contains.
         if scope not in api_token.scopes or (scope is Scope.WRITE_SSO and api_token.account_id is None):
             raise _refused(InsufficientScope(scope), api_token)
-        self._check_rate(api_token)
+        now = self._trust.now()
         self._record_use(api_token, now - now % 3600)
         return api_token
-
-    def _check_rate(self, api_token: ApiToken) -> None:
-        if self._rate is not None and not self._limiter.hit(self._rate, str(api_token.id)):
-            free_at = self._limiter.get_window_stats(self._rate, str(api_token.id)).reset_time
-            raise _refused(RateLimited(max(1, math.ceil(free_at - time.time()))), api_token)
 
     def _record_use(self, api_token: ApiToken, hour: int) -> None:
         """Write the hour of use in the background, once an hour. The request does not wait for it."""

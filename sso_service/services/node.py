@@ -83,6 +83,7 @@ class Node:
             self.trust,
             self.sessions,
             self.issuing.authorize,
+            self.issuing.count,
             self._batch(Redemptions),
             self._batch(StateChecks),
             access_checks,

@@ -35,6 +35,9 @@ from sso_service.tokens import Claims
 Authorize = Callable[[str, Scope], Awaitable[ApiToken]]
 """`Issuing.authorize`: from the secret of an API token and a scope to the API token."""
 
+Count = Callable[[str, ApiToken], None]
+"""`Issuing.count`: raises `RateLimited` if the API token, given with its secret, has no quota left."""
+
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
@@ -61,6 +64,7 @@ class Redeeming:
         trust: Trust,
         sessions: Sessions,
         authorize: Authorize,
+        count: Count,
         redemptions: Redemptions,
         states: StateChecks,
         access_checks: AccessChecks,
@@ -68,6 +72,7 @@ class Redeeming:
         self._trust = trust
         self._sessions = sessions
         self._authorize = authorize
+        self._count = count
         self._redemptions = redemptions
         self._states = states
         self._access_checks = access_checks
@@ -78,14 +83,16 @@ class Redeeming:
 
     async def verify(self, secret: str, token: str) -> VerifiedToken:
         """Return what `consume` would return now, without consuming. Raises the same, except `OutcomeUnknown`."""
-        return await self._verify(await self._authorize(secret, Scope.VERIFY_SSO), token)
+        return await self._verify(await self._authorize(secret, Scope.VERIFY_SSO), secret, token)
 
-    async def _verify(self, api_token: ApiToken, token: str) -> VerifiedToken:
-        claims = await self._read_for(api_token, token)
+    async def _verify(self, api_token: ApiToken, secret: str, token: str) -> VerifiedToken:
+        claims = await self._read_for(api_token, secret, token)
         _refuse_unless_redeemable(await self._states.submit(claims.pack()))
         access = await self._access_checks.submit(AccessQuery(claims.user_id, claims.account_id))
         if access.member is None:
             raise NoAccess
+        if self._issued_at(claims) < access.member[0].sessions_from:
+            raise TokenExpired("the user was signed out everywhere after it was issued")
         return VerifiedToken(claims, *access.member)
 
     async def consume(self, secret: str, token: str) -> VerifiedToken:
@@ -98,7 +105,7 @@ class Redeeming:
             api_token = await self._authorize(secret, Scope.VERIFY_SSO)
             known["api_token_id"] = api_token.id
             # Verified before it is consumed, so that a failure here does not use up the link.
-            verified = await self._verify(api_token, token)
+            verified = await self._verify(api_token, secret, token)
             claims = verified.claims
             redeemed = await self._redeem(claims, AccessQuery(claims.user_id, claims.account_id))
             _refuse_unless_redeemable(None if redeemed.verdict is Verdict.REDEEMED else redeemed.verdict)
@@ -108,11 +115,11 @@ class Redeeming:
     async def revoke(self, secret: str, token: str) -> bool:
         """Consume `token` without signing in. Return False if it was used before.
 
-        The token of a disabled user is revoked too, because the user may be enabled again. Raises what `consume`
-        raises, except `TokenConsumed` and `NoAccess`.
+        The token of a disabled user is revoked too, because the user may be enabled again, and so is a token from
+        before a sign-out. Raises what `consume` raises, except `TokenConsumed` and `NoAccess`.
         """
         api_token = await self._authorize(secret, Scope.WRITE_SSO)
-        claims = await self._read_for(api_token, token)
+        claims = await self._read_for(api_token, secret, token)
         redeemed = await self._redeem(claims, None)
         if redeemed.verdict is Verdict.EXPIRED:
             raise TokenExpired
@@ -121,11 +128,14 @@ class Redeeming:
             _record(EventName.TOKEN_REVOKED, token, claims, api_token_id=api_token.id)
         return revoked
 
-    async def _read_for(self, api_token: ApiToken, token: str) -> Claims:
-        """Return the claims of a genuine, unexpired token of the API token's account, without using the database."""
-        claims = await self._read_genuine(token)
-        if api_token.account_id not in {None, claims.account_id}:
-            raise ForgedToken("tokens of other accounts are answered like forged ones")
+    async def _read_for(self, api_token: ApiToken, secret: str, token: str) -> Claims:
+        """Return the claims of a genuine, unexpired token of the API token's account, without using the database.
+
+        Only genuine tokens count against the rate limit, even if they have expired. Any client can make a frontend
+        check forged ones, and could use up its quota.
+        """
+        claims = await self._read_genuine(token, api_token.account_id)
+        self._count(secret, api_token)
         if claims.has_expired(self._trust.now()):
             raise TokenExpired
         return claims
@@ -168,8 +178,11 @@ class Redeeming:
         if other is not None or (confirmed is None and self._confirm):
             # No question for a user who is signed in already and returns with the link that was used for it.
             same = await self._current_if_same(claims, path, current)
-            if same is not None and await self._states.submit(claims.pack()) is not None:
-                return same
+            if same is not None and (
+                self._issued_at(claims) < same.user.sessions_from
+                or await self._states.submit(claims.pack()) is not None
+            ):
+                return same.session
             return Question(other)
 
         self._trust.signing_key()  # without one, a token would be consumed for a session that cannot be signed
@@ -192,14 +205,14 @@ class Redeeming:
     ) -> Session:
         """Return the current session if it is the one that the token was for. Otherwise raise `refusal`."""
         if (same := await self._current_if_same(claims, path, current)) is not None:
-            return same
+            return same.session
         raise await self._refusal(refusal, claims)
 
-    async def _current_if_same(self, claims: Claims, path: StudioPath, current: Session | None) -> Session | None:
+    async def _current_if_same(self, claims: Claims, path: StudioPath, current: Session | None) -> SignedIn | None:
         if current is None or (current.user_id, current.account_id) != (claims.user_id, claims.account_id):
             return None
         signed_in = await self._sessions.check(current, path.team_id)
-        return current if signed_in and (path.team_id is None or signed_in.access.team_exists) else None
+        return signed_in if signed_in and (path.team_id is None or signed_in.access.team_exists) else None
 
     async def _refusal(self, refusal: type[LoginRefused], claims: Claims) -> LoginRefused:
         """Return the error with the account's portal, which is the way back for the user."""
@@ -216,33 +229,40 @@ class Redeeming:
         now = self._trust.now()
         if claims.has_expired(now):  # it may have expired since it was read
             return Redeemed(Verdict.EXPIRED)
-        return await self._redemptions.submit(Redemption(claims.pack(), access, now))
+        return await self._redemptions.submit(Redemption(claims.pack(), access, self._issued_at(claims), now))
 
-    async def _read_genuine(self, token: str) -> Claims:
+    def _issued_at(self, claims: Claims) -> int:
+        return claims.expires_at - self._lifetime
+
+    async def _read_genuine(self, token: str, account_id: int | None = None) -> Claims:
         """Return the claims of a genuine token, which may have expired, without using the database.
 
-        Raises a subclass of `InvalidToken`, or `Unavailable` if no key can be trusted now.
+        With `account_id`, a token of another account takes every step of a forged one, including the check for new
+        keys, so that it gets the same answer after the same time. Raises a subclass of `InvalidToken`, or `Unavailable`
+        if no key can be trusted now.
         """
         try:
-            return self._read(token)
+            return self._read(token, account_id)
         except ForgedToken:
             # Perhaps another node has just made the key that signed it.
             if await self._trust.keys_changed():
-                return self._read(token)
+                return self._read(token, account_id)
             raise
 
-    def _read(self, token: str) -> Claims:
+    def _read(self, token: str, account_id: int | None) -> Claims:
         now = self._trust.now()
         keys = [key.token_key for key in self._trust.verifying_keys(self._lifetime)]
         try:
-            return tokens.read_genuine(token, keys, now=now, lifetime=self._lifetime)
+            return tokens.read_genuine(token, keys, now=now, lifetime=self._lifetime, account_id=account_id)
         except ForgedToken:
             # A retired key still distinguishes an expired token from a forged one. Everything that it signed is
             # refused; only the answer depends on it.
             retired = [key.token_key for key in self._trust.known_keys() if key.token_key not in keys]
             if retired:
                 with suppress(ForgedToken, OverlongToken):
-                    claims = tokens.read_genuine(token, retired, now=now, lifetime=self._lifetime)
+                    claims = tokens.read_genuine(
+                        token, retired, now=now, lifetime=self._lifetime, account_id=account_id
+                    )
                     if claims.has_expired(now):
                         return claims
             raise

@@ -30,7 +30,7 @@ class ApiEndpoint(Generic[Content]):
     """A POST of a JSON object by the holder of an API token with `scope`.
 
     `read` decodes the body. `answer` gets the secret of the API token, which it must check, and the decoded body. It
-    returns the value that is sent as JSON.
+    returns the value that is sent as JSON. With `counts_invalid`, invalid bodies count against the rate limit.
     """
 
     node: Node
@@ -38,6 +38,7 @@ class ApiEndpoint(Generic[Content]):
     read: Callable[[bytes], Content]
     answer: Callable[[str, Content], Awaitable[object]]
     status: int = 200
+    counts_invalid: bool = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         secret = bearer(scope)
@@ -47,7 +48,9 @@ class ApiEndpoint(Generic[Content]):
             given = self.read(await body(scope, receive))
         except RequestError:
             # An unauthorized client must not learn anything about its body, so its API token is checked first.
-            await self.node.issuing.authorize(secret, self.scope)
+            api_token = await self.node.issuing.authorize(secret, self.scope)
+            if self.counts_invalid:
+                self.node.issuing.count(secret, api_token)
             raise
         except ClientDisconnect:
             return
@@ -64,7 +67,7 @@ def create_token(node: Node) -> ApiEndpoint[Person]:
         issued = await node.issuing.issue(secret, person)
         return NewToken(issued.token, issued.user_created)
 
-    return ApiEndpoint(node, permissions.Scope.WRITE_SSO, decode_person, answer, status=201)
+    return ApiEndpoint(node, permissions.Scope.WRITE_SSO, decode_person, answer, status=201, counts_invalid=True)
 
 
 def verify_token(node: Node) -> ApiEndpoint[str]:

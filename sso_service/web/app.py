@@ -25,6 +25,7 @@ from sso_service.web.observed import Observed
 from sso_service.web.openapi import docs_endpoint, openapi_endpoint
 from sso_service.web.operations import Metrics, Readyz, healthz
 from sso_service.web.problems import ErrorResponses, problem_of
+from sso_service.web.quota import QUOTA_HEADERS, QuotaHeaders
 from sso_service.web.session import Logout, SessionEndpoint
 from sso_service.web.studio.sections import studio
 
@@ -78,6 +79,8 @@ def create_app(node: Node | None = None) -> ASGIApp:
     app: ASGIApp = Dispatcher(
         routes, login_link, errors, lifespan=partial(_lifespan, node), max_in_flight=settings.max_in_flight
     )
+    if settings.rate is not None:
+        app = QuotaHeaders(app, node.issuing)
     if origins := settings.origins_of("cors_origins"):
         app = ApiForOrigins(app, origins)
     observed = Observed(app, own_paths, access_log=settings.access_log)
@@ -206,7 +209,7 @@ class ApiForOrigins:
             allow_origins=origins,
             allow_methods=["POST"],
             allow_headers=["Authorization", "Content-Type"],
-            expose_headers=["Retry-After"],
+            expose_headers=["Retry-After", *QUOTA_HEADERS],
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -36,9 +36,10 @@ class SessionEndpoint:
 
 
 class Logout:
-    """End the session of this browser, or with `everywhere` all sessions of its user: 204 and an expired cookie.
+    """End the session of this browser: 204 and an expired cookie. With `everywhere`, end all of its user's sessions.
 
-    Browsers get a page instead, with a link to the portal.
+    These are the sessions in the account of this session only: a session that one account's API token began must not
+    affect another account. Browsers get a page instead of 204, with a link to the portal.
     """
 
     def __init__(self, node: Node, *, everywhere: bool = False) -> None:
@@ -76,7 +77,7 @@ class Logout:
         if signed_in is None:
             return None
         if self._everywhere:
-            await self._node.accounts.sign_out_user(Actor(), signed_in.user.id)
+            await self._node.accounts.sign_out_member(Actor(), signed_in.session.account_id, signed_in.user.id)
         return signed_in.access.portal_url
 
 

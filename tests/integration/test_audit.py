@@ -204,7 +204,7 @@ async def test_a_change_by_an_admin_records_the_admin(
         {"event": "api_token_revoked", **by, "api_token_id": 2},
     ]
     await post("/sso/sign-out-everywhere")
-    assert trail.take() == [{"event": "signed_out_everywhere", "user_id": 1}]
+    assert trail.take() == [{"event": "signed_out_everywhere", "user_id": 1, "account_id": ACCOUNT}]
 
 
 @on_sqlite

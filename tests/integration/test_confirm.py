@@ -135,7 +135,9 @@ async def test_an_unanswered_confirmation_page_changes_nothing(client: Client, a
 async def test_confirmation_is_skipped_if_the_other_session_is_invalid(
     client: Client, service: Node, api_token: str, database: Database, clock: Clock
 ) -> None:
+    clock.advance(-10)
     user_id = tokens.unsafe_read_claims(await client.issue(api_token, JANE)).user_id
+    clock.advance(10)
     now = int(clock())
     key = service.keys.ring.signing_key(now)
     good = service.sessions.sign(Session(user_id, ACCOUNT, now - 10))
@@ -210,7 +212,9 @@ async def test_a_confirmed_login_passes_all_checks_of_a_login(
         administration.enable_user(connection, JANE["email"])
         administration.remove_member(connection, JANE["email"], ACCOUNT)
     assert await refusal(confirming, fields) == (403, "no_access")
-    await confirming.issue(api_token)
+    again = await confirming.issue(api_token)
+    assert await refusal(confirming, fields) == (401, "token_expired")
+    fields = confirmation_form(await confirming.get(f"{PAGE}?sso={again}"))
     assert leads_to(await submit(confirming, fields), PAGE)
 
 

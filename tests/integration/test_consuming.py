@@ -123,15 +123,17 @@ async def test_a_platform_api_token_consumes_tokens_of_every_account(
 async def test_a_user_without_access_consumes_nothing(
     client: Client, service: Node, api_token: str, verifier: str, platform: str, database: Database, clock: Clock
 ) -> None:
-    token, later = await client.issue(api_token), await client.issue(api_token)
+    token = await client.issue(api_token)
     with changing(database) as connection:
         administration.disable_user(connection, EMAIL, now=int(clock()))
     for secret in (verifier, platform):
         assert refusal(await consume(client, token, secret)) == NO_ACCESS
     with changing(database) as connection:
         administration.enable_user(connection, EMAIL)
-    login(await consume(client, token, verifier))
+    assert refusal(await consume(client, token, verifier)) == TOKEN_EXPIRED
+    login(await consume(client, await client.issue(api_token), verifier))
 
+    later = await client.issue(api_token)
     with changing(database) as connection:
         administration.remove_member(connection, EMAIL, ACCOUNT)
     for secret in (verifier, platform):
@@ -139,8 +141,9 @@ async def test_a_user_without_access_consumes_nothing(
         unknown_user = Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7)
         assert refusal(await consume(client, tokens.sign(unknown_user, token_key(service, clock)), secret)) == NO_ACCESS
     assert number_consumed(database) == 1
-    await client.issue(api_token)  # renews the membership
-    login(await consume(client, later, platform))
+    again = await client.issue(api_token)  # renews the membership
+    assert refusal(await consume(client, later, platform)) == TOKEN_EXPIRED
+    login(await consume(client, again, platform))
 
 
 async def test_consumed_and_expired_are_reported_before_missing_access(

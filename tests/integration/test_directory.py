@@ -36,7 +36,7 @@ from tests.support import administration
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, PORTAL, TEAM
 from tests.support.databases import changing, on_postgresql
 
-NOW = 1_900_000_000
+NOW = 1_700_000_000  # before the database's clock, which limits `sessions_from`
 UNKNOWN_ID = 4_000_000_000
 
 
@@ -90,29 +90,30 @@ def test_each_lookup_in_a_batch_gets_its_own_result(database: Database, people: 
         ]
     secrets = {name: secret for name, (_, secret) in zip(("one", "other", "platform"), created_tokens, strict=True)}
     ids = {name: token_id for name, (token_id, _) in zip(("one", "other", "platform"), created_tokens, strict=True)}
-    expected = {  # (API token, address) -> (id of the API token, user, disabled, role)
-        ("one", "amy"): ("one", "Amy", False, Role.ADMIN),
-        ("one", "ben"): ("one", "Ben", True, Role.EDITOR),
-        ("one", "cleo"): ("one", "Cleo", False, None),
-        ("one", "dan"): ("one", "Dan", False, None),
-        ("one", "eve"): ("one", None, False, None),
-        ("other", "cleo"): ("other", "Cleo", False, Role.EDITOR),
-        ("other", "amy"): ("other", "Amy", False, None),
-        ("platform", "amy"): ("platform", "Amy", False, None),
-        ("none", "amy"): (None, "Amy", False, None),
-        ("none", "eve"): (None, None, False, None),
+    expected = {  # (API token, address) -> (id of the API token, user, disabled, role, sessions_from)
+        ("one", "amy"): ("one", "Amy", False, Role.ADMIN, NOW),
+        ("one", "ben"): ("one", "Ben", True, Role.EDITOR, NOW + 1),
+        ("one", "cleo"): ("one", "Cleo", False, None, NOW),
+        ("one", "dan"): ("one", "Dan", False, None, NOW),
+        ("one", "eve"): ("one", None, False, None, 0),
+        ("other", "cleo"): ("other", "Cleo", False, Role.EDITOR, NOW),
+        ("other", "amy"): ("other", "Amy", False, None, NOW),
+        ("platform", "amy"): ("platform", "Amy", False, None, NOW),
+        # Without a valid API token no user is looked up.
+        ("none", "amy"): (None, None, False, None, 0),
+        ("none", "eve"): (None, None, False, None, 0),
     }
     # Each lookup occurs many times and in mixed order, so that the batch is larger than any page.
     lookups = [*expected, *reversed(expected)] * 30
     answers = look_up(
-        database, *(Lookup(digest(secrets.get(token, "x")), f"{name}@example.com") for token, name in lookups)
+        database, *(Lookup(digest(secrets.get(token, "x")), f"{name}@example.com", NOW) for token, name in lookups)
     )
     assert len(answers) == len(lookups)
     for lookup, found in zip(lookups, answers, strict=True):
-        token, user, disabled, role = expected[lookup]
+        token, user, disabled, role, sessions_from = expected[lookup]
         assert (found.api_token.id if found.api_token else None) == (ids[token] if token else None)
         assert found.user_id == (people[user] if user else None)
-        assert (found.disabled, found.role) == (disabled, role)
+        assert (found.disabled, found.role, found.sessions_from) == (disabled, role, sessions_from)
 
 
 def test_a_lookup_returns_everything_stored_about_an_api_token(database: Database) -> None:
@@ -128,7 +129,7 @@ def test_a_lookup_returns_everything_stored_about_an_api_token(database: Databas
         )
         connection.execute(update(api_tokens).values(revoked_at=NOW + 1))  # as an older version of this service did
         record_uses(connection, [(token_id, NOW - NOW % 3600)])
-    [found] = look_up(database, Lookup(digest(secret), ""))
+    [found] = look_up(database, Lookup(digest(secret), "", NOW + 4))
     token = found.api_token
     assert token is not None
     assert (token.id, token.account_id, token.scopes) == (token_id, OTHER_ACCOUNT, frozenset(Scope))
@@ -160,7 +161,7 @@ def test_a_revoked_api_token_is_not_found(database: Database) -> None:
         administration.revoke_api_token(connection, created_tokens[0][0], now=NOW)
         administration.revoke_api_token(connection, created_tokens[0][0], now=NOW + 1)
         administration.revoke_api_token(connection, created_tokens[1][0], account_id=ACCOUNT, now=NOW)
-    found = look_up(database, *(Lookup(digest(secret), "") for _, secret in created_tokens))
+    found = look_up(database, *(Lookup(digest(secret), "", NOW) for _, secret in created_tokens))
     assert [each.api_token and each.api_token.id for each in found] == [None, None, created_tokens[2][0]]
     # The rest of the digest stays, so that a leaked API token can still be identified.
     with database.connect() as connection:
@@ -169,12 +170,45 @@ def test_a_revoked_api_token_is_not_found(database: Database) -> None:
     assert [row.digest[1:] for row in rows] == [digest(secret)[1:] for _, secret in created_tokens]
 
 
+def test_an_expired_api_token_is_not_found(database: Database) -> None:
+    with changing(database) as connection:
+        secrets = [
+            administration.create_api_token(
+                connection, account_id=ACCOUNT, name="t", scopes=frozenset(), now=NOW, expires_at=end
+            )[1]
+            for end in (NOW + 10, NOW + 11, None)
+        ]
+    for now, valid in (
+        (NOW + 9, [True, True, True]),
+        (NOW + 10, [False, True, True]),
+        (NOW + 99, [False] * 2 + [True]),
+    ):
+        found = look_up(database, *(Lookup(digest(secret), "", now) for secret in secrets))
+        assert [each.api_token is not None for each in found] == valid
+
+
+def test_an_unknown_api_token_is_not_taken_for_its_neighbour_in_the_index(database: Database) -> None:
+    with changing(database) as connection:
+        stored = sorted(
+            digest(
+                administration.create_api_token(
+                    connection, account_id=ACCOUNT, name="t", scopes=frozenset(Scope), now=NOW
+                )[1]
+            )
+            for _ in range(9)
+        )
+    near = [change for each in stored for change in (each[:-1], each + "0", each.upper(), f"-{each[1:]}")]
+    for each in {*near, "", "0" * 64, "f" * 64, "-", "~"} - {*stored}:
+        [found] = look_up(database, Lookup(each, "", NOW))
+        assert found.api_token is None, each
+
+
 def test_text_in_an_address_or_digest_never_reaches_the_sql_statement(
     database: Database, people: dict[str, int]
 ) -> None:
     for hostile in ("'", '"', "\\", "%s", ":batch", "[]", "null", "é", "\t", "amy@example.com' --", "0123", "1e5"):
-        [found] = look_up(database, Lookup(hostile, hostile))
-        assert found == Found(None, None, False, None)
+        [found] = look_up(database, Lookup(hostile, hostile, NOW))
+        assert found == Found(None, None, False, None, 0)
 
 
 # --- Access ----------------------------------------------------------------------------------------------------------
@@ -183,7 +217,7 @@ def test_text_in_an_address_or_digest_never_reaches_the_sql_statement(
 def test_each_access_check_in_a_batch_gets_its_own_result(database: Database, people: dict[str, int]) -> None:
     def user(name: str) -> User:
         disabled = name == "Ben"
-        return User(people[name], f"{name.lower()}@example.com", name, "Doe", disabled, NOW + 1 if disabled else 0)
+        return User(people[name], f"{name.lower()}@example.com", name, "Doe", disabled, NOW + 1 if disabled else NOW)
 
     amy, ben, cleo, dan = people.values()
     expected = {
@@ -241,16 +275,16 @@ def test_one_batch_provisions_new_known_and_disabled_people(database: Database, 
     eve = results[1].user_id
     assert eve not in people.values()
     assert results == [
-        Provisioned(people["Amy"], created=False, role=Role.ADMIN),
-        Provisioned(eve, created=True, role=Role.EDITOR),
-        Provisioned(people["Ben"], created=False, role=None),
-        Provisioned(people["Cleo"], created=False, role=Role.EDITOR),
-        Provisioned(eve, created=False, role=Role.EDITOR),
-        Provisioned(eve, created=False, role=Role.EDITOR),
-        Provisioned(people["Dan"], created=False, role=Role.EDITOR),
-        Provisioned(people["Ben"], created=False, role=None),
-        Provisioned(people["Amy"], created=False, role=Role.EDITOR),
-        Provisioned(people["Cleo"], created=False, role=Role.EDITOR),
+        Provisioned(people["Amy"], created=False, role=Role.ADMIN, sessions_from=NOW),
+        Provisioned(eve, created=True, role=Role.EDITOR, sessions_from=NOW),
+        Provisioned(people["Ben"], created=False, role=None, sessions_from=NOW + 1),
+        Provisioned(people["Cleo"], created=False, role=Role.EDITOR, sessions_from=NOW + 1),
+        Provisioned(eve, created=False, role=Role.EDITOR, sessions_from=NOW),
+        Provisioned(eve, created=False, role=Role.EDITOR, sessions_from=NOW),
+        Provisioned(people["Dan"], created=False, role=Role.EDITOR, sessions_from=NOW + 1),
+        Provisioned(people["Ben"], created=False, role=None, sessions_from=NOW + 1),
+        Provisioned(people["Amy"], created=False, role=Role.EDITOR, sessions_from=NOW + 1),
+        Provisioned(people["Cleo"], created=False, role=Role.EDITOR, sessions_from=NOW + 1),
     ]
     with database.connect() as connection:
         assert {(m.account_id, m.role) for m in administration.list_memberships(connection, people["Amy"])} == {
@@ -264,7 +298,9 @@ def test_one_batch_provisions_new_known_and_disabled_people(database: Database, 
 
 def test_a_member_keeps_role_and_name(database: Database, people: dict[str, int]) -> None:
     renamed = ProvisionRequest("amy@example.com", "Amelia", "Roe", ACCOUNT, NOW + 100)
-    assert provision(database, renamed) == [Provisioned(people["Amy"], created=False, role=Role.ADMIN)]
+    assert provision(database, renamed) == [
+        Provisioned(people["Amy"], created=False, role=Role.ADMIN, sessions_from=NOW)
+    ]
     with database.connect() as connection:
         row = administration.find_user(connection, "amy@example.com")
     assert (row.first_name, row.last_name, row.created_at) == ("Amy", "Doe", NOW)
@@ -283,7 +319,7 @@ def test_only_the_first_of_equal_addresses_is_reported_as_created(database: Data
 def test_a_name_is_stored_unchanged(database: Database, name: str) -> None:
     [created] = provision(database, ProvisionRequest("x@example.com", name, name, ACCOUNT, NOW))
     [access] = access_of(database, AccessQuery(created.user_id, ACCOUNT))
-    assert access.user == User(created.user_id, "x@example.com", name, name, False, 0)
+    assert access.user == User(created.user_id, "x@example.com", name, name, False, NOW)
 
 
 def test_two_nodes_that_provision_the_same_people_create_each_user_once(
@@ -393,8 +429,9 @@ def scans_a_large_table(plan: str) -> bool:
     return any(f"{scan} {table}" in plan for scan in ("SCAN", "Seq Scan on") for table in _LARGE)
 
 
-_LARGE = ("users", "memberships", "consumed_nonces")
+_LARGE = ("users", "memberships", "consumed_nonces", "api_tokens")
 _USERS = 2000
+_API_TOKENS = 1000
 
 
 @pytest.mark.parametrize("size", [1, 512])
@@ -403,15 +440,24 @@ def test_no_batch_scans_a_large_table(database: Database, size: int) -> None:
     ids = [p.user_id for p in provision(database, *people)]
     with changing(database) as connection:
         connection.execute(consumed_nonces.insert(), [{"claims": n.to_bytes(16, "big")} for n in range(_USERS)])
+        secret = ""
+        for _ in range(_API_TOKENS):
+            _, secret = administration.create_api_token(
+                connection, account_id=ACCOUNT, name="t", scopes=frozenset(Scope), now=NOW
+            )
     with database.connect() as connection:
         connection.exec_driver_sql("ANALYZE")
     some = slice(0, _USERS, _USERS // size)
     queries = [AccessQuery(user_id, ACCOUNT, TEAM) for user_id in ids[some]]
     with changing(database) as connection, explaining(connection) as plans:
-        look_up_batch(database, connection, [Lookup("x", p.email) for p in people[some]])
+        look_up_batch(database, connection, [Lookup(digest(secret), p.email, NOW) for p in people[some]])
         check_access(database, connection, queries)
         provision_batch(database, connection, people[some])
-        redeem(database, connection, [Redemption(n.to_bytes(16, "big"), query, NOW) for n, query in enumerate(queries)])
+        redeem(
+            database,
+            connection,
+            [Redemption(n.to_bytes(16, "big"), query, NOW, NOW) for n, query in enumerate(queries)],
+        )
         check_states(connection, [(1).to_bytes(16, "big")])
     assert len(plans) == 2 + 4 + 3 + 2
     assert [plan for plan in plans if scans_a_large_table(plan)] == []

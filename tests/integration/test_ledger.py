@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import pytest
-from sqlalchemy import delete, event, select, text
+from sqlalchemy import delete, event, select, text, update
 
 from sso_service.database import database_at
 from sso_service.database.directory import AccessQuery, ProvisionRequest, provision
 from sso_service.database.ledger import Redemption, Verdict, check_states, floor_at
 from sso_service.database.ledger import redeem as redeem_batch
 from sso_service.database.purging import RETENTION, PurgeRound
-from sso_service.database.schema import consumed_floor, consumed_nonces
+from sso_service.database.schema import consumed_floor, consumed_nonces, memberships, users
 from sso_service.database.transactions import Database
 from tests.support import administration
 from tests.support.data import ACCOUNT, OTHER_ACCOUNT, OTHER_TEAM, TEAM
@@ -30,7 +30,7 @@ def jane(database: Database) -> AccessQuery:
 
 
 def redeem(database: Database, access: AccessQuery, *batch: bytes) -> list[Verdict]:
-    return redeem_at(database, *(Redemption(each, access, NOW) for each in batch))
+    return redeem_at(database, *(Redemption(each, access, NOW, NOW) for each in batch))
 
 
 def redeem_at(database: Database, *redemptions: Redemption) -> list[Verdict]:
@@ -134,7 +134,9 @@ def test_a_redemption_without_access_consumes_nothing(database: Database, jane: 
     assert rows(database) == []
     with database.connect() as connection, database.writing(connection):
         administration.enable_user(connection, "jane@example.com")
-    assert redeem(database, jane, claims(NOW)) == [Verdict.REDEEMED]
+    assert redeem(database, jane, claims(NOW)) == [Verdict.EXPIRED]
+    assert rows(database) == []
+    assert redeem_at(database, Redemption(claims(NOW), jane, NOW + 1, NOW)) == [Verdict.REDEEMED]
     with database.connect() as connection, database.writing(connection):
         administration.remove_member(connection, "jane@example.com", ACCOUNT)
     assert redeem(database, jane, claims(NOW, 1)) == [Verdict.NO_ACCESS]
@@ -151,11 +153,11 @@ def test_a_login_link_to_another_accounts_team_consumes_nothing(database: Databa
 def test_a_refused_redemption_does_not_affect_its_batch(database: Database, jane: AccessQuery) -> None:
     unknown, wrong_team = AccessQuery(4_000_000_000, ACCOUNT), AccessQuery(jane.user_id, ACCOUNT, OTHER_TEAM)
     batch = [
-        Redemption(claims(NOW), unknown, NOW),
-        Redemption(claims(NOW), wrong_team, NOW),
-        Redemption(claims(NOW), jane, NOW),
-        Redemption(claims(NOW, 1), unknown, NOW),
-        Redemption(claims(NOW), jane, NOW),
+        Redemption(claims(NOW), unknown, NOW, NOW),
+        Redemption(claims(NOW), wrong_team, NOW, NOW),
+        Redemption(claims(NOW), jane, NOW, NOW),
+        Redemption(claims(NOW, 1), unknown, NOW, NOW),
+        Redemption(claims(NOW), jane, NOW, NOW),
     ]
     assert redeem_at(database, *batch) == [
         Verdict.NO_ACCESS,
@@ -191,10 +193,34 @@ def test_a_redemption_returns_sessions_from_if_it_is_in_the_future(database: Dat
     with database.connect() as connection, database.writing(connection):
         administration.sign_out_user(connection, "jane@example.com", now=NOW)
     with database.connect() as connection, database.writing(connection):
-        redemptions = [Redemption(claims(NOW, nonce), jane, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))]
+        redemptions = [
+            Redemption(claims(NOW, nonce), jane, NOW + 5, now) for nonce, now in enumerate((NOW, NOW + 1, NOW - 5))
+        ]
         answers = redeem_batch(database, connection, redemptions)
     assert [answer.verdict for answer in answers] == [Verdict.REDEEMED] * 3
     assert [answer.sessions_from for answer in answers] == [NOW + 1, 0, NOW + 1]
+
+
+@pytest.mark.parametrize("of", ["user", "membership"])
+def test_a_token_from_before_a_sign_out_is_expired_and_is_not_consumed(
+    database: Database, jane: AccessQuery, of: str
+) -> None:
+    used = claims(NOW, 1)
+    assert redeem(database, jane, used) == [Verdict.REDEEMED]
+    table = users if of == "user" else memberships
+    with database.connect() as connection, database.writing(connection):
+        connection.execute(update(table).values(sessions_from=NOW + 1))
+    wrong_team = AccessQuery(jane.user_id, ACCOUNT, OTHER_TEAM)
+    batch = [
+        Redemption(used, jane, NOW, NOW),  # used before: that comes first
+        Redemption(claims(NOW, 2), jane, NOW, NOW),
+        Redemption(claims(NOW, 3), wrong_team, NOW, NOW),
+        Redemption(claims(NOW, 4), jane, NOW + 1, NOW),
+        Redemption(claims(NOW, 5), None, NOW, NOW),  # a revocation
+    ]
+    expired, redeemed = Verdict.EXPIRED, Verdict.REDEEMED
+    assert redeem_at(database, *batch) == [Verdict.CONSUMED, expired, expired, redeemed, redeemed]
+    assert rows(database) == [used, claims(NOW, 4), claims(NOW, 5)]
 
 
 # --- The floor -------------------------------------------------------------------------------------------------------

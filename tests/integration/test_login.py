@@ -297,20 +297,23 @@ async def test_a_token_opens_only_paths_of_its_account_and_teams(client: Client,
 async def test_a_disabled_user_or_removed_member_consumes_nothing(
     client: Client, api_token: str, database: Database, clock: Clock
 ) -> None:
-    token, later = await client.issue(api_token), await client.issue(api_token)
+    token = await client.issue(api_token)
     with changing(database) as connection:
         administration.disable_user(connection, EMAIL, now=int(clock()))
     assert await code(client, f"{PAGE}?sso={token}") == (403, "no_access")
     with changing(database) as connection:
         administration.enable_user(connection, EMAIL)
-    assert await is_usable(client, token)
+    assert await code(client, f"{PAGE}?sso={token}") == (401, "token_expired")
+    assert await is_usable(client, await client.issue(api_token))
 
+    later = await client.issue(api_token)
     with changing(database) as connection:
         administration.remove_member(connection, EMAIL, ACCOUNT)
     assert await code(client, f"{PAGE}?sso={later}") == (403, "no_access")
     assert await code(client, f"/?sso={later}") == (403, "no_access")
-    await client.issue(api_token)  # renews the membership
-    assert await is_usable(client, later)
+    again = await client.issue(api_token)  # renews the membership
+    assert await code(client, f"/?sso={later}") == (401, "token_expired")
+    assert await is_usable(client, again)
 
 
 async def test_a_signed_token_of_an_unknown_user_or_account_is_refused(

@@ -145,7 +145,7 @@ async def check_integrations(
         large = await client.request("POST", path, headers=authorized, body=b" " * 16385)
         check(413, operation, large, "payload_too_large")
         check(408, operation, await send_slowly(client, path, *authorized), "request_timeout")
-        check(429, operation, await limited.request("POST", path, headers=authorized), "rate_limited")
+        check(429, operation, await limited.post_json(path, JANE | body, token=secret), "rate_limited")
         check(422, operation, await call(path, content))
         check(405, operation, await client.get(path), "method_not_allowed")
 

@@ -23,7 +23,7 @@ from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, PAGE
 from tests.support.databases import changing
 from tests.support.ledger import number_consumed
-from tests.support.redeeming import ACTIVE, CONSUMED, LIFETIME, browse, consume, login, state
+from tests.support.redeeming import CONSUMED, EXPIRED, LIFETIME, browse, consume, login, state
 
 pytestmark = pytest.mark.anyio
 
@@ -128,7 +128,8 @@ async def test_the_token_of_a_disabled_user_can_be_revoked(
         administration.enable_user(connection, EMAIL)
     assert await browse(client, token) == (401, "token_consumed")
     assert await state(client, token, verifier) == CONSUMED
-    assert await state(client, other, verifier) == ACTIVE
+    assert await state(client, other, verifier) == EXPIRED
+    assert revoked(await revoke(client, other, api_token)) is True
 
 
 async def test_the_token_of_a_removed_member_can_be_revoked(
@@ -141,7 +142,8 @@ async def test_the_token_of_a_removed_member_can_be_revoked(
     assert revoked(await revoke(client, token, api_token)) is False
     await client.issue(api_token)  # renews the membership
     assert await browse(client, token) == (401, "token_consumed")
-    assert await state(client, other, verifier) == ACTIVE
+    assert await state(client, other, verifier) == EXPIRED
+    assert revoked(await revoke(client, other, api_token)) is True
 
     key = service.keys.ring.signing_key(int(clock())).token_key
     of_unknown_user = tokens.sign(Claims(int(clock()) + LIFETIME, 4711, ACCOUNT, 7), key)

@@ -2,19 +2,27 @@
 
 import json
 import secrets
+from collections.abc import Awaitable
 from pathlib import Path
 
+import msgspec
 import pytest
+from sqlalchemy import event
 
 from scripts.tools.timing.__main__ import line, results
 from scripts.tools.timing.cases import Case
 from scripts.tools.timing.dudect import THRESHOLD, Measured, largest_t
 from sso_service.database.transactions import Database
+from sso_service.observability import audit
+from sso_service.observability.audit import Event
 from sso_service.permissions import Scope
+from sso_service.services.node import Node
+from sso_service.tokens import sign, unsafe_read_claims
 from tests.support import administration
-from tests.support.client import Client
+from tests.support.api import make_api_token, settled
+from tests.support.client import Answer, Client
 from tests.support.clock import Clock
-from tests.support.data import ACCOUNT, JANE
+from tests.support.data import ACCOUNT, JANE, OTHER_ACCOUNT
 from tests.support.databases import changing
 
 pytestmark = pytest.mark.anyio
@@ -71,7 +79,7 @@ async def test_refusal_times_reveal_nothing_and_planted_leaks_are_detected(tmp_p
         assert (measured.t >= CERTAIN) is case.planted, line(case, measured)
         assert line(case, measured).startswith(case.title)
         planted.append(case.planted)
-    assert planted == [False, False, True, False, False, True]
+    assert planted == [False] * 4 + [True] + [False] * 2 + [True] + [False] * 4 + [True]
 
 
 def test_the_statistic_separates_different_timings_only() -> None:
@@ -101,3 +109,77 @@ def test_an_unexpected_leak_and_an_undetected_planted_leak_fail(planted: bool, t
 
     case = Case("a title", call, (str, str), planted=planted)
     assert line(case, Measured((1000, 2000), t)).endswith(verdict)
+
+
+class Steps:
+    """The steps that a request causes: statements, checks of the key directory, and events without their ref."""
+
+    def __init__(self, service: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.taken: list[object] = []
+        event.listen(service.database.engine, "before_cursor_execute", self._statement)
+        refresh = service.keys.refresh_if_changed
+
+        def check() -> bool:
+            self.taken.append("key directory")
+            return refresh()
+
+        def write(event_: Event) -> None:
+            self.taken.append(msgspec.structs.replace(event_, ref=None))
+
+        monkeypatch.setattr(service.keys, "refresh_if_changed", check)
+        monkeypatch.setattr(audit, "record", write)
+
+    def _statement(self, _c: object, _r: object, statement: str, *_: object) -> None:
+        self.taken.append(statement)
+
+    async def of(self, answer: Awaitable[Answer]) -> tuple[object, ...]:
+        self.taken.clear()
+        await settled(answer)
+        return tuple(self.taken)
+
+
+@pytest.mark.parametrize("endpoint", ["verify", "consume", "revoke"])
+async def test_another_accounts_token_takes_the_steps_of_a_forged_one(
+    client: Client,
+    service: Node,
+    api_token: str,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str,
+) -> None:
+    there = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
+    here = make_api_token(database, scopes=frozenset(Scope))[1]
+    unused, used, own = await client.issue(there), await client.issue(there), await client.issue(api_token)
+    assert (await client.another().get(f"/?sso={used}")).status == 303
+    forged = sign(unsafe_read_claims(unused), bytes(32))
+    steps = Steps(service, monkeypatch)
+
+    async def of(token: str) -> tuple[object, ...]:
+        return await steps.of(client.post_json(f"/v1/sso_tokens/{endpoint}", {"token": token}, token=here))
+
+    await of(forged)  # the first use of an API token is written down
+    expected = await of(forged)
+    assert "key directory" in expected
+    assert await of(unused) == await of(used) == expected
+    assert await of(own) != expected
+
+
+@pytest.mark.parametrize("path", ["", "/verify", "/consume", "/revoke"])
+async def test_refused_api_tokens_take_the_same_steps(
+    client: Client,
+    service: Node,
+    api_token: str,
+    database: Database,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    await client.issue(api_token, JANE)
+    refused = refused_api_tokens(database, clock)
+    steps = Steps(service, monkeypatch)
+    taken = {
+        name: await steps.of(client.post_json(f"/v1/sso_tokens{path}", {**JANE, "token": "x"}, token=secret))
+        for name, secret in refused.items()
+    }
+    assert len(set(taken.values())) == 1, taken
+    assert any(isinstance(step, Event) for step in taken["unknown"])

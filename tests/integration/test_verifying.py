@@ -230,24 +230,28 @@ async def test_access_is_checked_now_and_a_consumed_token_stays_consumed(
     assert await states() == (NO_ACCESS, CONSUMED)
     with changing(database) as connection:
         administration.enable_user(connection, EMAIL)
+    assert await states() == (EXPIRED, CONSUMED)
+    token = await client.issue(api_token)
     assert await states() == (ACTIVE, CONSUMED)
     with changing(database) as connection:
         administration.remove_member(connection, EMAIL, ACCOUNT)
     assert await states() == (NO_ACCESS, CONSUMED)
-    clock.advance(LIFETIME)
+    clock.advance(LIFETIME + 1)  # the second token was dated a second ahead, because the user was signed out
     assert await states() == (EXPIRED, EXPIRED)
-    clock.advance(-LIFETIME)
-    await client.issue(api_token)  # renews the membership
-    assert await states() == (ACTIVE, CONSUMED)
+    clock.advance(-LIFETIME - 1)
+    again = await client.issue(api_token)  # renews the membership
+    assert await states() == (EXPIRED, CONSUMED)
+    assert await state(client, again, verifier) == ACTIVE
 
 
-async def test_signing_out_everywhere_does_not_affect_unused_tokens(
+async def test_signing_out_everywhere_ends_unused_tokens(
     client: Client, api_token: str, verifier: str, database: Database, clock: Clock
 ) -> None:
     token = await client.issue(api_token)
     with changing(database) as connection:
         administration.sign_out_user(connection, EMAIL, now=int(clock()))
-    assert await state(client, token, verifier) == ACTIVE
+    assert await state(client, token, verifier) == EXPIRED
+    assert await state(client, await client.issue(api_token), verifier) == ACTIVE
 
 
 # --- Database queries ------------------------------------------------------------------------------------------------

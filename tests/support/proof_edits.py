@@ -51,6 +51,7 @@ from tests.support.proof_history import (
     row_added,
     row_removed,
     shift,
+    sign_out,
 )
 
 VIOLATIONS: list[tuple[str, str, list[Edit]]] = [
@@ -220,6 +221,27 @@ VIOLATIONS: list[tuple[str, str, list[Edit]]] = [
         "a rejoined node accepts a revoked key too long",
         [change(REJOINED_DECISION, at=START + 445.1), change(REJOINED_LOGIN, end=START + 446)],
     ),
+    ("ended", "a link signs in after a sign-out", [add(sign_out(600.3, 590, BEN, BEN))]),
+    (
+        "ended",
+        "the other sign-out was in another account",
+        [add(sign_out(600.3, 590, BEN, BEN), sign_out(600.2, 590, BEN, ADA))],
+    ),
+    (
+        "ended",
+        "the clock was wrong before and after",
+        [add(sign_out(600.3, 590, BEN, BEN), *(shift(clock_fault(NEW_KEY, "a"), by) for by in (-13, -8)))],
+    ),
+    (
+        "not_expired_early",
+        "the sign-out came before",
+        [add(refused(UNUSED, "token_expired"), sign_out(12, 9, ADA, ADA))],
+    ),
+    (
+        "not_expired_early",
+        "the sign-out was in another account",
+        [add(refused(UNUSED, "token_expired"), sign_out(20, 19, ADA, BEN))],
+    ),
     (
         "not_expired_early",
         "a fresh token is refused as expired",
@@ -308,6 +330,18 @@ VIOLATIONS: list[tuple[str, str, list[Edit]]] = [
     ("low_floor", "the floor is too high", [floor_at(WALL + END - 3598)]),
 ]
 HARMLESS_CHANGES: list[tuple[str, list[Edit]]] = [
+    ("a sign-out in another account", [add(sign_out(600.3, 590, BEN, ADA))]),
+    ("a sign-out without a response", [add(sign_out(600.3, 590, BEN, BEN, status=None))]),
+    ("a sign-out during the login", [add(sign_out(600.95, 590, BEN, BEN))]),
+    ("a sign-out before the link", [add(sign_out(599.9, 590, BEN, BEN))]),
+    ("a sign-out with a key that was revoked", [add(sign_out(600.3, 400, BEN, BEN))]),
+    (
+        "a sign-out by a session that another sign-out ended",
+        [add(*(sign_out(at, 590, BEN, BEN) for at in (599, 600.3)))],
+    ),
+    ("a sign-out by a wrong clock", [add(sign_out(600.3, 590, BEN, BEN), shift(clock_fault(NEW_KEY, "a"), -9.7))]),
+    ("a link from before a sign-out has expired", [add(refused(UNUSED, "token_expired"), sign_out(20, 19, ADA, ADA))]),
+    ("a sign-out may come late", [add(refused(UNUSED, "token_expired"), sign_out(14, 9, ADA, ADA, status=None))]),
     (
         "a row below the floor is purged",
         [row_removed(FIRST), floor_at(WALL + 301), add(clock_fault(UNUSED, "b"))],

@@ -21,6 +21,7 @@ from scripts.tools.proof.history import (
     Revocation,
     Run,
     Separation,
+    SignOut,
     Way,
 )
 
@@ -82,6 +83,19 @@ def redeem(at: float, issued: Issue, way: Way, node: str = "a", status: int | No
         success=success,
         user_id=issued.account_id if signs_in else 0,
         account_id=issued.account_id if signs_in else 0,
+    )
+
+
+def sign_out(at: float, began: float, user_id: int, account_id: int, status: int | None = 204) -> SignOut:
+    """Return a sign-out everywhere at `at`, by a session that began after `began`. It takes 0.1 s."""
+    return SignOut(
+        began=START + began,
+        start=START + at,
+        end=None if status is None else START + at + 0.1,
+        node="a",
+        user_id=user_id,
+        account_id=account_id,
+        status=status,
     )
 
 

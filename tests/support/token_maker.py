@@ -42,5 +42,7 @@ class TokenMaker:
         """Try to consume the token with these claims."""
         query = AccessQuery(claims.user_id, claims.account_id)
         with changing(self.database) as connection:
-            [redeemed] = redeem(self.database, connection, [Redemption(claims.pack(), query, int(time.time()))])
+            [redeemed] = redeem(
+                self.database, connection, [Redemption(claims.pack(), query, int(time.time()), int(time.time()))]
+            )
         return redeemed.verdict

@@ -82,7 +82,7 @@ def _redemptions(store: Store, logins: int) -> list[list[Redemption]]:
         user_id = random.randint(1, store.people)
         issued_at = begin + number / _RATE
         claims = Claims(int(issued_at) + LIFETIME, user_id, ACCOUNT, secrets.randbits(32))
-        redemption = Redemption(claims.pack(), AccessQuery(user_id, ACCOUNT, TEAM), int(issued_at))
+        redemption = Redemption(claims.pack(), AccessQuery(user_id, ACCOUNT, TEAM), int(issued_at), int(issued_at))
         used.append((issued_at + random.expovariate(1 / _CLICK), redemption))
     used.sort(key=lambda pair: pair[0])
     return [[redemption for _, redemption in used[start : start + _BATCH]] for start in range(0, logins, _BATCH)]

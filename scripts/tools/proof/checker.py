@@ -32,6 +32,7 @@ from scripts.tools.proof.history import (
     Revocation,
     Run,
     Separation,
+    SignOut,
     read_history,
     write_line,
 )
@@ -99,6 +100,7 @@ class Counts:
     lost: int = 0
     pauses: int = 0
     revocations: int = 0
+    sign_outs: int = 0
     successes: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -119,6 +121,7 @@ class History:
         self.pauses: list[Pause] = []
         self.separations: list[Separation] = []
         self.revocations: list[Revocation] = []
+        self.sign_outs_of: defaultdict[tuple[int, int], list[SignOut]] = defaultdict(list)
         for number, record in enumerate(records):
             self._add(record)
             if number == 0:
@@ -167,6 +170,9 @@ class History:
                 self.revocations.append(record)
             case Separation():
                 self.separations.append(record)
+            case SignOut():
+                self.counts.sign_outs += 1
+                self.sign_outs_of[record.user_id, record.account_id].append(record)
 
     def _count_answer(self, record: Issue | Redeem, *, success: bool) -> None:
         self.counts.requests += 1
@@ -367,18 +373,45 @@ def revoked(history: History) -> Iterator[Finding]:
                     yield f"accepted {lag:.3f} s after its key was revoked", (revocation, decision)
 
 
+def ended(history: History) -> Iterator[Finding]:
+    """No link signs in if its user signed out everywhere in the account after it was issued.
+
+    Clocks must have been correct, because links and sign-outs are dated. The session that signs out must have been
+    valid. So sign-outs are left out if its key may have been revoked, or another sign-out may have ended it.
+    """
+    for issue, claims, life in history.issued():
+        for sign_out in history.sign_outs_of.get((claims.user_id, claims.account_id), ()):
+            if sign_out.status != 204 or sign_out.end is None or _end(issue) > sign_out.start:
+                continue
+            nodes = (issue.node, sign_out.node)
+            doubtful = (
+                history.disturbed(("clock",), nodes, issue.start - 1, sign_out.end + 1)
+                or any(sign_out.began <= r.at + REVOCATION_TIME and r.at <= sign_out.end for r in history.revocations)
+                or any(s.start <= sign_out.end and s.end >= sign_out.began for s in history.separations)
+                or any(
+                    other is not sign_out and other.start <= sign_out.end and _end(other) >= sign_out.began
+                    for other in history.sign_outs_of[claims.user_id, claims.account_id]
+                )
+            )
+            for success in life.successes:
+                if success.way != "revoke" and success.start > sign_out.end and not doubtful:
+                    yield "a link signs in after its user signed out everywhere", (issue, sign_out, success)
+
+
 def not_expired_early(history: History) -> Iterator[Finding]:
     """A valid token is not refused as expired, if the clocks of both nodes were correct.
 
     Two seconds are allowed: the expiry is rounded down to a second, and the machine's own clock may drift by one. The
-    floor only rises, so a token above the final floor was never below it.
+    floor only rises, so a token above the final floor was never below it. Tokens from before a sign-out are left out.
     """
     if history.run is None or history.database is None:
         return
     for issue, claims, life in history.issued():
+        sign_outs = history.sign_outs_of.get((claims.user_id, claims.account_id), ())
         for attempt in life.attempts:
             if (
                 attempt.code == "token_expired"
+                and not any(s.start <= _end(attempt) and _end(s) >= issue.start for s in sign_outs)
                 and _end(attempt) < issue.start + history.run.token_ttl - 2
                 and claims.raw >= history.floor
                 and not history.disturbed(("clock",), (issue.node,), issue.start - 1, _end(issue) + 1)
@@ -476,6 +509,7 @@ RULES: tuple[Rule, ...] = (
     decided,
     within_its_life,
     revoked,
+    ended,
     not_expired_early,
     not_taken_for_forged,
     created_once,
@@ -497,7 +531,7 @@ def _issued(history: History) -> Iterator[Issue]:
     yield from history.issued_again
 
 
-def _end(request: Issue | Redeem) -> float:
+def _end(request: Issue | Redeem | SignOut) -> float:
     return inf if request.end is None else request.end
 
 
@@ -560,6 +594,7 @@ class Report:
             f"faults        {_listed(counts.faults)}",
             f"pauses        {counts.pauses}",
             f"revocations   {counts.revocations}",
+            f"sign-outs     {counts.sign_outs}",
             f"violations    {_listed(Counter(violation.rule for violation in self.violations))}",
         ]
         printed: Counter[str] = Counter()

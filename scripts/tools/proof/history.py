@@ -63,6 +63,18 @@ class Redeem(Record, frozen=True):
     account_id: int = 0
 
 
+class SignOut(Record, frozen=True):
+    """A sign-out everywhere, by a session that began between `began` and `start`. It ends this account's links."""
+
+    began: float
+    start: float
+    end: float | None
+    node: str
+    user_id: int
+    account_id: int
+    status: int | None
+
+
 class Decision(Record, frozen=True):
     """A node found a token genuine and passed it to the database. The node writes the record before it does so.
 
@@ -129,7 +141,7 @@ class Database(Record, frozen=True):
     now: int
 
 
-AnyRecord = Run | Issue | Redeem | Decision | Fault | Pause | Revocation | Separation | Database
+AnyRecord = Run | Issue | Redeem | SignOut | Decision | Fault | Pause | Revocation | Separation | Database
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(AnyRecord)

@@ -24,7 +24,7 @@ import msgspec
 import uvloop
 
 from scripts.tools.proof.client import Answer, Endpoint, Lost, NotSent
-from scripts.tools.proof.history import Issue, Redeem, Way, write_line
+from scripts.tools.proof.history import Issue, Redeem, SignOut, Way, write_line
 
 TIMEOUT, LONG_TIMEOUT = 6.0, 30.0
 """Time-outs of clients in seconds. The long one lets a few requests wait until a paused node resumes."""
@@ -290,6 +290,8 @@ class Load:
         if success:
             self._succeeded.add(token)
             self._unsure.pop(token, None)
+            if way == "browser" and draw.random() < 0.05:
+                await self._sign_out(start, answer, user_id, signed_in_to)
         elif (
             (answer is None or code == "outcome_unknown")
             and token == presentation.token
@@ -299,6 +301,28 @@ class Load:
             # The outcome is checked soon, while the token is valid, and once more at the end.
             self._put(time.monotonic() + draw.uniform(0, 3), Presentation(token, account_id, (self._way(),)))
             self._unsure[token] = account_id
+
+    async def _sign_out(self, began: float, login: Answer | None, user_id: int, account_id: int) -> None:
+        """Sign out everywhere, in a session that began with the answer `login` after `began`."""
+        assert login is not None
+        cookie = login.head.partition(b"studio_session=")[2].partition(b";")[0].decode()
+        sent = await self._send(
+            f"POST /sso/sign-out-everywhere HTTP/1.1\r\nHost: studio\r\nSec-Fetch-Site: same-origin\r\n"
+            f"Cookie: studio_session={cookie}\r\nContent-Length: 0\r\n\r\n".encode()
+        )
+        if sent is not None:
+            node, start, end, answer = sent
+            self._write(
+                SignOut(
+                    began=began,
+                    start=start,
+                    end=end,
+                    node=node,
+                    user_id=user_id,
+                    account_id=account_id,
+                    status=answer.status if answer else None,
+                )
+            )
 
     def _forge(self, token: str) -> str:
         position = self._random.randrange(42)
@@ -342,7 +366,7 @@ class Load:
             return None
         return endpoint.node, start, time.monotonic(), answer
 
-    def _write(self, record: Issue | Redeem) -> None:
+    def _write(self, record: Issue | Redeem | SignOut) -> None:
         self._lines.append(write_line(record))
 
 

@@ -105,8 +105,8 @@ class ObservedNode(Node):
         self.redeeming._read = self._read_and_remember  # type: ignore[method-assign] # observed from outside
         self.redeeming._redeem = self._record_and_redeem  # type: ignore[method-assign] # observed from outside
 
-    def _read_and_remember(self, token: str) -> Claims:
-        claims = self._read(token)
+    def _read_and_remember(self, token: str, account_id: int | None) -> Claims:
+        claims = self._read(token, account_id)
         # The key is not taken from the code under test. It is found by signing the same claims with each key.
         made_by = (key.id for key in self.keys.ring.known_keys() if tokens.sign(claims, key.token_key) == token)
         _found.set(_Found(token, next(made_by, ""), time.monotonic()))

@@ -6,6 +6,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -55,22 +56,32 @@ def cases(directory: Path) -> Iterator[Iterator[Case]]:
     migrations.upgrade(database)
     service = Node(settings, database, keys)
     try:
-        yield chain(_api_tokens(service, database), _login_tokens(service))
+        yield chain(_api_tokens(service, database), _login_tokens(service), _accounts(service, database))
     finally:
         service.close()
 
 
 def _api_tokens(service: Node, database: Database) -> Iterator[Case]:
     now = service.trust.now()
-    unknown, revoked, badly_revoked = (
-        [TOKEN_PREFIX + secrets.token_urlsafe(32) for _ in range(_POOL)] for _ in range(3)
+    unknown, revoked, expired, badly_revoked = (
+        [TOKEN_PREFIX + secrets.token_urlsafe(32) for _ in range(_POOL)] for _ in range(4)
     )
     with database.connect() as connection, database.writing(connection):
         account_id = accounts.add_account(connection, "One")
         common = {"account_id": account_id, "hint": "", "scopes": Scope.WRITE_SSO, "created_at": now}
-        for name, pool in (("well", revoked), ("badly", badly_revoked)):
-            rows = [{**common, "name": name, "digest": digest(secret)} for secret in pool]
-            connection.execute(insert(api_tokens), rows)
+        rows = [
+            {**common, "name": name, "digest": digest(secret), "expires_at": expires_at}
+            for name, pool, expires_at in (
+                ("well", revoked, None),
+                ("expired", expired, now - 1),
+                ("badly", badly_revoked, None),
+            )
+            for secret in pool
+        ]
+        # The lookup of an unknown API token reads the row of another one. Mixed, so that rows of one kind do not share
+        # pages of the file, which the processor would then have in its cache.
+        secrets.SystemRandom().shuffle(rows)
+        connection.execute(insert(api_tokens), rows)
         for token_id in connection.scalars(select(api_tokens.c.id).where(api_tokens.c.name == "well")).all():
             accounts.revoke_api_token(connection, token_id, now=now)
         connection.execute(update(api_tokens).where(api_tokens.c.name == "badly").values(revoked_at=now))
@@ -82,15 +93,17 @@ def _api_tokens(service: Node, database: Database) -> Iterator[Case]:
 
     async def look_up(secret: str) -> None:
         with suppress(NotAuthenticated):
-            [found] = look_up_batch(database, reading, [Lookup(digest(secret), "")])
-            service.issuing._check(found.api_token, Scope.WRITE_SSO)
+            [found] = look_up_batch(database, reading, [Lookup(digest(secret), "", now)])
+            service.issuing._check(secret, found.api_token, Scope.WRITE_SSO)
             raise AssertionError("accepted")
 
-    kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(revoked))
-    yield Case("API token, unknown or revoked", authorize, kinds)
+    for name, refused in (("revoked", revoked), ("expired", expired)):
+        kinds = (partial(secrets.choice, unknown), partial(secrets.choice, refused))
+        yield Case(f"API token, unknown or {name}", authorize, kinds)
+        with database.connect() as reading, database.reading(reading):
+            yield Case("the same, without the noise of threads", look_up, kinds)
     with database.connect() as reading, database.reading(reading):
-        yield Case("the same, without the noise of threads", look_up, kinds)
-        kinds = (lambda: secrets.choice(unknown), lambda: secrets.choice(badly_revoked))
+        kinds = (partial(secrets.choice, unknown), partial(secrets.choice, badly_revoked))
         yield Case("planted: found first, then refused", look_up, kinds, planted=True)
 
 
@@ -126,3 +139,40 @@ def _login_tokens(service: Node) -> Iterator[Case]:
     yield Case("login token, first or last byte of its tag", read, kinds)
     yield Case("the same, through the service", read_in_service, kinds)
     yield Case("planted: compared up to the first difference", compare_until_it_differs, kinds, planted=True)
+
+
+def _accounts(service: Node, database: Database) -> Iterator[Case]:
+    """Another account's genuine login token and a forged one, for an API token of account One."""
+    now, lifetime = service.trust.now(), service.settings.token_ttl
+    signing = service.keys.ring.signing_key(now).token_key
+    with database.connect() as connection, database.writing(connection):
+        account_id = accounts.add_account(connection, "One")
+        _, secret = accounts.create_api_token(
+            connection, account_id=account_id, name="frontend", scopes=frozenset(Scope), now=now
+        )
+
+    def signed(key: bytes) -> str:
+        of_another = 1000 + secrets.randbelow(2**31)
+        return tokens.sign(Claims(now + lifetime, secrets.randbits(32), of_another, secrets.randbits(32)), key)
+
+    async def read(token: str) -> None:
+        with suppress(ForgedToken):
+            await service.redeeming._read_genuine(token, account_id)
+            raise AssertionError("accepted")
+
+    async def use(call: Callable[[str, str], Awaitable[object]], token: str) -> None:
+        with suppress(ForgedToken):
+            await call(secret, token)
+            raise AssertionError("accepted")
+
+    async def compare_account_last(token: str) -> None:
+        with suppress(ForgedToken):
+            if (await service.redeeming._read_genuine(token)).account_id != account_id:
+                raise ForgedToken
+            raise AssertionError("accepted")
+
+    kinds = (lambda: signed(bytes(32)), lambda: signed(signing))
+    yield Case("login token, forged or of another account", read, kinds)
+    for name in ("verify", "consume", "revoke"):
+        yield Case(f"the same, {name}", partial(use, getattr(service.redeeming, name)), kinds)
+    yield Case("planted: the account compared last", compare_account_last, kinds, planted=True)

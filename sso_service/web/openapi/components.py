@@ -90,6 +90,20 @@ HEADERS = {
     "RetryLogin": _header(
         "Seconds to wait before a retry. Absent from the response to a prefetch.", required=False, pattern="^[0-9]+$"
     ),
+    "RateLimit-Policy": _header(
+        "The requests that the API token may make in each worker, and within how many seconds. Only with "
+        "`SSO_RATE_LIMIT`.",
+        required=False,
+        pattern='^"default";q=[0-9]+;w=[0-9]+$',
+        examples=['"default";q=100;w=60'],
+    ),
+    "RateLimit": _header(
+        "The requests that are left in the worker that answered, and the seconds until there are more. Only with "
+        "`SSO_RATE_LIMIT`.",
+        required=False,
+        pattern='^"default";r=[0-9]+;t=[0-9]+$',
+        examples=['"default";r=50;t=30'],
+    ),
     "WWW-Authenticate": _header("`Bearer` (RFC 6750).", const="Bearer"),
     "Allow": _header("The methods that this path supports.", examples=["POST"]),
     "X-Studio-User": _header("Id of the user.", pattern="^[1-9][0-9]*$"),

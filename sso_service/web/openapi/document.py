@@ -22,6 +22,7 @@ from sso_service.web.openapi.components import (
     schemas,
 )
 from sso_service.web.openapi.operations import HOST, HTML, JSON, OPERATIONS, Operation, Response
+from sso_service.web.quota import QUOTA_HEADERS
 
 _ABOUT = """\
 One-time login tokens that sign the users of an intranet in to a Studio. The intranet requests a login token for an \
@@ -108,6 +109,10 @@ def _operation(operation: Operation, components: dict[str, Json]) -> Json:
         described["requestBody"] = {"required": True, "description": _BODY_SIZE, "content": content}
     responses = {status: _response(each, components) for status, each in operation.responses.items()}
     responses |= _errors(operation.errors, page=False) | _errors(operation.page_errors, page=True)
+    if operation.scope:
+        quota = header_references({name: name for name in QUOTA_HEADERS})
+        for status in responses.keys() - {401}:
+            responses[status]["headers"] = responses[status].get("headers", {}) | quota
     responses[405] = {"$ref": "#/components/responses/MethodNotAllowed"}
     described["responses"] = {str(status): responses[status] for status in sorted(responses)}
     described["x-codeSamples"] = [{"lang": "Shell", "label": "curl", "source": f"curl {sample}"}]

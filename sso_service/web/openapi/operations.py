@@ -325,7 +325,8 @@ _BROWSERS = (
         id="signOutEverywhere",
         tag="Browsers",
         summary="Sign out everywhere",
-        description="Ends all sessions of the user. It may be repeated, and needs no session.",
+        description="Ends all sessions and outstanding login links of the user in the account of the session. Other "
+        "accounts are not affected. It may be repeated, and needs no session.",
         parameters=(_SAME_ORIGIN,),
         responses=_SIGNED_OUT,
         errors=("cross_origin", *_UNKNOWN),

@@ -79,7 +79,10 @@ async def test_equal_claims_in_one_batch_are_redeemed_only_once(database: Databa
     with database.connect() as connection, database.writing(connection):
         jane = provision(database, connection, [ProvisionRequest("jane@example.com", "J", "D", ACCOUNT, 1)])[0]
     access = AccessQuery(jane.user_id, ACCOUNT)
-    same, other = Redemption(b"s" * 16, access, 1), Redemption(b"o" * 16, access, 1)
+    same, other = (
+        Redemption(b"s" * 16, access, jane.sessions_from, 1),
+        Redemption(b"o" * 16, access, jane.sessions_from, 1),
+    )
     with ThreadPoolExecutor() as threads:
         commits = Redemptions(database, threads)
         batch = [same, same, other, same, other]
