@@ -108,6 +108,7 @@ class StrictProtocol(HttpToolsProtocol):
         first_line = f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n".encode()
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         self.transport.write(b"".join([first_line, *lines, b"\r\n", body]))
+        self.transport.linger = True  # the client may be sending the rest
         self.transport.close()
 
     @property

@@ -34,8 +34,9 @@ HALF_CLOSED_TIMEOUT = 2.0
 still reads. Some do (`nc -N`), but most have gone."""
 SHUTDOWN_TIMEOUT = 1.0
 """Seconds that a new connection has left for its first request when the server stops."""
-SHUTDOWN_SEND_TIMEOUT = 5.0
-"""Seconds without progress after which a client is cut off when the server stops."""
+SHUTDOWN_LIMIT = 8.0
+"""Seconds after which a connection is cut off when the server stops. uvicorn cancels what is left after 10, and would
+log a traceback for each."""
 _END = b"\r\n\r\n"
 """The end of a head, and of a chunked body. The parser refuses lines that end otherwise."""
 
@@ -165,7 +166,7 @@ class Protocol(StrictProtocol):
         # All connections share this list. uvicorn replaces it every second, but not while it stops.
         if close not in self.server_state.default_headers:
             self.server_state.default_headers.append(close)
-        self.transport.timeout = SHUTDOWN_SEND_TIMEOUT
+        self.loop.call_later(SHUTDOWN_LIMIT, self.transport.abort)
         if self.busy:
             super().shutdown()
         elif self.timeout_keep_alive_task is None:

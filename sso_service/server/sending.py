@@ -27,7 +27,7 @@ class ClientTransport:
 
     __slots__ = (
         *("_left", "_lingering", "_loop", "_progress", "_timer", "_transport", "abort", "ended"),
-        *("get_extra_info", "held", "linger", "pause_reading", "timeout", "write"),
+        *("get_extra_info", "held", "linger", "pause_reading", "write"),
     )
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,7 +45,6 @@ class ClientTransport:
         """Whether reading stays paused although uvicorn resumes it."""
         self.linger = False
         """Whether the client still sends when `close` is called."""
-        self.timeout = SEND_TIMEOUT
         self.abort = transport.abort
         self.get_extra_info = transport.get_extra_info
         self.pause_reading = transport.pause_reading
@@ -104,7 +103,7 @@ class ClientTransport:
         if left < self._left:
             self.progressed()
         self._left = left
-        if self._loop.time() - self._progress < self.timeout:
+        if self._loop.time() - self._progress < SEND_TIMEOUT:
             self._timer = self._loop.call_later(_STEP, self._look)
         else:
             metrics.CONNECTIONS_STALLED.inc()
