@@ -73,7 +73,7 @@ class Protocol(StrictProtocol):
         full = len(self.connections) >= CAPACITY.limit
         super().connection_made(transport)
         if full:
-            CAPACITY.refused()
+            CAPACITY.refuse()
             self.transport.abort()
         elif self.client is None:
             if transport.get_extra_info("socket").family in (AF_INET, AF_INET6):
