@@ -85,7 +85,7 @@ def sockets_of(running: Running) -> int:
     return len(psutil.Process(running.process.pid).net_connections("tcp"))
 
 
-def test_pipelined_requests_that_nobody_reads_take_little_memory(running: Running) -> None:
+def test_pipelined_requests_without_a_reader_take_little_memory(running: Running) -> None:
     service = psutil.Process(running.process.pid)
     before = service.memory_info().rss
     with closing(connect(running, small=True)) as client:
