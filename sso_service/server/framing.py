@@ -95,6 +95,8 @@ class StrictProtocol(HttpToolsProtocol):
 
     def refuse(self, code: str) -> None:
         """Answer with the error `code` of the table of problems, and close the connection."""
+        if self.transport.is_closing():
+            return
         if self.busy:  # the request's own body is invalid
             if self.cycle.response_started:
                 self.transport.abort()

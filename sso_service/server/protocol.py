@@ -21,6 +21,8 @@ MAX_HEAD = 32 * 1024
 """Bytes of a request line with its headers, as in nginx."""
 MAX_HEADERS = 256
 """Headers of a request. In memory, a header of 5 bytes takes 170."""
+MAX_BLANK_LINES = 128
+"""Blank lines before a head or in a chunked body. Data is divided at each, which takes a few microseconds."""
 MAX_BODY = 1024 * 1024
 """Bytes of a body with its framing. The application's limit is far lower; this one also covers chunk extensions and
 trailers, which never reach the application."""
@@ -62,6 +64,8 @@ class Protocol(StrictProtocol):
         """Bytes since the last head or body was complete."""
         self._tail = b""
         """The last bytes of an incomplete head or chunked body, in which its end may have begun."""
+        self._blank_lines = 0
+        """Blank lines since the last request was complete."""
         self._unanswered = False
         """Whether a request is complete and its response is not."""
         self._held = b""
@@ -146,6 +150,7 @@ class Protocol(StrictProtocol):
             self._in_head = True
             self._size = 0
             self._tail = b""
+            self._blank_lines = 0
             self._unanswered = self.busy
 
     def on_response_complete(self) -> None:
@@ -187,6 +192,8 @@ class Protocol(StrictProtocol):
             self.feed(piece)
             if self._size >= limit or (self._in_head and self._size and len(self.headers or ()) > MAX_HEADERS):
                 self._too_large()
+            elif self._blank_lines > MAX_BLANK_LINES:
+                self.refuse("bad_request")
         if self.cycle is not None and self.cycle.more_body:
             self.begin_body()
         if self._size and self._timer is None and not self.busy:
@@ -204,8 +211,10 @@ class Protocol(StrictProtocol):
         elif (found := data.find(_END, start)) >= 0:
             end = found + len(_END)
         else:
-            end = len(data)
-        self._tail = (self._tail + data[start:end])[-3:]
+            self._tail = (self._tail + data[max(start, len(data) - 3) :])[-3:]
+            return len(data)
+        self._tail = b""
+        self._blank_lines += 1
         return end
 
     def _hold(self, data: bytes) -> None:

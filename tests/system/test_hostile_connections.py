@@ -208,6 +208,16 @@ def test_requests_behind_the_last_one_are_not_answered(running: Running) -> None
     assert statuses(running, [b"GET /session HTTP/1.0\r\n\r\n" + HIDDEN]) == [b"401"]
 
 
+def test_many_blank_lines_are_refused(running: Running) -> None:
+    """Data is divided at blank lines, so thousands of them in a few kilobytes would occupy the event loop."""
+    few, many = b"\r\n\r\n" * 100, b"\r\n\r\n" * 2000
+    assert statuses(running, [few + LAST]) == [b"200"]
+    assert statuses(running, [chunked(b"/v1/sso_tokens", few) + LAST]) == [b"401", b"200"]
+    assert statuses(running, [many + LAST]) == [b"400"]
+    assert statuses(running, [chunked(b"/v1/sso_tokens", many) + LAST]) == [b"400"]
+    assert statuses(running, [post(b"/v1/sso_tokens", many) + LAST]) == [b"401", b"200"]
+
+
 def test_connections_above_the_limit_are_closed_and_counted(env: dict[str, str], tmp_path: Path) -> None:
     with serving({**env, "SSO_MAX_CONNECTIONS": "5"}, tmp_path / "log") as running, ExitStack() as stack:
         clients = [stack.enter_context(closing(connect(running))) for _ in range(5)]
