@@ -124,9 +124,8 @@ class StrictProtocol(HttpToolsProtocol):
             self.incomplete = self.cycle
             self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
 
-    def on_message_complete(self) -> None:
+    def end_body(self) -> None:
         """Keep the connection after the response: the body is complete."""
-        super().on_message_complete()
         if self.incomplete is not None and not self.incomplete.more_body:
             self.incomplete.keep_alive = self._keep_alive
             self.incomplete = None

@@ -126,15 +126,11 @@ class Protocol(StrictProtocol):
         self.transport.progressed()
         self._continue_soon()
 
-    def on_message_begin(self) -> None:
-        """Begin a request. Raises `InvalidHead`."""
+    def on_headers_complete(self) -> None:
+        """Begin to count the body, and start the request. Raises `InvalidHead`."""
         if self._unanswered:  # impossible: data is divided where requests end
             self.transport.abort()
             raise InvalidHead
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """Begin to count the body, and start the request. Raises `InvalidHead`."""
         if len(self.headers) > MAX_HEADERS:
             self.fault = "headers_too_large"
             raise InvalidHead
@@ -146,6 +142,8 @@ class Protocol(StrictProtocol):
     def on_message_complete(self) -> None:
         """Begin to count the next head."""
         super().on_message_complete()
+        if self.incomplete is not None:
+            self.end_body()
         if not self.parser.should_upgrade():  # otherwise another parser is about to read the head again
             self._in_head = True
             self._size = 0
@@ -181,7 +179,7 @@ class Protocol(StrictProtocol):
         """Parse `data` up to the end of a request, but never more than the limits allow. Hold the rest."""
         start = 0
         # The parser gets at most as many bytes as the limit leaves, so it never stores more than the limit.
-        while start < len(data) and not self.transport.is_closing():
+        while start < len(data):
             if self._unanswered or self.flow.write_paused:
                 self._hold(data[start:])
                 break
@@ -190,10 +188,14 @@ class Protocol(StrictProtocol):
             piece, start = data[start:end], end
             self._size += len(piece)
             self.feed(piece)
+            if self.transport.is_closing():
+                return
             if self._size >= limit or (self._in_head and self._size and len(self.headers or ()) > MAX_HEADERS):
                 self._too_large()
-            elif self._blank_lines > MAX_BLANK_LINES:
+                return
+            if self._blank_lines > MAX_BLANK_LINES:
                 self.refuse("bad_request")
+                return
         if self.cycle is not None and self.cycle.more_body:
             self.begin_body()
         if self._size and self._timer is None and not self.busy:
@@ -271,8 +273,6 @@ class Protocol(StrictProtocol):
             self.transport.close()
 
     def _too_large(self) -> None:
-        if self.transport.is_closing():  # the parser has refused it
-            return
         if not self._in_head or self.busy:
             self.transport.finish()
         elif len(self.url) > MAX_HEAD // 2:

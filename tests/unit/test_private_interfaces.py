@@ -45,7 +45,7 @@ SERVER_PARTS: dict[str, set[str]] = {
     PROTOCOL: {
         # Overridden: uvicorn, the parser and the event loop call these.
         *("_should_upgrade", "connection_lost", "connection_made", "data_received", "on_headers_complete"),
-        *("eof_received", "on_message_begin", "on_message_complete", "on_response_complete", "pause_writing"),
+        *("eof_received", "on_message_complete", "on_response_complete", "pause_writing"),
         *("resume_writing", "shutdown"),
         # Called, read or set.
         *(
