@@ -51,6 +51,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
     """Requests that a worker may have in progress, counted once their body has arrived. Further requests get 503
     `overloaded`."""
+    max_connections: Annotated[int, Meta(ge=1)] = 4096
+    """Connections that a worker may have open, at most four fifths of its file descriptors. Further ones are closed at
+    once."""
     drain: Annotated[int, Meta(ge=0, le=300)] = 0
     """Seconds for which a node keeps serving after SIGTERM, while `/readyz` reports not ready."""
     require_sync_standby: bool = False

@@ -23,6 +23,8 @@ ISSUED = Counter("sso_tokens_issued", "Login tokens issued.", ["user_created"])
 REVOKED = Counter("sso_tokens_revoked", "Login tokens revoked.")
 LOGINS = Counter("sso_logins", "Attempts to sign in with a login token.", ["way", "outcome"])
 API_REFUSALS = Counter("sso_api_refusals", "Refused requests with an API token.", ["reason"])
+CONNECTIONS_REFUSED = Counter("sso_connections_refused", "Connections refused because too many were open.")
+CONNECTIONS_STALLED = Counter("sso_connections_stalled", "Connections cut off because the client did not read.")
 BATCH_SIZE = Histogram(
     "sso_batch_size", "Operations in one transaction.", ["kind"], buckets=[2**power for power in range(10)]
 )
@@ -61,6 +63,9 @@ NOTES = {
     "sso_logins": "Counted with the log events `login` and `login_refused`, when a question is asked, and when the "
     "user is signed in already.",
     "sso_api_refusals": "Counted with the log event `api_refused`.",
+    "sso_connections_refused": "Counted when a new connection is closed at once, above `SSO_MAX_CONNECTIONS` or four "
+    "fifths of the file descriptors.",
+    "sso_connections_stalled": "Counted when nothing of a response has left for 30 seconds.",
     "sso_batch_size": "Observed when a transaction has been committed.",
     "sso_batch_seconds": "Observed when a transaction has been committed.",
     "sso_ready": "1 or 0. Read at each scrape.",

@@ -3,20 +3,28 @@
 import asyncio
 from dataclasses import replace
 from http import HTTPStatus
-from typing import cast
+from typing import Any, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from sso_service.http import error_body, error_headers
 from sso_service.problems import problem
-
-LINGER = 2.0
-"""Seconds for which the rest of a body is still accepted after its request was answered."""
+from sso_service.server.sending import ClientTransport
 
 
 class InvalidHead(ValueError):
     """The head of a request breaks a rule of HTTP. Raised inside the parser, which then reports an error."""
+
+
+class _Trailers(list[Any]):
+    """The list into which uvicorn puts trailers. It stays empty, so endless trailers take no memory."""
+
+    def append(self, _: object) -> None:
+        """Drop a trailer."""
+
+
+_TRAILERS = _Trailers()
 
 
 class StrictProtocol(HttpToolsProtocol):
@@ -34,21 +42,23 @@ class StrictProtocol(HttpToolsProtocol):
     """
 
     _head_without_upgrade = b""
-    _incomplete: RequestResponseCycle | None = None
+    fault = "bad_request"
+    """The problem of a request that the parser refuses."""
+    incomplete: RequestResponseCycle | None = None
     """The request whose body is incomplete. Its connection is closed after the response."""
     _keep_alive = False
-    """Whether the connection of `_incomplete` may be kept once the body is complete."""
+    """Whether the connection of `incomplete` may be kept once the body is complete."""
+
+    transport: ClientTransport  # type: ignore[assignment]  # set in connection_made, with all that uvicorn uses of it
+    expected = 0
+    """Bytes of the present body that are still to come, if `Content-Length` declares them."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin the connection."""
-        super().connection_made(transport)
-        self._lingering = _LingeringTransport(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, ClientTransport(transport, self.loop)))
 
-    def data_received(self, data: bytes) -> None:
-        """Parse `data` and start the requests in it. Data that is not HTTP is answered with 400."""
-        self._unset_keepalive_if_required()
-        if self._lingering.closed:
-            return
+    def feed(self, data: bytes) -> None:
+        """Parse `data` and start the request in it. Data that is not HTTP is answered with 400."""
         try:
             while data:
                 try:
@@ -63,20 +73,20 @@ class StrictProtocol(HttpToolsProtocol):
                     break
         except HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
-            self.refuse("bad_request")
-            return
-        if self._incomplete is not None or (self.cycle is not None and self.cycle.more_body):
-            self._update_keep_alive()
+            self.refuse(self.fault)
 
     def on_headers_complete(self) -> None:
         """Start the request. Raises `InvalidHead`."""
-        hosts = [name for name, _ in self.headers].count(b"host")
+        names = [name for name, _ in self.headers]
+        hosts = names.count(b"host")
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             raise InvalidHead
+        if b"content-length" in names:  # digits: the parser has checked it
+            self.expected = int(self.headers[names.index(b"content-length")][1])
         if self.parser.should_upgrade():
             self._head_without_upgrade = self._without_upgrade()
         super().on_headers_complete()
-        self.headers = []  # collects the trailers; the request keeps its own list
+        self.headers = _TRAILERS  # the request keeps its own list
 
     def shutdown(self) -> None:
         """Close the connection as soon as no request is in progress."""
@@ -85,6 +95,14 @@ class StrictProtocol(HttpToolsProtocol):
 
     def refuse(self, code: str) -> None:
         """Answer with the error `code` of the table of problems, and close the connection."""
+        if self.transport.is_closing():
+            return
+        if self.busy:  # the request's own body is invalid
+            if self.cycle.response_started:
+                self.transport.abort()
+                return
+            self.cycle.disconnected = True  # so that this is the only response
+            self.cycle.message_event.set()
         refusal = problem(code)
         body = error_body(refusal)
         closing = replace(refusal, headers={**refusal.headers, "Connection": "close"})
@@ -92,7 +110,25 @@ class StrictProtocol(HttpToolsProtocol):
         first_line = f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}\r\n".encode()
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
         self.transport.write(b"".join([first_line, *lines, b"\r\n", body]))
+        self.transport.linger = True  # the client may be sending the rest
         self.transport.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered. The application limits the time that its body may take."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def begin_body(self) -> None:
+        """Close the connection after the response, unless the body is complete by then."""
+        if self.incomplete is None:
+            self.incomplete = self.cycle
+            self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
+
+    def end_body(self) -> None:
+        """Keep the connection after the response: the body is complete."""
+        if self.incomplete is not None and not self.incomplete.more_body:
+            self.incomplete.keep_alive = self._keep_alive
+            self.incomplete = None
 
     def _should_upgrade(self) -> bool:
         # uvicorn asks this about each upgrade request. True stops it from starting the request: that happens when the
@@ -106,35 +142,3 @@ class StrictProtocol(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
-
-    def _update_keep_alive(self) -> None:
-        """Keep the connection only if the body is complete by now. Runs before the application continues."""
-        if self._incomplete is not None and not self._incomplete.more_body:
-            self._incomplete.keep_alive = self._keep_alive
-            self._incomplete.transport = self.transport
-            self._incomplete = None
-        if self._incomplete is None and self.cycle.more_body:
-            self._incomplete = self.cycle
-            self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
-            self.cycle.transport = cast(asyncio.Transport, self._lingering)
-
-
-class _LingeringTransport:
-    """The part of a transport that a response uses, with a `close` that lets the client read the response first.
-
-    Closing a connection while the client still sends resets it, and a reset may discard the response on the client's
-    side before it was read (RFC 9112 section 9.6).
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self.closed = False
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-
-    def close(self) -> None:
-        if not self.closed and not self._transport.is_closing():
-            self.closed = True
-            self._transport.write_eof()
-            self._loop.call_later(LINGER, self._transport.close)

@@ -16,6 +16,7 @@ from uvicorn.supervisors import Multiprocess
 
 from sso_service.errors import SettingsError
 from sso_service.observability import logs
+from sso_service.server.descriptors import backlog, raise_limit
 from sso_service.server.listening import UNIX, listen, name_of
 from sso_service.settings import Settings
 
@@ -55,6 +56,7 @@ def run(
             ws="none",
             # Clients of the unix socket are proxies: the mode of the socket decides which users may connect.
             forwarded_allow_ips=trusted if trusted == "*" else f"{trusted},{UNIX}",
+            backlog=backlog(raise_limit()),
             timeout_graceful_shutdown=10,
         )
         log.info("Listening on %s", ", ".join(map(name_of, listeners)))

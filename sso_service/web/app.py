@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sso_service.database import open_database
 from sso_service.errors import MethodNotAllowed, Overloaded
 from sso_service.key_directory import KeyDirectory
+from sso_service.server.capacity import limit_connections
 from sso_service.server.draining import drain_first
 from sso_service.services.node import Node
 from sso_service.settings import read_settings
@@ -99,6 +100,7 @@ async def _lifespan(node: Node, _: object) -> AsyncIterator[None]:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     background = asyncio.create_task(node.run_in_background())
+    limit_connections(node.settings.max_connections)
     drain_first(node.settings.drain, node.drain)
     try:
         yield

@@ -418,6 +418,11 @@ SITUATIONS: dict[str, tuple[dict[str, str], set[str]]] = {
         set(),
     ),
     "an integration requests roles that are not allowed": ({refusal("role_not_allowed"): every_minute(30)}, set()),
+    "clients occupy all connections of a node": (
+        {on("a", "sso_connections_refused_total"): every_minute(30)},
+        {"SSOConnectionsRefused"},
+    ),
+    "a burst of connections is too large": ({on("a", "sso_connections_refused_total"): recently(8, 90)}, set()),
     "logins are slow": (
         {on(node, "sso_request_seconds_bucket", SLOW): every_minute(28) for node in "ab"},
         {"SSOSlow"},

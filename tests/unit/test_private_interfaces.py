@@ -25,6 +25,7 @@ CONFIG = "uvicorn:Config"
 CYCLE = "uvicorn.protocols.http.httptools_impl:RequestResponseCycle"
 PARSER = "httptools:HttpRequestParser"
 PROTOCOL = "uvicorn.protocols.http.httptools_impl:HttpToolsProtocol"
+FLOW = "uvicorn.protocols.http.flow_control:FlowControl"
 RUNNING = "uvicorn:Server"
 STATE = "uvicorn.server:ServerState"
 WORKERS = "uvicorn.supervisors:Multiprocess"
@@ -39,13 +40,26 @@ SERVER_PARTS: dict[str, set[str]] = {
     RUNNING: {"run", "started"},
     STATE: {"default_headers"},
     WORKERS: {"run", "sockets", "terminate_all"},
-    CYCLE: {"keep_alive", "more_body", "response_complete", "transport"},
+    CYCLE: {"disconnected", "keep_alive", "message_event", "more_body", "response_complete", "response_started"},
+    FLOW: {"read_paused", "write_paused"},
     PROTOCOL: {
         # Overridden: uvicorn, the parser and the event loop call these.
         *("_should_upgrade", "connection_lost", "connection_made", "data_received", "on_headers_complete"),
-        *("on_message_complete", "shutdown"),
+        *("eof_received", "on_message_complete", "on_response_complete", "pause_writing"),
+        *("resume_writing", "shutdown"),
         # Called, read or set.
-        *("_unset_keepalive_if_required", "client", "cycle", "headers", "logger", "loop", "parser", "server_state"),
+        *(
+            "_unset_keepalive_if_required",
+            "client",
+            "connections",
+            "cycle",
+            "flow",
+            "headers",
+            "logger",
+            "loop",
+            "parser",
+            "server_state",
+        ),
         *("timeout_keep_alive_task", "transport", "url"),
     },
 }
@@ -57,7 +71,8 @@ OBJECTS = {
     "Supervisor(config, listeners)": WORKERS,
     "upgrade": "httptools:HttpParserUpgrade",
     "self.cycle": CYCLE,
-    "self._incomplete": CYCLE,
+    "self.flow": FLOW,
+    "self.incomplete": CYCLE,
     "self.parser": PARSER,
     "self.server_state": STATE,
 }
