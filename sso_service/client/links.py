@@ -1,6 +1,8 @@
 """Login links: a Studio URL with a login token in its query."""
 
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import urlsplit
+
+from sso_service.http import split_parameter
 
 
 def split_studio_url(url: str) -> tuple[str, str]:
@@ -16,7 +18,7 @@ def split_studio_url(url: str) -> tuple[str, str]:
     _ = parts.port  # raises ValueError if the port is not a number
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or "\\" in parts.netloc:
         raise ValueError("the Studio URL must be absolute, with http or https and a host, without a user name")
-    if any(unquote_plus(each.partition("=")[0]) == "sso" for each in parts.query.split("&")):
+    if split_parameter(parts.query.encode())[0]:
         raise ValueError("the Studio URL already has a parameter sso")
     before, sign, fragment = url.partition("#")
     separator = "?" if "?" not in before else "&" if parts.query else ""

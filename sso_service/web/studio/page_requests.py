@@ -10,8 +10,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sso_service.errors import AddressNotFound, CrossOrigin, MethodNotAllowed, NotSignedIn, PathError, ServiceError
-from sso_service.http import accepts_html, is_same_origin
-from sso_service.paths import StudioPath, judge
+from sso_service.http import accepts_html, has_broken_encoding, is_same_origin
+from sso_service.paths import StudioPath, judge_target
 from sso_service.permissions import SECTIONS, may_view
 from sso_service.problems import ENTRIES
 from sso_service.services.accounts import Actor
@@ -169,11 +169,13 @@ class RequireSession:
             await message_page(scope, code, framed_by=framed_by)(scope, receive, send)
 
     async def _authorize(self, scope: Scope) -> tuple[StudioPath, SignedIn]:
+        query = scope["query_string"]
         try:
-            path = judge(scope["raw_path"])
+            path = judge_target(scope["raw_path"] + b"?" + query)
         except PathError:
             raise AddressNotFound from None
-        if path.account_id is None and scope["raw_path"] != b"/":
+        # Browsers encode the percent signs of a form.
+        if has_broken_encoding(query) or (path.account_id is None and scope["raw_path"] != b"/"):
             raise AddressNotFound
         session = await current_session(self._node, scope)
         if session is None:
