@@ -140,6 +140,22 @@ def _parameter_pattern(parameter: str) -> re.Pattern[bytes]:
     return re.compile(rf"&{name}(?:=([^&]*)|(?=&)|\Z)".encode())
 
 
+def form_fields(content: bytes, encoding: str = "utf-8") -> dict[str, list[str]]:
+    """Return the fields of a form or of a query (`application/x-www-form-urlencoded`; URL standard, section 5.1).
+
+    A text that no browser sends has no fields: one with too many, or with a broken percent-encoding. So the time stays
+    linear with a small factor; `parse_qs` takes 300 ns for each broken sign.
+    """
+    fields: dict[str, list[str]] = {}
+    if has_too_many_parameters(content) or has_broken_encoding(content):
+        return fields
+    for piece in content.replace(b"+", b" ").split(b"&"):
+        if piece:
+            name, _, value = (percent_decoded(part).decode(encoding, "replace") for part in piece.partition(b"="))
+            fields.setdefault(name, []).append(value)
+    return fields
+
+
 # --- origin and purpose of a request ---------------------------------------------------------------------------------
 
 

@@ -8,9 +8,11 @@ from typing import cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sso_service.http import error_body, error_headers
+from sso_service.http import error_body, error_headers, has_broken_encoding
 from sso_service.problems import problem
 
+MAX_HEADERS = 100
+"""Header lines of a request, at most, as in Apache. Each of them is looked at about ten times."""
 LINGER = 2.0
 """Seconds for which the rest of a body is still accepted after its request was answered."""
 
@@ -20,7 +22,7 @@ class InvalidHead(ValueError):
 
 
 class StrictProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools with five rules of HTTP that uvicorn does not enforce.
+    """uvicorn's protocol on httptools with six rules of HTTP that uvicorn does not enforce.
 
     - The header `Upgrade` (Java's HTTP client sends it) is ignored, as RFC 9110 section 7.8 allows. uvicorn would
       respond before the body arrives and parse the body as the next request. Behind a proxy that forwards `Upgrade`, an
@@ -30,10 +32,13 @@ class StrictProtocol(HttpToolsProtocol):
     - A request that is answered before its body is complete is the last one on its connection, and the response says so
       (section 10.1.1; RFC 9112 section 9.3). A proxy that was told not to send the body may reuse the connection, and
       the next request would be read as that body.
+    - A head has at most 100 lines, and a path is percent-encoded correctly (section 3; RFC 3986 section 2.1).
     - There is exactly one `Host`; only HTTP/1.0 requests may have none (RFC 9112 section 3.2).
     """
 
     _head_without_upgrade = b""
+    fault = "bad_request"
+    """The problem of a request that the parser refuses."""
     _incomplete: RequestResponseCycle | None = None
     """The request whose body is incomplete. Its connection is closed after the response."""
     _keep_alive = False
@@ -63,7 +68,7 @@ class StrictProtocol(HttpToolsProtocol):
                     break
         except HttpParserError:
             self.logger.warning("Invalid HTTP request received.")
-            self.refuse("bad_request")
+            self.refuse(self.fault)
             return
         if self._incomplete is not None or (self.cycle is not None and self.cycle.more_body):
             self._update_keep_alive()
@@ -72,6 +77,12 @@ class StrictProtocol(HttpToolsProtocol):
         """Start the request. Raises `InvalidHead`."""
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            raise InvalidHead
+        if len(self.headers) > MAX_HEADERS:
+            self.fault = "headers_too_large"
+            raise InvalidHead
+        # A broken percent-encoding is not valid in a path (RFC 3986 section 3.3), and uvicorn decodes it slowly.
+        if has_broken_encoding(self.url.partition(b"?")[0]):
             raise InvalidHead
         if self.parser.should_upgrade():
             self._head_without_upgrade = self._without_upgrade()

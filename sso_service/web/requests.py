@@ -2,13 +2,12 @@
 
 import asyncio
 import re
-from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from sso_service.errors import BodyTooLarge, BodyTooSlow
-from sso_service.http import has_broken_encoding, header
+from sso_service.http import form_fields, header
 
 SESSION_COOKIE = "studio_session"
 FORM_COOKIE = "studio_form"
@@ -50,17 +49,4 @@ async def _whole_body(scope: Scope, receive: Receive) -> bytes:
 
 async def form(scope: Scope, receive: Receive, encoding: str = "utf-8") -> dict[str, list[str]]:
     """Return the fields of a form in the body, none if it is not a form. Raises what `body` raises."""
-    content = await body(scope, receive)
-    # Browsers encode every percent sign of a form (URL standard, section 5.2).
-    if has_broken_encoding(content):
-        return {}
-    try:
-        return parse_qs(
-            content.decode("latin-1"),
-            keep_blank_values=True,
-            encoding=encoding,
-            errors="replace",
-            max_num_fields=20,
-        )
-    except ValueError:
-        return {}
+    return form_fields(await body(scope, receive), encoding)

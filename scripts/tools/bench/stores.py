@@ -126,10 +126,10 @@ class Store:
 
 
 @contextmanager
-def store(kind: str, directory: Path, server: PostgreSQL, *, people: int, consumed: int = 0) -> Iterator[Store]:
-    """Create and fill a database of this kind in `directory` or on `server`, and delete it after the block."""
+def store(kind: str, directory: Path, server: PostgreSQL | None, *, people: int, consumed: int = 0) -> Iterator[Store]:
+    """Create and fill a database in `directory` (SQLite) or on `server`, and delete it after the block."""
     name = f"bench_{secrets.token_hex(4)}"
-    if kind == SQLITE:
+    if kind == SQLITE or server is None:
         path = directory / f"{name}.db"
         made = _fill(Store(kind, f"sqlite:///{path}", "", people, None), consumed)
         try:
