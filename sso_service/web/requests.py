@@ -16,6 +16,8 @@ _BODY_LIMIT = 16 * 1024
 """Maximum size of a request body in bytes."""
 _BODY_TIMEOUT = 10.0
 """Seconds that a request body may take. Without a limit, a slow sender could keep a connection busy indefinitely."""
+_MAX_FIELDS = 20
+"""Fields of a form, at most. The forms of this service have fewer than ten."""
 _LENGTH = re.compile(r"[0-9]+")
 
 
@@ -48,5 +50,6 @@ async def _whole_body(scope: Scope, receive: Receive) -> bytes:
 
 
 async def form(scope: Scope, receive: Receive, encoding: str = "utf-8") -> dict[str, list[str]]:
-    """Return the fields of a form in the body, none if it is not a form. Raises what `body` raises."""
-    return form_fields(await body(scope, receive), encoding)
+    """Return the fields of a form in the body, none if it is not one of this service. Raises what `body` raises."""
+    content = await body(scope, receive)
+    return form_fields(content, encoding) if content.count(b"&") < _MAX_FIELDS else {}

@@ -42,7 +42,7 @@ class Place:
 
     def repeated(self, piece: bytes) -> bytes:
         """Return the place's content if `piece` fills it."""
-        times = self.room // len(piece) if piece else 0
+        times = self.room // len(piece)
         return self.cut(piece * times) if self.characters else piece * times
 
     def request(self, fill: bytes) -> bytes:
@@ -108,7 +108,8 @@ _LINES = (
         name + value
         for name in (
             b"a Accept Accept-Language Authorization Content-Type Cookie Origin Purpose Referer Sec-Fetch-Dest "
-            b"Sec-Fetch-Site Sec-Purpose X-Forwarded-For X-Forwarded-Proto X-Forwarded-Uri X-Moz X-Original-URI X-Request-ID"
+            b"Sec-Fetch-Site Sec-Purpose X-Forwarded-For X-Forwarded-Proto X-Forwarded-Uri X-Moz X-Original-URI "
+            b"X-Request-ID"
         ).split()
         for value in (b":\r\n", b": a\r\n")
     )
@@ -224,7 +225,7 @@ def places(cookie: str, secret: str) -> Iterator[Place]:
     session = f"Cookie: studio_session={cookie}\r\n"
     post = f"HTTP/1.1\r\nAuthorization: Bearer {secret}\r\nContent-Type: application/json\r\n"
     yield _place(
-        "an ordinary login link", f"GET {PAGE}?sso={'A' * 43}<> HTTP/1.1\r\nAccept: text/html\r\n\r\n", (b"",), 1
+        "an ordinary login link", f"GET {PAGE}?sso={'A' * 43}<> HTTP/1.1\r\nAccept: text/html\r\n\r\n", (), 1
     )
     for name, target, headers in (
         ("login link", "/x?<>&sso=A", ""),
@@ -300,8 +301,8 @@ def places(cookie: str, secret: str) -> Iterator[Place]:
         ("domain of a new user", "a@<>.example", 240),
         ("local part", "<>@b.example", 240),
     ):
-        pieces = _LOCAL if name == "local part" else _DOMAIN
-        yield _place(f"e-mail, {name}", f'{sent}{{"email":"{address}",{names}}}', pieces, 1000, characters=most)
+        awkward = _LOCAL if name == "local part" else _DOMAIN
+        yield _place(f"e-mail, {name}", f'{sent}{{"email":"{address}",{names}}}', awkward, 1000, characters=most)
     form = "HTTP/1.1\r\nSec-Fetch-Site: same-origin\r\nContent-Type: application/x-www-form-urlencoded\r\n"
     yield _place("form, /sso/confirm", f"POST /sso/confirm {form}\r\n<>", _FORM, BODY)
     yield _place("form, /sso/confirm token", f"POST /sso/confirm {form}\r\nform=a.b.c&token=<>&target=/a", _FORM, BODY)
@@ -315,4 +316,4 @@ def places(cookie: str, secret: str) -> Iterator[Place]:
     yield _place("chunks", f"{chunked}<>0\r\n\r\n", _CHUNKS, CHUNKED)
     yield _place("trailers", f"{chunked}1\r\na\r\n0\r\n<>\r\n", (b"a:\r\n", b"a: b\r\n"), CHUNKED)
     for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"):
-        yield _place(path, f"GET {path}<> HTTP/1.1\r\n\r\n", (b"",), 1)
+        yield _place(path, f"GET {path}<> HTTP/1.1\r\n\r\n", (), 0)
