@@ -5,10 +5,10 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sso_service.http import error_body, error_headers, has_broken_encoding
+from sso_service.http import error_body, error_headers, has_broken_encoding, percent_decoded
 from sso_service.problems import problem
 
 MAX_HEADERS = 100
@@ -81,12 +81,16 @@ class StrictProtocol(HttpToolsProtocol):
         if len(self.headers) > MAX_HEADERS:
             self.fault = "headers_too_large"
             raise InvalidHead
-        # A broken percent-encoding is not valid in a path (RFC 3986 section 3.3), and uvicorn decodes it slowly.
-        if has_broken_encoding(self.url.partition(b"?")[0]):
-            raise InvalidHead
         if self.parser.should_upgrade():
             self._head_without_upgrade = self._without_upgrade()
+        url, decoded = self.url, None
+        if b"%" in url:
+            decoded = _decoded(url)
+            self.url = url.replace(b"%", b"_")  # so that uvicorn decodes nothing
         super().on_headers_complete()
+        if decoded:
+            self.url = url
+            self.scope.update(decoded)  # type: ignore[typeddict-item]  # the application has not seen the scope yet
         self.headers = []  # collects the trailers; the request keeps its own list
 
     def shutdown(self) -> None:
@@ -128,6 +132,18 @@ class StrictProtocol(HttpToolsProtocol):
             self._incomplete = self.cycle
             self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
             self.cycle.transport = cast(asyncio.Transport, self._lingering)
+
+
+def _decoded(url: bytes) -> dict[str, object]:
+    """Return the parts of the ASGI scope that depend on the target. Raises `InvalidHead` if its path is not valid.
+
+    uvicorn gets the same result in a hundred times the time: 8 ms for a path of 30 KB.
+    """
+    parsed = parse_url(url)
+    if has_broken_encoding(parsed.path):
+        raise InvalidHead
+    path = percent_decoded(parsed.path).decode("utf-8", "replace")
+    return {"path": path, "raw_path": parsed.path, "query_string": parsed.query or b""}
 
 
 class _LingeringTransport:

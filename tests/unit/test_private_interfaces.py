@@ -33,6 +33,7 @@ SERVER_PARTS: dict[str, set[str]] = {
     "httptools:HttpParserError": set(),
     "httptools:HttpParserUpgrade": {"args"},
     PARSER: {"feed_data", "get_http_version", "get_method", "set_dangerous_leniencies", "should_upgrade"},
+    "httptools:parse_url": set(),
     "uvicorn.config:STARTUP_FAILURE": set(),
     "uvicorn.config:Config": set(),
     CONFIG: {"workers"},
@@ -45,8 +46,8 @@ SERVER_PARTS: dict[str, set[str]] = {
         *("_should_upgrade", "connection_lost", "connection_made", "data_received", "on_headers_complete"),
         *("on_message_complete", "shutdown"),
         # Called, read or set.
-        *("_unset_keepalive_if_required", "client", "cycle", "headers", "logger", "loop", "parser", "server_state"),
-        *("timeout_keep_alive_task", "transport", "url"),
+        *("_unset_keepalive_if_required", "client", "cycle", "headers", "logger", "loop", "parser", "scope"),
+        *("server_state", "timeout_keep_alive_task", "transport", "url"),
     },
 }
 """All that `sso_service/server/` uses of uvicorn and httptools: `module:name`, and the attributes of that class."""

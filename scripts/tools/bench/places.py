@@ -64,6 +64,8 @@ def _place(
         after = line + host + end + rest
     else:
         before = line + host + end + rest
+    if room == HEAD:
+        room -= len(before) + len(after)
     return Place(name, before.encode(), after.encode(), room, tuple(pieces), characters)
 
 
@@ -224,9 +226,7 @@ def places(cookie: str, secret: str) -> Iterator[Place]:
     """Yield all places. `cookie` is that of an admin's session, `secret` that of an API token."""
     session = f"Cookie: studio_session={cookie}\r\n"
     post = f"HTTP/1.1\r\nAuthorization: Bearer {secret}\r\nContent-Type: application/json\r\n"
-    yield _place(
-        "an ordinary login link", f"GET {PAGE}?sso={'A' * 43}<> HTTP/1.1\r\nAccept: text/html\r\n\r\n", (), 1
-    )
+    yield _place("an ordinary login link", f"GET {PAGE}?sso={'A' * 43}<> HTTP/1.1\r\nAccept: text/html\r\n\r\n", (), 1)
     for name, target, headers in (
         ("login link", "/x?<>&sso=A", ""),
         ("login link with a page", "/x?sso=A&<>", "Accept: text/html\r\n"),
