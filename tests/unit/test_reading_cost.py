@@ -1,4 +1,4 @@
-"""What a client sends is read with a number of steps that does not grow with the number of its parts.
+"""Readers of requests: the number of their steps does not grow with the number of parts of a request.
 
 Steps are counted instead of measured: a function that is called once for each parameter, segment or cookie would be
 called thousands of times for a request of 30 KB.

@@ -7,6 +7,7 @@ more is kept. Places where the limit is exceeded are marked. Add such a pattern 
 
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -62,6 +63,7 @@ def climb(running: Site, place: Place, random: Random, seconds: float) -> tuple[
 
 def main(seconds: str = "20", part: str = "", seed: str = "") -> None:
     """Search each place in turn, and list the places, worst first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the service is stopped
     seed = seed or secrets.token_hex(4)
     print(f"seed {seed}", flush=True)
     random = Random(seed)
