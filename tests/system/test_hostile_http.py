@@ -196,8 +196,13 @@ REFUSED = {
 
 
 def test_a_head_has_at_most_100_lines(wire: Wire) -> None:
-    for lines, status in ((98, 401), (99, 431), (6000, 431)):
-        request = message(b"GET /session HTTP/1.1", HOST, b"Connection: close", *[b"a:"] * lines)
+    requests = [([b"a:"] * count, status) for count, status in ((98, 401), (99, 431), (6000, 431))]
+    # An address of a proxy counts as a line.
+    forwarded = b"X-Forwarded-For: 192.0.2.1"
+    requests += [([forwarded + b",127.0.0.1" * count], status) for count, status in ((97, 401), (98, 431), (2500, 431))]
+    requests += [([forwarded, forwarded + b",127.0.0.1" * 98], 431)]
+    for lines, status in requests:
+        request = message(b"GET /session HTTP/1.1", HOST, b"Connection: close", *lines)
         answers = wire.answers(request)
         assert [answer.status for answer in answers] == [status]
         assert answers[0].error == ("headers_too_large" if status == 431 else "not_signed_in")

@@ -132,6 +132,7 @@ def site(directory: Path, core: int) -> Iterator[Site]:
             "SSO_HOME": str(home),
             "SSO_DATABASE_URL": made.url,
             "SSO_CORS_ORIGINS": "https://portal.example",
+            "SSO_TRUSTED_PROXIES": "127.0.0.0/8,10.0.0.0/8",
         }
         with serving(["sso_service", "serve"], environment, home / "log", core) as server:
             cookie = sessions.dump_session(Session(1, ACCOUNT, int(time.time())), key.session_key)

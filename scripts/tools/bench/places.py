@@ -104,7 +104,20 @@ _PATH = (
 _COOKIES = (b";", b"studio_session=a;", b"; studio_session", b";\xa0", b";studio_session ", b"=", b"a=b; ", b"; ")
 _LANGUAGES = (b",", b"de,", b"de;q=0.1,", b"-", b"de;q=1e-9,", b"de-", b";", b"\xa0,", b"de;q=" + b"1" * 4000)
 _URIS = (b",/", b",/a", b",/client/123/t/42/posts", b"/a", b"/%41", b"%41", b"%", b"&", b"a", b"?", b",")
-_ADDRESSES = (b"127.0.0.1,", b"::1,", b",", b":", b"1.2.3.4,", b"[", b"127.0.0.1:1,", b"a,", b"\xa0", b"9")
+_ADDRESSES = (
+    b"".join(b"10.%d.%d.1," % divmod(number, 250) for number in range(2600)),  # each of a trusted proxy
+    b"".join(b"10.%d.%d.1," % divmod(number, 250) for number in range(80)),
+    b"127.0.0.1,",
+    b"::1,",
+    b",",
+    b":",
+    b"1.2.3.4,",
+    b"[",
+    b"127.0.0.1:1,",
+    b"a,",
+    b"\xa0",
+    b"9",
+)
 _LINES = (
     tuple(
         name + value
