@@ -29,7 +29,8 @@ _TIMEOUT = 20.0
 class HostileCost:
     """The cost of a place filled with a piece. `microseconds` are per request, of `size` bytes.
 
-    `empty_microseconds` are those of the same request with an empty place: the cost of the page, for example.
+    `empty_microseconds` are those of the request with an empty place, if it has the same status: the cost of the page,
+    for example.
     """
 
     place: str
@@ -59,7 +60,7 @@ class Site:
         self._connection: socket.socket | None = None
         self.places = list(places(cookie, secret))
 
-    def cost(self, place: Place, fill: bytes, *, empty: float = 0.0, rounds: int = 7) -> HostileCost:
+    def cost(self, place: Place, fill: bytes, *, empty: HostileCost | None = None, rounds: int = 7) -> HostileCost:
         """Measure a place with this content. The least of the rounds counts: other processes only add to it."""
         request = place.request(fill)
         status = self.ask(request)
@@ -69,13 +70,14 @@ class Site:
             for _ in range(_REQUESTS):
                 self.ask(request)
             measured.append((self._used() - begin) / _REQUESTS * 1e6)
-        return HostileCost(place.name, _shown(fill), len(request), status, min(measured), empty)
+        without = empty.microseconds if empty is not None and empty.status == status else 0.0
+        return HostileCost(place.name, _shown(fill), len(request), status, min(measured), without)
 
     def costs(self, place: Place) -> list[HostileCost]:
         """Measure a place with each of its pieces, or as it is if it has none."""
         if not place.pieces:
             return [self.cost(place, b"")]
-        empty = self.cost(place, b"").microseconds
+        empty = self.cost(place, b"")
         return [self.cost(place, place.repeated(piece), empty=empty) for piece in place.pieces]
 
     def ask(self, request: bytes) -> int:

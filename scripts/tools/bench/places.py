@@ -257,7 +257,7 @@ def places(cookie: str, secret: str) -> Iterator[Place]:
     ):
         yield _place(f"path, {name}", f"GET {target} HTTP/1.1\r\n{headers}\r\n", _PATH)
     for target in ("/auth", "/session", f"{PAGE}?sso=A", TEAM_PAGE):
-        yield _place(f"header lines, {target}", f"GET {target} HTTP/1.1\r\n{session}<>\r\n", _LINES)
+        yield _place(f"header lines, {target}", f"GET {target} HTTP/1.1\r\n{session}<>X: y\r\n\r\n", _LINES)
     for header, target, pieces in (
         ("Cookie", "/auth", _COOKIES),
         ("Cookie", f"{PAGE}?sso=A", _COOKIES),

@@ -22,12 +22,13 @@ _LONGEST = 12
 """Pieces of a pattern, at most."""
 
 
-def mutated(random: Random, pattern: list[bytes], pieces: tuple[bytes, ...]) -> list[bytes]:
-    """Return the pattern with one to three changes."""
+def mutated(random: Random, pattern: list[bytes], place: Place) -> list[bytes]:
+    """Return the pattern with one to three changes. Chunks stay whole: the service would wait for the rest of one."""
+    pieces, framed = place.pieces, b"chunked" in place.before
     changed = list(pattern)
     for _ in range(random.randint(1, 3)):
         at = random.randrange(len(changed) + 1)
-        piece = random.choice(pieces if random.random() < 0.7 else _BYTES)
+        piece = random.choice(pieces if framed or random.random() < 0.7 else _BYTES)
         match random.randrange(4):
             case 0 if len(changed) < _LONGEST:
                 changed.insert(at, piece)
@@ -35,7 +36,7 @@ def mutated(random: Random, pattern: list[bytes], pieces: tuple[bytes, ...]) -> 
                 del changed[at - 1]
             case 2:
                 changed[at - 1] = piece
-            case _:  # a piece without one of its ends, or several times
+            case _ if piece in _BYTES:  # a piece without one of its ends, or several times
                 old = changed[at - 1]
                 changed[at - 1] = random.choice((old[1:], old[:-1], old * random.randint(2, 9))) or piece
     return changed
@@ -43,7 +44,7 @@ def mutated(random: Random, pattern: list[bytes], pieces: tuple[bytes, ...]) -> 
 
 def climb(running: Site, place: Place, random: Random, seconds: float) -> tuple[HostileCost, list[bytes]]:
     """Return the cost of the worst pattern found for this place within `seconds`, and the pattern."""
-    empty = running.cost(place, b"").microseconds
+    empty = running.cost(place, b"")
 
     def measured(pattern: list[bytes], rounds: int) -> HostileCost:
         return running.cost(place, place.repeated(b"".join(pattern)), empty=empty, rounds=rounds)
@@ -54,7 +55,7 @@ def climb(running: Site, place: Place, random: Random, seconds: float) -> tuple[
     while time.monotonic() - begun < seconds:
         # Mostly from the worst so far, sometimes from another beginning, so as not to stay on the first hill.
         start = pattern if random.random() < 0.8 else random.choice(found)[1]
-        candidate = mutated(random, start, place.pieces)
+        candidate = mutated(random, start, place)
         # A cheap look first; what seems worse is measured again, because other processes disturb the first look.
         if measured(candidate, 1).per_kib > worst.per_kib and (cost := measured(candidate, 5)).per_kib > worst.per_kib:
             worst, pattern = cost, candidate
