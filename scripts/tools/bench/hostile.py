@@ -59,6 +59,10 @@ class Site:
         self._event_loop = event_loop
         self._connection: socket.socket | None = None
         self.places = list(places(cookie, secret))
+        begin = self._used()
+        time.sleep(1)
+        self._idle = self._used() - begin
+        """Processor seconds that the event loop uses in a second without requests."""
 
     def cost(self, place: Place, fill: bytes, *, empty: HostileCost | None = None, rounds: int = 7) -> HostileCost:
         """Measure a place with this content. The least of the rounds counts: other processes only add to it."""
@@ -66,10 +70,11 @@ class Site:
         status = self.ask(request)
         measured = []
         for _ in range(rounds):
-            begin = self._used()
+            begin, begun = self._used(), time.monotonic()
             for _ in range(_REQUESTS):
                 self.ask(request)
-            measured.append((self._used() - begin) / _REQUESTS * 1e6)
+            used = self._used() - begin - self._idle * (time.monotonic() - begun)
+            measured.append(max(0.0, used) / _REQUESTS * 1e6)
         without = empty.microseconds if empty is not None and empty.status == status else 0.0
         return HostileCost(place.name, _shown(fill), len(request), status, min(measured), without)
 
