@@ -3,10 +3,12 @@
 Pure, and on the raw bytes of an ASGI scope. Server, web and client modules share it, so it depends on none of them.
 """
 
+import re
+from binascii import a2b_qp
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
-from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -49,11 +51,15 @@ def cookie(scope: Scope, name: str) -> str | None:
     quadratic time: with it, one long header would keep a worker busy for seconds.
     """
     for line in headers(scope, b"cookie"):
-        for pair in line.split(";"):
-            key, _, value = pair.strip().partition("=")
-            if key == name:
-                return value
+        # A header of 30 KB can hold 15,000 cookies, so the pattern looks for one instead of splitting them all.
+        if found := _cookie_pattern(name).search(f";{line}"):
+            return (found[1] or "").rstrip()
     return None
+
+
+@lru_cache(maxsize=64)
+def _cookie_pattern(name: str) -> re.Pattern[str]:
+    return re.compile(rf";\s*{re.escape(name)}(?:=([^;]*)|\s*(?:;|\Z))")
 
 
 def set_cookie(name: str, value: str, *, max_age: int, https: bool, embedded: bool = False) -> str:
@@ -69,25 +75,85 @@ def set_cookie(name: str, value: str, *, max_age: int, https: bool, embedded: bo
     return f"{line}; SameSite=Lax" + ("; Secure" if https else "")
 
 
+# --- percent-encoding -----------------------------------------------------------------------------------------------
+
+_BROKEN_ENCODING = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def has_broken_encoding(raw: bytes) -> bool:
+    """Return whether a percent sign in `raw` is not followed by two hex digits (RFC 3986 section 2.1).
+
+    The decoders of the standard library need 300 ns for each such sign, so 30 KB of them would take 9 ms.
+    """
+    return _BROKEN_ENCODING.search(raw) is not None
+
+
+def percent_decoded(raw: bytes) -> bytes:
+    """Return `raw` decoded (RFC 3986 section 2.1). Its percent-encoding must not be broken.
+
+    With `=` for `%`, the encoding is quoted-printable (RFC 2045 section 6.7) without line breaks. That decoder is
+    written in C and takes a hundredth of the time of `unquote_to_bytes`, with the same result.
+    """
+    return a2b_qp(raw.replace(b"=", b"=3D").replace(b"%", b"=")) if b"%" in raw else raw
+
+
 # --- query -----------------------------------------------------------------------------------------------------------
+
+
+MAX_PARAMETERS = 200
+"""Parameters of a query, at most. Browsers and Studios use a few dozen; a query of 32 KiB could hold 16,000 of them,
+which are costly to whatever reads them next."""
+
+
+def has_too_many_parameters(query: bytes) -> bool:
+    """Return whether a raw query has more than `MAX_PARAMETERS` parameters, those with an empty name included.
+
+    Such a query is not canonical: where queries are judged it is refused, like a path that is not canonical.
+    """
+    return query.count(b"&") >= MAX_PARAMETERS
 
 
 def split_parameter(query: bytes, parameter: str = "sso") -> tuple[list[bytes], bytes]:
     """Split a raw query into the undecoded values of `parameter` and the rest, which is kept byte for byte.
 
-    Names are compared after decoding, so no spelling of the name can smuggle a login token past this function.
+    `parameter` consists of ASCII letters, digits, `_` and `-`. Its name is found in every percent-encoded spelling, so
+    none can smuggle a login token past this function. The time is linear: nothing is decoded, and no list is made of
+    the other parameters.
     """
     if b"&" not in query and query.startswith(b"sso=") and parameter == "sso":  # the usual login link
         return [query[4:]], b""
-    values: list[bytes] = []
-    kept: list[bytes] = []
-    for piece in query.split(b"&") if query else ():
-        name, _, value = piece.partition(b"=")
-        if unquote_plus(name.decode("latin-1")) == parameter:
-            values.append(value)
-        else:
-            kept.append(piece)
-    return values, b"&".join(kept)
+    if not query:
+        return [], b""
+    pattern = _parameter_pattern(parameter)
+    values = pattern.findall(query := b"&" + query)
+    return values, (pattern.sub(b"", query) if values else query)[1:]
+
+
+@lru_cache(maxsize=64)
+def _parameter_pattern(parameter: str) -> re.Pattern[bytes]:
+    """Return the pattern of `&NAME=VALUE`, or `&NAME` alone, for every NAME that decodes to `parameter`.
+
+    A character has three spellings at most: itself, and its percent-encoding with either case of each hex digit. (A
+    plus sign decodes to a space, which no name has. Bytes that are not ASCII decode to nothing that is.)
+    """
+    name = "".join(f"(?:{re.escape(char)}|%(?i:{ord(char):02x}))" for char in parameter)
+    return re.compile(rf"&{name}(?:=([^&]*)|(?=&)|\Z)".encode())
+
+
+def form_fields(content: bytes, encoding: str = "utf-8") -> dict[str, list[str]]:
+    """Return the fields of a form or of a query (`application/x-www-form-urlencoded`; URL standard, section 5.1).
+
+    A text that no browser sends has no fields: one with too many, or with a broken percent-encoding. So the time stays
+    linear with a small factor; `parse_qs` takes 300 ns for each broken sign.
+    """
+    fields: dict[str, list[str]] = {}
+    if has_too_many_parameters(content) or has_broken_encoding(content):
+        return fields
+    for piece in content.replace(b"+", b" ").split(b"&"):
+        if piece:
+            name, _, value = (percent_decoded(part).decode(encoding, "replace") for part in piece.partition(b"="))
+            fields.setdefault(name, []).append(value)
+    return fields
 
 
 # --- origin and purpose of a request ---------------------------------------------------------------------------------
@@ -140,12 +206,16 @@ def accepts_html(scope: Scope) -> bool:
     return "text/html" in header(scope, b"accept").lower()
 
 
+_MAX_LANGUAGES = 32
+
+
 def language(scope: Scope) -> str:
     """Return `de` or `en`, whichever `Accept-Language` (RFC 9110 section 12.5.4) ranks first. The default is `en`."""
     if not (accepted := ",".join(headers(scope, b"accept-language"))):
         return "en"
     ranked: list[tuple[float, int, str]] = []
-    for position, item in enumerate(accepted.lower().split(",")):
+    # Browsers send about ten languages. The rest of a longer list is ignored, because each costs half a microsecond.
+    for position, item in enumerate(accepted.lower().split(",", _MAX_LANGUAGES)[:_MAX_LANGUAGES]):
         tag, _, weight = item.partition(";")
         try:
             quality = float(weight.strip().removeprefix("q=") or 1)

@@ -190,8 +190,8 @@ ENTRIES: dict[str, Entry] = {
     "bad_path": Entry(
         400,
         "The path is not canonical.",
-        "The path can be read in two ways (`..`, `//`, `;`, `\\`, encoded `/`, `.` or `%`, control characters). The "
-        "token was not consumed.",
+        "The path can be read in two ways (`..`, `//`, `;`, `\\`, encoded `/`, `.` or `%`, control characters), or it "
+        "has over 64 segments or its query over 200 parameters. The token was not consumed.",
         400,
         Text("This address is not valid", "Diese Adresse ist ungültig"),
         Text(
@@ -240,7 +240,9 @@ ENTRIES: dict[str, Entry] = {
     ),
     "bad_request": Entry(400, "The request is not valid HTTP.", "The request is not valid HTTP."),
     "uri_too_long": Entry(414, "The address is too long.", "The request line is over 32 KiB.", headers=_CLOSE),
-    "headers_too_large": Entry(431, "The headers are too large.", "The head is over 32 KiB.", headers=_CLOSE),
+    "headers_too_large": Entry(
+        431, "The headers are too large.", "The head is over 32 KiB or 100 lines.", headers=_CLOSE
+    ),
     # --- load, database, keys
     "unavailable": Entry(
         503,

@@ -1,7 +1,9 @@
 """Login links: a Studio URL with a login token in its query."""
 
 from ipaddress import ip_address
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import urlsplit
+
+from sso_service.http import split_parameter
 
 
 def check_scheme(scheme: str, host: str, name: str, *, allow_http: bool) -> None:
@@ -38,7 +40,7 @@ def split_studio_url(url: str, *, allow_http: bool = False) -> tuple[str, str]:
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or "\\" in parts.netloc:
         raise ValueError("the Studio URL must be absolute, with https and a host, without a user name")
     check_scheme(parts.scheme, parts.hostname, "Studio URL", allow_http=allow_http)
-    if any(unquote_plus(each.partition("=")[0]) == "sso" for each in parts.query.split("&")):
+    if split_parameter(parts.query.encode())[0]:
         raise ValueError("the Studio URL already has a parameter sso")
     before, sign, fragment = url.partition("#")
     separator = "?" if "?" not in before else "&" if parts.query else ""

@@ -32,7 +32,7 @@ from sso_service.client.pages import refusal, switch_page
 from sso_service.client.session import AnonymousUser, Credentials, SessionCookie, SSOUser
 from sso_service.errors import InvalidForm, MalformedToken, PathError
 from sso_service.http import is_for_a_window, is_prefetch, split_parameter
-from sso_service.paths import StudioPath, judge
+from sso_service.paths import StudioPath, judge_target
 from sso_service.problems import RETRY_AFTER
 from sso_service.sessions import check_form_token, dump_form_token
 from sso_service.tokens import Claims, unsafe_read_claims
@@ -138,7 +138,7 @@ class SSOLogin:
         # If repeated, the request has no valid token: otherwise an attacker who adds one chooses which of them is read.
         token = values[0].decode("latin-1") if len(values) == 1 else ""
         try:
-            path = judge(raw_path)
+            path = judge_target(raw_path + b"?" + scope["query_string"])
             # The signature is not checked yet. These claims can lead to a refusal or a question, and to nothing else.
             claims = unsafe_read_claims(token)
         except (PathError, MalformedToken) as error:

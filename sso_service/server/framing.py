@@ -5,12 +5,19 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from sso_service.http import error_body, error_headers
+from sso_service.http import error_body, error_headers, has_broken_encoding, percent_decoded
 from sso_service.problems import problem
 from sso_service.server.sending import ClientTransport
+
+MAX_HEADERS = 100
+"""Header lines of a request, at most, as in Apache. Each of them is looked at about ten times.
+
+An address in `X-Forwarded-For` counts as a line. uvicorn parses one after the other until it is not a trusted proxy's,
+so a client that knows the network of the proxies could keep it busy for 12 ms.
+"""
 
 
 class InvalidHead(ValueError):
@@ -28,7 +35,7 @@ _TRAILERS = _Trailers()
 
 
 class StrictProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools with five rules of HTTP that uvicorn does not enforce.
+    """uvicorn's protocol on httptools with six rules of HTTP that uvicorn does not enforce.
 
     - The header `Upgrade` (Java's HTTP client sends it) is ignored, as RFC 9110 section 7.8 allows. uvicorn would
       respond before the body arrives and parse the body as the next request. Behind a proxy that forwards `Upgrade`, an
@@ -38,6 +45,7 @@ class StrictProtocol(HttpToolsProtocol):
     - A request that is answered before its body is complete is the last one on its connection, and the response says so
       (section 10.1.1; RFC 9112 section 9.3). A proxy that was told not to send the body may reuse the connection, and
       the next request would be read as that body.
+    - A head has at most 100 lines, and a path is percent-encoded correctly (section 3; RFC 3986 section 2.1).
     - There is exactly one `Host`; only HTTP/1.0 requests may have none (RFC 9112 section 3.2).
     """
 
@@ -81,11 +89,24 @@ class StrictProtocol(HttpToolsProtocol):
         hosts = names.count(b"host")
         if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
             raise InvalidHead
+        lines = len(names)
+        if b"x-forwarded-for" in names:
+            lines += sum(value.count(b",") for name, value in self.headers if name == b"x-forwarded-for")
+        if lines > MAX_HEADERS:
+            self.fault = "headers_too_large"
+            raise InvalidHead
         if b"content-length" in names:  # digits: the parser has checked it
             self.expected = int(self.headers[names.index(b"content-length")][1])
         if self.parser.should_upgrade():
             self._head_without_upgrade = self._without_upgrade()
+        url, decoded = self.url, None
+        if b"%" in url:
+            decoded = _decoded(url)
+            self.url = url.replace(b"%", b"_")  # so that uvicorn decodes nothing
         super().on_headers_complete()
+        if decoded:
+            self.url = url
+            self.scope.update(decoded)  # type: ignore[typeddict-item]  # the application has not seen the scope yet
         self.headers = _TRAILERS  # the request keeps its own list
 
     def shutdown(self) -> None:
@@ -142,3 +163,15 @@ class StrictProtocol(HttpToolsProtocol):
         lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         return b"\r\n".join([*lines, b"", b""])
+
+
+def _decoded(url: bytes) -> dict[str, object]:
+    """Return the parts of the ASGI scope that depend on the target. Raises `InvalidHead` if its path is not valid.
+
+    uvicorn gets the same result in a hundred times the time: 8 ms for a path of 30 KB.
+    """
+    parsed = parse_url(url)
+    if has_broken_encoding(parsed.path):
+        raise InvalidHead
+    path = percent_decoded(parsed.path).decode("utf-8", "replace")
+    return {"path": path, "raw_path": parsed.path, "query_string": parsed.query or b""}

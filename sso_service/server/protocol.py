@@ -14,13 +14,11 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from sso_service.server.capacity import CAPACITY
-from sso_service.server.framing import InvalidHead, StrictProtocol
+from sso_service.server.framing import MAX_HEADERS, InvalidHead, StrictProtocol
 from sso_service.server.listening import UNIX
 
 MAX_HEAD = 32 * 1024
 """Bytes of a request line with its headers, as in nginx."""
-MAX_HEADERS = 256
-"""Headers of a request. In memory, a header of 5 bytes takes 170."""
 MAX_BLANK_LINES = 128
 """Blank lines before a head or in a chunked body. Data is divided at each, which takes a few microseconds."""
 MAX_BODY = 1024 * 1024
@@ -130,9 +128,6 @@ class Protocol(StrictProtocol):
         """Begin to count the body, and start the request. Raises `InvalidHead`."""
         if self._unanswered:  # impossible: data is divided where requests end
             self.transport.abort()
-            raise InvalidHead
-        if len(self.headers) > MAX_HEADERS:
-            self.fault = "headers_too_large"
             raise InvalidHead
         self._stop_timer()
         self._in_head = False

@@ -5,7 +5,7 @@ import re
 from starlette.types import Receive, Scope, Send
 
 from sso_service.errors import NoAccess, NotCanonical, NotSignedIn, PathError
-from sso_service.paths import StudioPath, judge
+from sso_service.paths import StudioPath, judge_target
 from sso_service.services.node import Node
 from sso_service.web.session import current_session
 
@@ -15,6 +15,8 @@ _ORIGINAL_HEADERS = (b"x-original-uri", b"x-forwarded-uri")
 # An intermediary may have joined two headers (RFC 9110 section 5.3), and the second would look like the end of the
 # first. So a value that could be several URIs is judged both as one and as several. A value with a space is not a URI.
 _JOINED = re.compile(rb",(?=/)")
+_MAX_URIS = 16
+"""Original URIs of one request, at most. A proxy sends one or two, and each may cost a query of the database."""
 
 
 class ForwardAuth:
@@ -40,10 +42,15 @@ class ForwardAuth:
 
 
 def _original_paths(scope: Scope) -> list[StudioPath]:
-    """Return the paths that the proxy was asked for, without queries. Raises `NoAccess` if one of them is invalid."""
+    """Return the paths that the proxy was asked for. Raises `NoAccess` if there are too many or one is invalid."""
     values = [value for name, value in scope["headers"] if name in _ORIGINAL_HEADERS]
     try:
-        return [judge(uri.partition(b"?")[0]) for value in values for uri in _readings(value)]
+        if len(values) > _MAX_URIS:
+            raise NotCanonical
+        uris = [uri for value in values for uri in _readings(value)]
+        if len(uris) > _MAX_URIS:
+            raise NotCanonical
+        return [judge_target(uri) for uri in uris]
     except PathError as error:
         raise NoAccess from error
 
@@ -51,4 +58,4 @@ def _original_paths(scope: Scope) -> list[StudioPath]:
 def _readings(value: bytes) -> list[bytes]:
     if b" " in value:
         raise NotCanonical
-    return [value, *_JOINED.split(value)] if b",/" in value else [value]
+    return [value, *_JOINED.split(value, _MAX_URIS)] if b",/" in value else [value]

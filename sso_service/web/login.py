@@ -16,11 +16,20 @@ from sso_service.errors import (
     LoginTokenError,
     MethodNotAllowed,
     NotANavigation,
+    NotCanonical,
     PathError,
     ServiceError,
     Unavailable,
 )
-from sso_service.http import cookie, is_for_a_window, is_prefetch, is_same_origin, prefers_json, split_parameter
+from sso_service.http import (
+    cookie,
+    has_too_many_parameters,
+    is_for_a_window,
+    is_prefetch,
+    is_same_origin,
+    prefers_json,
+    split_parameter,
+)
 from sso_service.paths import judge
 from sso_service.problems import problem
 from sso_service.services.node import Node
@@ -62,6 +71,8 @@ class LoginLink:
     async def _response(self, scope: Scope, values: list[bytes], rest: bytes) -> Response:
         if (response := self._without_consuming(scope)) is not None:
             return response
+        if has_too_many_parameters(scope["query_string"]):  # the login token counts as one
+            return self._sign_in.refusal(scope, NotCanonical())
         target = scope["raw_path"] + (b"?" + rest if rest else b"")
         # If repeated, the request has no valid token: otherwise an attacker who adds one chooses which of them is read.
         token = values[0].decode("latin-1") if len(values) == 1 else ""

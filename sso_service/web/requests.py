@@ -4,13 +4,12 @@ import asyncio
 import re
 from collections.abc import Coroutine
 from typing import Any, TypeVar
-from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
 from sso_service.errors import BodyTooLarge, BodyTooSlow
-from sso_service.http import header
+from sso_service.http import form_fields, header
 
 T = TypeVar("T")
 
@@ -21,6 +20,8 @@ _BODY_LIMIT = 16 * 1024
 """Maximum size of a request body in bytes."""
 _BODY_TIMEOUT = 10.0
 """Seconds that a request body may take. Without a limit, a slow sender could keep a connection busy indefinitely."""
+_MAX_FIELDS = 20
+"""Fields of a form, at most. The forms of this service have fewer than ten."""
 _LENGTH = re.compile(r"[0-9]+")
 
 
@@ -75,14 +76,6 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 async def form(scope: Scope, receive: Receive, encoding: str = "utf-8") -> dict[str, list[str]]:
-    """Return the fields of a form in the body, none if it is not a form. Raises what `body` raises."""
-    try:
-        return parse_qs(
-            (await body(scope, receive)).decode("latin-1"),
-            keep_blank_values=True,
-            encoding=encoding,
-            errors="replace",
-            max_num_fields=20,
-        )
-    except ValueError:
-        return {}
+    """Return the fields of a form in the body, none if it is not one of this service. Raises what `body` raises."""
+    content = await body(scope, receive)
+    return form_fields(content, encoding) if content.count(b"&") < _MAX_FIELDS else {}

@@ -15,7 +15,8 @@ from uvicorn.server import ServerState
 
 from sso_service.observability import metrics
 from sso_service.server import capacity, protocol, sending
-from sso_service.server.protocol import MAX_HEADERS, MAX_HELD, Protocol
+from sso_service.server.framing import MAX_HEADERS
+from sso_service.server.protocol import MAX_HELD, Protocol
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = [

@@ -171,6 +171,9 @@ REFUSED = {
     "a host and a query": message(b"GET http://studio.example?sso=x HTTP/1.1", HOST),
     "a host and an impossible port": message(b"GET http://studio.example:99999/session HTTP/1.1", HOST),
     "an authority": message(b"GET studio.example:443 HTTP/1.1", HOST),
+    "a broken percent-encoding in the path": message(b"GET /a%zz?sso=x HTTP/1.1", HOST),
+    "a percent sign at the end of the path": message(b"GET /100%?sso=x HTTP/1.1", HOST),
+    "a path of percent signs": message(b"GET /" + b"%" * 30_000 + b" HTTP/1.1", HOST),
     "CONNECT": message(b"CONNECT studio.example:443 HTTP/1.1", HOST),
     "CONNECT with a path": message(b"CONNECT /session HTTP/1.1", HOST),
     "a space in the target": message(b"GET /ses sion HTTP/1.1", HOST),
@@ -190,6 +193,30 @@ REFUSED = {
     "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(200),
     "the PROXY protocol": b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n" + LAST,
 }
+
+
+def test_a_head_has_at_most_100_lines(wire: Wire) -> None:
+    requests = [([b"a:"] * count, status) for count, status in ((98, 401), (99, 431), (6000, 431))]
+    # An address of a proxy counts as a line.
+    forwarded = b"X-Forwarded-For: 192.0.2.1"
+    requests += [([forwarded + b",127.0.0.1" * count], status) for count, status in ((97, 401), (98, 431), (2500, 431))]
+    requests += [([forwarded, forwarded + b",127.0.0.1" * 98], 431)]
+    for lines, status in requests:
+        request = message(b"GET /session HTTP/1.1", HOST, b"Connection: close", *lines)
+        answers = wire.answers(request)
+        assert [answer.status for answer in answers] == [status]
+        assert answers[0].error == ("headers_too_large" if status == 431 else "not_signed_in")
+
+
+def test_an_encoded_path_is_decoded_and_kept_as_it_was_sent(wire: Wire) -> None:
+    close = b"Connection: close"
+    # Decoded, the path is one of the service's own.
+    assert wire.statuses(message(b"GET /%68ealthz?a=%zz HTTP/1.1", HOST, close)) == [200]
+    for path in (b"/caf%C3%A9/%f0%9f%98%80=%3D", b"/a%20b", b"/a_%5F"):
+        token = wire.issue().encode()
+        [answer] = wire.answers(message(b"GET %b?b=%%zz&sso=%b HTTP/1.1" % (path, token), HOST, close))
+        assert (answer.status, answer.header("location")) == (303, (path + b"?b=%zz").decode())
+    assert wire.statuses(message(b"GET /a%2fb?sso=x HTTP/1.1", HOST, close)) == [400]
 
 
 @pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED)

@@ -14,6 +14,7 @@ from scripts.tools.bench import growth, machine, storage, systems
 from scripts.tools.bench.cases import CASES, ISSUE, LOGIN, Case
 from scripts.tools.bench.chart import chart
 from scripts.tools.bench.goals import goals
+from scripts.tools.bench.hostile import measure_hostile, site
 from scripts.tools.bench.libraries import measure_libraries
 from scripts.tools.bench.load import check_wrk
 from scripts.tools.bench.machine import Cores, NotPossible
@@ -26,8 +27,8 @@ from scripts.tools.bench.servers import ROOT
 from scripts.tools.bench.stores import KINDS, SQLITE, PostgreSQL, postgresql_server, store
 from scripts.tools.bench.systems import Ours, System
 
-LATENCY, LIBRARIES, STORAGE, GROWTH = "latency", "libraries", "storage", "growth"
-PARTS = (*(case.name for case in CASES), LATENCY, LIBRARIES, STORAGE, GROWTH)
+LATENCY, LIBRARIES, STORAGE, GROWTH, HOSTILE = "latency", "libraries", "storage", "growth", "hostile"
+PARTS = (*(case.name for case in CASES), LATENCY, LIBRARIES, STORAGE, GROWTH, HOSTILE)
 
 
 class Benchmark:
@@ -48,9 +49,14 @@ class Benchmark:
         if LIBRARIES in self._parts:
             self._log(LIBRARIES)
             self.results.costs = measure_libraries(rounds=5, calls=self._plan.library_calls)
+        if HOSTILE in self._parts:
+            with site(self._directory, self._cores.server) as running:
+                self.results.hostile = measure_hostile(running, self._log)
+        if not set(self._parts) - {LIBRARIES, HOSTILE}:
+            return
         with systems.ceiling(self._directory, self._cores.server) as ceiling:
             self._fastest = run(ceiling, ISSUE, connections=64, seconds=1, fastest=10_000).rate
-            if set(self._parts) - {LIBRARIES, GROWTH}:
+            if set(self._parts) - {LIBRARIES, GROWTH, HOSTILE}:
                 self._measure_beside(ceiling)
         if GROWTH in self._parts:
             for kind in KINDS:

@@ -6,6 +6,7 @@ from statistics import median
 from scripts.tools.bench.cases import CASES
 from scripts.tools.bench.goals import goals
 from scripts.tools.bench.growth import SMALL
+from scripts.tools.bench.hostile import LIMIT
 from scripts.tools.bench.measure import Series, ratio
 from scripts.tools.bench.results import CEILING, LABELS, Results, conventional, ours
 from scripts.tools.bench.stores import KINDS
@@ -21,6 +22,7 @@ def report(results: Results) -> str:
         ("Signing and verifying in process", _libraries(results)),
         (f"Open loop, {results.plan.open_loop_rate} requests/s", _latencies(results)),
         ("Growth: requests per second at 64 connections", _growth(results)),
+        (f"Hostile input: microseconds of the event loop per KiB, limit {LIMIT:.0f}", _hostile(results)),
         ("Goals", _goals(results)),
         ("Problems", _problems(results)),
     ]
@@ -118,6 +120,25 @@ def _growth(results: Results) -> Iterator[str]:
     sizes = results.plan.growth
     large = [f"{sizes.many_users:,} users", "x", f"{sizes.consumed:,} consumed", "x"]
     yield from _table(["", "", f"{sizes.few_users:,} users", *large], rows)
+
+
+def _hostile(results: Results) -> Iterator[str]:
+    """Yield the worst content of each place, worst place first."""
+    worst = {cost.place: cost for cost in sorted(results.hostile, key=lambda cost: cost.per_kib)}
+    rows = [
+        [
+            cost.place,
+            f"`{cost.fill.replace('|', ' ')}`" if cost.fill else "",
+            str(cost.status),
+            f"{cost.size:,}",
+            f"{cost.microseconds:,.0f}",
+            f"{cost.empty_microseconds:,.0f}" if cost.empty_microseconds else "-",
+            f"{cost.per_kib:.1f}",
+            "yes" if cost.kept else "**no**",
+        ]
+        for cost in sorted(worst.values(), key=lambda cost: -cost.per_kib)
+    ]
+    yield from _table(["place", "filled with", "status", "bytes", "µs", "µs if empty", "µs/KiB", "kept"], rows)
 
 
 def _goals(results: Results) -> Iterator[str]:

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scripts.tools.bench.growth import Growth
+from scripts.tools.bench.hostile import HostileCost
 from scripts.tools.bench.libraries import Cost
 from scripts.tools.bench.measure import Run, Series, ratio
 from scripts.tools.bench.plan import Plan
@@ -52,6 +53,7 @@ class Results:
     bytes_when_issuing: int | None = None
     bytes_per_login: list[PerLogin] = field(default_factory=list)
     growth: list[Growth] = field(default_factory=list)
+    hostile: list[HostileCost] = field(default_factory=list)
 
     def add(self, case: str, connections: int, label: str, run: Run) -> None:
         """Store a run."""
@@ -89,6 +91,7 @@ class Results:
                 for growth in self.growth
                 for size, series in growth.series.items()
             ],
+            "hostile": [asdict(cost) | {"us_per_kib": cost.per_kib} for cost in self.hostile],
         }
 
 

@@ -33,6 +33,7 @@ class Server:
 
     def __init__(self, process: psutil.Process, port: int) -> None:
         self._process = process
+        self.pid = process.pid
         self.port = port
 
     def cpu_seconds(self) -> float:

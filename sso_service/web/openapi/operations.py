@@ -344,8 +344,8 @@ _OPERATORS = (
         tag="Operators",
         summary="Forward authentication",
         description="For a reverse proxy that asks before it passes a request to a Studio. At least one of the two "
-        "headers is required, and each occurrence must be a path that the user's role may view. The proxy must remove "
-        "the header that it does not set, and every incoming `X-Studio-*`.",
+        "headers is required, at most 16 in all, and each must be a path that the user's role may view. The proxy must "
+        "remove the header that it does not set, and every incoming `X-Studio-*`.",
         parameters=(
             _original_path("X-Original-URI", "nginx is configured to send it"),
             _original_path("X-Forwarded-Uri", "Caddy and Traefik send it"),

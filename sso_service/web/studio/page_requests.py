@@ -10,8 +10,8 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sso_service.errors import AddressNotFound, CrossOrigin, MethodNotAllowed, NotSignedIn, PathError, ServiceError
-from sso_service.http import accepts_html, is_same_origin
-from sso_service.paths import StudioPath, judge
+from sso_service.http import accepts_html, form_fields, is_same_origin
+from sso_service.paths import StudioPath, judge_target
 from sso_service.permissions import SECTIONS, may_view
 from sso_service.problems import ENTRIES, api_problem
 from sso_service.services.accounts import Actor
@@ -84,8 +84,8 @@ class PageRequest:
 
     def query(self, name: str, default: str = "") -> str:
         """Return the last value of a query parameter."""
-        value: str = self.request.query_params.get(name, default)
-        return value
+        parameters: Mapping[str, list[str]] = self.request.scope["parameters"]
+        return parameters.get(name, [default])[-1]
 
     async def form(self) -> Form:
         """Return the submitted form."""
@@ -178,6 +178,7 @@ class RequireSession:
             path, signed_in = await self._authorize(scope)
             # Routes match the raw path, as it was checked: another spelling of a section is another section.
             inner = {**scope, "path": scope["raw_path"].decode("latin-1").rstrip("/") or "/"}
+            inner["parameters"] = form_fields(scope["query_string"])
             inner["page_request"] = PageRequest(Request(inner, receive), self._node, signed_in, path)
             await self._app(inner, receive, send)
         except ClientDisconnect:
@@ -192,7 +193,7 @@ class RequireSession:
 
     async def _authorize(self, scope: Scope) -> tuple[StudioPath, SignedIn]:
         try:
-            path = judge(scope["raw_path"])
+            path = judge_target(scope["raw_path"] + b"?" + scope["query_string"])
         except PathError:
             raise AddressNotFound from None
         if path.account_id is None and scope["raw_path"] != b"/":

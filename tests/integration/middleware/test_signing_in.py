@@ -160,9 +160,13 @@ async def test_a_path_that_is_not_canonical_is_refused_and_consumes_nothing(
     browser: Client, client: Client, api_token: str, is_unused: IsUnused
 ) -> None:
     token = await client.issue(api_token)
-    for path in NOT_CANONICAL:
-        assert await refusal_of(browser, path + b"?sso=" + token.encode()) == (400, "bad_path"), path
+    too_many = [b"/a" * 65, b"/x?" + b"a&" * 199 + b"a"]
+    for path in NOT_CANONICAL + too_many:
+        target = path + (b"&" if b"?" in path else b"?") + b"sso=" + token.encode()
+        assert await refusal_of(browser, target) == (400, "bad_path"), path
     assert await is_unused(token)
+    # Other requests are the application's own.
+    assert (await browser.get("/x?" + "a&" * 5000)).status == 200
 
 
 async def test_a_path_of_another_account_is_refused_and_consumes_nothing(
