@@ -96,6 +96,18 @@ def of_an_unknown_user(maker: TokenMaker) -> str:
     return maker.token(user_id=ABSENT)
 
 
+def from_before_a_sign_out(maker: TokenMaker) -> str:
+    succeed("user", "sign-out", EMAIL, env=maker.env)
+    shown = succeed("user", "show", EMAIL, env=maker.env)
+    assert "sessions and login links from before" in shown
+    return maker.token()
+
+
+def older_than_its_user(maker: TokenMaker) -> str:
+    assert "have ended" not in succeed("user", "show", EMAIL, env=maker.env)
+    return maker.token(expires_at=maker.now + 200)
+
+
 def below_the_floor(maker: TokenMaker) -> str:
     with changing(maker.database) as connection:
         connection.execute(text("UPDATE consumed_floor SET claims = :floor"), {"floor": floor_at(maker.now + 301)})
@@ -117,6 +129,8 @@ DECIDED_BY_THE_DATABASE: list[tuple[Callable[[TokenMaker], str], str, int]] = [
     (consumed, "used", 401),
     (expired, "expired", 401),
     (below_the_floor, "expired", 401),
+    (from_before_a_sign_out, "signed out", 401),
+    (older_than_its_user, "joined", 401),
     (of_a_disabled_user, "disabled", 403),
     (of_a_removed_member, "account", 403),
     (of_another_account, "account", 403),
