@@ -19,6 +19,8 @@ from sso_service import keyring
 from sso_service.database import migrations, open_database
 from sso_service.database.transactions import Database
 from sso_service.key_directory import KeyDirectory
+from sso_service.observability import events
+from sso_service.observability.limit import LineLimit
 from sso_service.permissions import Scope
 from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
@@ -50,6 +52,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if "postgresql" in parameters or {"postgresql", "own_postgresql"} & {*item.fixturenames}:
             item.add_marker(pytest.mark.postgresql)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_logged_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test log as many refusals of anonymous clients as a new process may."""
+    monkeypatch.setattr(events, "_limit", LineLimit("refusals without a genuine token"))
 
 
 @pytest.fixture

@@ -8,17 +8,15 @@ from sso_service.observability import audit, metrics
 from sso_service.observability.audit import Event, EventName
 from sso_service.observability.limit import LineLimit
 
-# Anyone can cause these refusals, as often as they like. All others need a genuine login token or API token.
-_ANONYMOUS = {
-    EventName.LOGIN_REFUSED: {"malformed", "bad_signature"},
-    EventName.API_REFUSED: {"not_authenticated"},
-}
-_limit = LineLimit("refusals of forged or malformed tokens")
+# Anyone can cause these refusals, as often as they like, unless they name a user or an API token: that needs a genuine
+# login token or API token.
+_REFUSALS = frozenset({EventName.LOGIN_REFUSED, EventName.API_REFUSED})
+_limit = LineLimit("refusals without a genuine token")
 
 
 def record(event: Event) -> None:
     """Count the event and write it to the log. Refusals of anonymous clients are always counted, not always logged."""
     metrics.count(event)
-    is_anonymous = event.api_token_id is None and event.reason in _ANONYMOUS.get(event.event, ())
+    is_anonymous = event.event in _REFUSALS and event.api_token_id is None and event.user_id is None
     if not is_anonymous or _limit.admits():
         audit.record(event)

@@ -150,7 +150,8 @@ class Node:
             group.create_task(_repeat("search texts", self.accounts.add_search_texts, at_once=True))
 
     async def _purge(self, purger: Purger) -> None:
-        done = await asyncio.to_thread(purger.run)
+        # In the pool that `close` waits for: no connection may be in use when the database is closed.
+        done = await asyncio.get_running_loop().run_in_executor(self._login_threads, purger.run)
         self.consumed_rows = done.rows
         if done.skipped:
             log.warning("purge: skipped: %s", done.skipped)
