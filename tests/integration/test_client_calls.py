@@ -433,8 +433,7 @@ async def test_a_proxy_of_the_environment_does_not_get_requests_for_loopback(
         url = f"http://127.0.0.1:{free_port()}"
         assert type(await error_of(call(kind, "consume", url, token=FORGED))) is Unavailable
         # A proxy in a network in which http is allowed is the operator's choice.
-        sent = {"token": FORGED, "timeout": 1, "allow_http": True}
-        await error_of(call(kind, "consume", "http://sso.example", **sent))
+        await error_of(call(kind, "consume", "http://sso.example", token=FORGED, timeout=1, allow_http=True))
     assert [head.split(b"\r\n")[0] for head in received] == [b"POST http://sso.example/v1/sso_tokens/consume HTTP/1.1"]
 
 

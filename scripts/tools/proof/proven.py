@@ -113,7 +113,7 @@ class ObservedNode(Node):
         return claims
 
     async def _record_and_redeem(self, claims: Claims, access: AccessQuery | None, *, now: int) -> Redeemed:
-        now, found = self.trust.now(), _found.get()
+        found = _found.get()
         if now < claims.expires_at:  # otherwise the service does not pass it to the database either
             line = Decision(
                 at=found.at, node=self._name, pid=os.getpid(), token=found.token, now=now, key_id=found.key_id
