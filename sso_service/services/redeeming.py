@@ -131,13 +131,13 @@ class Redeeming:
     async def _read_for(self, api_token: ApiToken, secret: str, token: str) -> Claims:
         """Return the claims of a genuine, unexpired token of the API token's account, without using the database.
 
-        Only genuine tokens count against the rate limit, even if they have expired. Any client can make a frontend
-        check forged ones, and could use up its quota.
+        Only such tokens count against the rate limit. Any client can make a frontend check forged ones, or an old one
+        of its own, without limit, and could use up the frontend's quota.
         """
         claims = await self._read_genuine(token, api_token.account_id)
-        self._count(secret, api_token)
         if claims.has_expired(self._trust.now()):
             raise TokenExpired
+        self._count(secret, api_token)
         return claims
 
     # --- for browsers
