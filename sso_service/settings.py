@@ -43,8 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     cors_origins: str = ""
     """Origins whose scripts may call the API from a browser, separated by spaces or commas."""
     rate_limit: str = ""
-    """Requests that an API token may make in each worker, such as `100/minute`; unlimited if empty. Checks of forged or
-    malformed login tokens do not count."""
+    """Requests that an API token may make in each worker, such as `100/minute`; unlimited if empty. Checks of
+    malformed, forged or expired login tokens do not count."""
     page_rate_limit: str = "300/minute"
     """Requests for pages of the Studio that a session may make in each worker. A person who clicks does not reach the
     default."""

@@ -31,7 +31,7 @@ class AsyncSSOClient(BaseClient):
         allow_http: bool = False,
     ) -> None:
         super().__init__(service_url, api_token, timeout, retry_for, allow_http=allow_http)
-        self._http = httpx.AsyncClient(transport=transport, **http_options(api_token, ssl_context))
+        self._http = httpx.AsyncClient(transport=transport, **http_options(service_url, api_token, ssl_context))
 
     async def create_token(self, *, email: str, first_name: str, last_name: str) -> Created:
         """See `SSOClient.create_token`."""

@@ -12,7 +12,7 @@ from tenacity import RetryCallState, retry_if_exception, stop_before_delay
 
 from sso_service.client.calls import Call
 from sso_service.client.errors import SSOError, Unavailable
-from sso_service.client.links import check_scheme
+from sso_service.client.links import check_scheme, is_loopback
 
 _KEEP_ALIVE = 2.0
 """Seconds for which an idle connection is kept: less than the 5 (uvicorn) or more of servers. The outcome of a request
@@ -71,9 +71,13 @@ class BaseClient:
         }
 
 
-def http_options(api_token: str, ssl_context: ssl.SSLContext | None) -> dict[str, Any]:
+def http_options(service_url: str, api_token: str, ssl_context: ssl.SSLContext | None) -> dict[str, Any]:
     """Return the arguments that both of httpx's clients get."""
+    url = httpx.URL(service_url)
     return {
+        # A proxy that `HTTP_PROXY` names would get the API token unencrypted over the network, on the way to this
+        # machine. With https it only passes on what it cannot read.
+        "trust_env": url.scheme == "https" or not is_loopback(url.host),
         "headers": {"Authorization": f"Bearer {api_token}", "Accept": "application/json"},
         "follow_redirects": False,  # no server that a response names may get the API token
         "limits": httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=_KEEP_ALIVE),

@@ -11,11 +11,12 @@ def check_scheme(scheme: str, host: str, name: str, *, allow_http: bool) -> None
 
     Without TLS, everyone in the network between reads the API token or the login token, and can use it.
     """
-    if scheme == "http" and not allow_http and not _is_loopback(host):
+    if scheme == "http" and not allow_http and not is_loopback(host):
         raise ValueError(f"the {name} must begin with https://; allow_http=True permits http:// in a trusted network")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether `host`, a name or an address of a URL, is this machine."""
     # Names below `localhost` resolve to loopback (RFC 6761 section 6.3).
     if host == "localhost" or host.endswith(".localhost"):
         return True

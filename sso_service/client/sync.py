@@ -37,7 +37,7 @@ class SSOClient(BaseClient):
         allow_http: bool = False,
     ) -> None:
         super().__init__(service_url, api_token, timeout, retry_for, allow_http=allow_http)
-        self._http = httpx.Client(transport=transport, **http_options(api_token, ssl_context))
+        self._http = httpx.Client(transport=transport, **http_options(service_url, api_token, ssl_context))
 
     def create_token(self, *, email: str, first_name: str, last_name: str) -> Created:
         """Create a login token for a person, and a user if there is none. Scope `write:sso`; retried on failure."""

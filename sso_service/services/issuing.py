@@ -67,6 +67,8 @@ class Issuing:
         An unknown person becomes a user, and a user of other accounts a member of this one. Raises `ApiTokenError`,
         `FieldError`, `UserDisabled`, `RoleNotAllowed`, `Unavailable` or `OutcomeUnknown`.
         """
+        # Before the database is read: the link must not be dated after a sign-out that the lookup did not see.
+        now = self._trust.now()
         found = await self._look_up(secret, person.email)
         api_token = self._check(secret, found.api_token, Scope.WRITE_SSO)
         self.count(secret, api_token)
@@ -78,7 +80,6 @@ class Issuing:
             raise _refused(RoleNotAllowed(), api_token, user_id)
         # Not before `sessions_from`, which is up to some seconds ahead after "sign out everywhere". Otherwise the new
         # token would be refused like those from before.
-        now = self._trust.now()
         issued_at = max(now, sessions_from)
         if issued_at > now + tokens.CLOCK_ALLOWANCE:  # every node would refuse the token
             raise Unavailable(f"a clock was set back: links of user {user_id} begin only in {issued_at - now} s")

@@ -107,7 +107,7 @@ class Redeeming:
             # Verified before it is consumed, so that a failure here does not use up the link.
             verified = await self._verify(api_token, secret, token)
             claims = verified.claims
-            redeemed = await self._redeem(claims, AccessQuery(claims.user_id, claims.account_id))
+            redeemed = await self._redeem(claims, AccessQuery(claims.user_id, claims.account_id), now=self._trust.now())
             _refuse_unless_redeemable(None if redeemed.verdict is Verdict.REDEEMED else redeemed.verdict)
         _record(EventName.LOGIN, token, claims, way="api", **known)
         return verified
@@ -120,7 +120,7 @@ class Redeeming:
         """
         api_token = await self._authorize(secret, Scope.WRITE_SSO)
         claims = await self._read_for(api_token, secret, token)
-        redeemed = await self._redeem(claims, None)
+        redeemed = await self._redeem(claims, None, now=self._trust.now())
         if redeemed.verdict is Verdict.EXPIRED:
             raise TokenExpired
         revoked = redeemed.verdict is Verdict.REDEEMED
@@ -131,13 +131,13 @@ class Redeeming:
     async def _read_for(self, api_token: ApiToken, secret: str, token: str) -> Claims:
         """Return the claims of a genuine, unexpired token of the API token's account, without using the database.
 
-        Only genuine tokens count against the rate limit, even if they have expired. Any client can make a frontend
-        check forged ones, and could use up its quota.
+        Only such tokens count against the rate limit. Any client can make a frontend check forged ones, or an old one
+        of its own, without limit, and could use up the frontend's quota.
         """
         claims = await self._read_genuine(token, api_token.account_id)
-        self._count(secret, api_token)
         if claims.has_expired(self._trust.now()):
             raise TokenExpired
+        self._count(secret, api_token)
         return claims
 
     # --- for browsers
@@ -186,13 +186,16 @@ class Redeeming:
             return Question(other)
 
         self._trust.signing_key()  # without one, a token would be consumed for a session that cannot be signed
-        redeemed = await self._redeem(claims, AccessQuery(claims.user_id, claims.account_id, path.team_id))
+        # The session begins now, before the database answers: a sign-out that comes after the answer has a later date.
+        begins_at = self._trust.now()
+        redeemed = await self._redeem(
+            claims, AccessQuery(claims.user_id, claims.account_id, path.team_id), now=begins_at
+        )
         match redeemed.verdict:
             case Verdict.REDEEMED:
                 _record(EventName.LOGIN, token, claims, way="browser")
-                # Not before `sessions_from`, which can be a second ahead after "sign out everywhere".
-                issued_at = max(self._trust.now(), redeemed.sessions_from)
-                return Session(claims.user_id, claims.account_id, issued_at)
+                # Not before `sessions_from`, which can be some seconds ahead after "sign out everywhere".
+                return Session(claims.user_id, claims.account_id, max(begins_at, redeemed.sessions_from))
             case Verdict.NO_ACCESS | Verdict.NO_TEAM:
                 raise await self._refusal(NoAccess, claims)
             case Verdict.CONSUMED:
@@ -224,9 +227,8 @@ class Redeeming:
 
     # --- shared
 
-    async def _redeem(self, claims: Claims, access: AccessQuery | None) -> Redeemed:
-        """Consume `claims` if possible. Every use case that consumes a token does it here."""
-        now = self._trust.now()
+    async def _redeem(self, claims: Claims, access: AccessQuery | None, *, now: int) -> Redeemed:
+        """Consume `claims` at `now` (Unix seconds) if possible. Every use case that consumes a token does it here."""
         if claims.has_expired(now):  # it may have expired since it was read
             return Redeemed(Verdict.EXPIRED)
         return await self._redemptions.submit(Redemption(claims.pack(), access, self._issued_at(claims), now))

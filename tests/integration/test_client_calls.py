@@ -424,6 +424,19 @@ async def test_time_outs_count_towards_the_limit_for_retries(kind: Kind) -> None
     assert len(received) == 2
 
 
+async def test_a_proxy_of_the_environment_does_not_get_requests_for_loopback(
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening(never_responds) as (proxy, received):
+        for name in ("HTTP_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy)
+        url = f"http://127.0.0.1:{free_port()}"
+        assert type(await error_of(call(kind, "consume", url, token=FORGED))) is Unavailable
+        # A proxy in a network in which http is allowed is the operator's choice.
+        await error_of(call(kind, "consume", "http://sso.example", token=FORGED, timeout=1, allow_http=True))
+    assert [head.split(b"\r\n")[0] for head in received] == [b"POST http://sso.example/v1/sso_tokens/consume HTTP/1.1"]
+
+
 async def test_a_certificate_of_a_private_authority_must_be_trusted(kind: Kind) -> None:
     async def responds(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 16\r\nConnection: close\r\n\r\n" + b'{"revoked":true}')

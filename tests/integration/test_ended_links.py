@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from sqlalchemy import ColumnElement, Connection, select, update
 
+from sso_service.database.group_commit import GroupCommit
 from sso_service.database.members import sign_out_member, sign_out_user
 from sso_service.database.schema import memberships, users
 from sso_service.database.transactions import Database
+from sso_service.services.node import Node
 from sso_service.tokens import CLOCK_ALLOWANCE, unsafe_read_claims
 from tests.support import administration
 from tests.support.api import make_api_token, node
@@ -76,6 +78,45 @@ async def test_links_from_before_are_refused_and_a_fresh_one_works_at_once(
     # Revoking needs no access, so it makes sure that such a token never works.
     answer = await client.post_json("/v1/sso_tokens/revoke", {"token": before[2]}, token=api_token)
     assert answer.json() == {"revoked": True}
+
+
+def sign_out_after(
+    batches: GroupCommit[Any, Any], database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let a sign-out follow each operation of `batches`, before its caller goes on in the next second."""
+    submit = batches.submit
+
+    async def submit_and_sign_out(op: Any) -> Any:
+        result = await submit(op)
+        with changing(database) as connection:
+            sign_out(connection, int(clock()))
+        clock.advance(1)
+        return result
+
+    monkeypatch.setattr(batches, "submit", submit_and_sign_out)
+
+
+async def test_a_sign_out_during_a_login_ends_its_session(
+    client: Client, service: Node, api_token: str, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = await client.issue(api_token)
+    with monkeypatch.context() as during:
+        sign_out_after(service.redeeming._redemptions, database, clock, during)
+        assert (await client.get(f"{PAGE}?sso={token}")).status == 303
+    assert (await client.get("/session")).status == 401
+    await sign_in(client, api_token)
+    assert (await client.get("/session")).status == 200
+
+
+async def test_a_link_is_not_dated_after_a_sign_out_during_its_issuing(
+    client: Client, service: Node, api_token: str, database: Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await client.issue(api_token)
+    with monkeypatch.context() as during:
+        sign_out_after(service.issuing._lookups, database, clock, during)
+        token = await client.issue(api_token)
+    assert await browse(client, token) == (401, "token_expired")
+    assert await is_usable(client, await client.issue(api_token))
 
 
 async def test_the_admins_sign_out_ends_links_of_this_account_only(

@@ -112,14 +112,14 @@ class ObservedNode(Node):
         _found.set(_Found(token, next(made_by, ""), time.monotonic()))
         return claims
 
-    async def _record_and_redeem(self, claims: Claims, access: AccessQuery | None) -> Redeemed:
-        now, found = self.trust.now(), _found.get()
+    async def _record_and_redeem(self, claims: Claims, access: AccessQuery | None, *, now: int) -> Redeemed:
+        found = _found.get()
         if now < claims.expires_at:  # otherwise the service does not pass it to the database either
             line = Decision(
                 at=found.at, node=self._name, pid=os.getpid(), token=found.token, now=now, key_id=found.key_id
             )
             os.write(self._decisions, write_line(line))  # one write, so that the line is complete or missing
-        return await self._redeem(claims, access)
+        return await self._redeem(claims, access, now=now)
 
 
 def create_app() -> ASGIApp:
