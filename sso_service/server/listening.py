@@ -2,8 +2,8 @@
 
 import os
 import socket
-from contextlib import suppress
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -15,7 +15,7 @@ UNIX = "unix"
 _FIRST_PASSED = 3
 """The number of the first socket that systemd passes: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
 _BUFFER = 64 * 1024
-"""Bytes that the kernel may keep for a TCP connection in each direction: twice the largest head; most responses are smaller.
+"""Bytes that the kernel may keep for a TCP connection in each direction. Twice the largest head; most responses fit.
 
 Linux doubles the number for its own records. By itself it would keep up to 4 MiB of responses that a client does not
 read, and 6 MiB or more of requests that are not read yet. A few hundred clients could use up the kernel's memory for
