@@ -20,7 +20,6 @@ from sso_service.database import migrations, open_database
 from sso_service.database.transactions import Database
 from sso_service.key_directory import KeyDirectory
 from sso_service.observability import events
-from sso_service.observability.limit import LineLimit
 from sso_service.permissions import Scope
 from sso_service.services.node import Node
 from sso_service.settings import Settings, read_settings
@@ -56,8 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _nothing_logged_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test log as many refusals of anonymous clients as a new process may."""
-    monkeypatch.setattr(events, "_limit", LineLimit("refusals without a genuine token"))
+    """Let each test log as many refusals as a new process may."""
+    monkeypatch.setattr(events, "_limit", events.RefusalLimit())
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import TypeVar
 from sqlalchemy import ColumnElement, Connection, Select, Table, Update, and_, delete, func, select, true, update
 
 from sso_service.database.accounts import ApiTokenRecord, api_tokens_created_by, find_account
-from sso_service.database.schema import accounts, memberships, users
+from sso_service.database.schema import IS_ADMIN, accounts, memberships, users
 from sso_service.database.transactions import Database
 from sso_service.errors import LastAdmin, NotAnAdmin, NotFound, Overloaded
 from sso_service.people import fold, search_text
@@ -181,8 +181,7 @@ def as_admin(work: Callable[[Connection], T], *, account_id: int, admin_id: int)
         if connection.execute(this_admin).first() is None:
             raise NotAnAdmin(f"user {admin_id} is not an admin of account {account_id}")
         result = work(connection)
-        # The search for another admin may read every membership of the account while logins wait for this transaction.
-        # It is only necessary once for each admin, who is not one afterwards.
+        # Only necessary once for each admin, who is not one afterwards.
         if (
             connection.execute(this_admin).first() is None
             and connection.execute(_admins(account_id).limit(1)).first() is None
@@ -317,7 +316,7 @@ def _admins(account_id: int) -> Select[tuple[int]]:
     return (
         select(users.c.id)
         .join_from(memberships, users)
-        .where(memberships.c.account_id == account_id, memberships.c.role == Role.ADMIN, users.c.disabled_at.is_(None))
+        .where(memberships.c.account_id == account_id, IS_ADMIN, users.c.disabled_at.is_(None))
     )
 
 

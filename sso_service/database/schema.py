@@ -6,11 +6,13 @@ from sqlalchemy import (
     Column,
     ForeignKey,
     Identity,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
     String,
     Table,
+    literal_column,
 )
 
 SCHEMA_VERSION = "0003"
@@ -80,6 +82,17 @@ memberships = Table(
     Column("sessions_from", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("role IN ('editor', 'publisher', 'admin')", name="role_exists"),
     sqlite_with_rowid=False,
+)
+IS_ADMIN = memberships.c.role == literal_column("'admin'")
+"""The condition of the index of admins. The databases use that index only for a query with exactly this text."""
+# Whether an account keeps an admin is checked within a transaction for which logins wait. Without the index, the time
+# would grow with the number of members, and an account's admin could repeat it as often as they like.
+Index(
+    "ix_memberships_admins",
+    memberships.c.account_id,
+    memberships.c.user_id,
+    sqlite_where=IS_ADMIN,
+    postgresql_where=IS_ADMIN,
 )
 
 api_tokens = Table(

@@ -81,7 +81,7 @@ DESCRIPTIONS: dict[EventName, tuple[str, tuple[str, ...]]] = {
     EventName.LOGIN: ("A login token was redeemed.", ("user_id", "account_id", "api_token_id", "ref", "way")),
     EventName.LOGIN_REFUSED: (
         "A login token was refused. User and account are present only if the signature is genuine. Malformed and "
-        "forged tokens without an API token are logged at a limited rate.",
+        "forged tokens are logged at a limited rate, and so are further refusals of the same genuine one.",
         ("user_id", "account_id", "api_token_id", "ref", "way", "reason"),
     ),
     EventName.TOKEN_REVOKED: (

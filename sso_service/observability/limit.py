@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextvars import Context
 
 LINES = 10
 """Lines of one kind that a worker writes within a second."""
@@ -42,7 +43,8 @@ class LineLimit:
         self._omitted += 1
         if self._loop is not loop:
             self._loop = loop
-            loop.call_later(REPORT, self._report)
+            # In a context of its own: the present one belongs to a request, which the report is not about.
+            loop.call_later(REPORT, self._report, context=Context())
         return False
 
     def _report(self) -> None:

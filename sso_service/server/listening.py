@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,6 +14,13 @@ UNIX = "unix"
 """The client's name on a connection through a unix socket, which has no address."""
 _FIRST_PASSED = 3
 """The number of the first socket that systemd passes: SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+_BUFFER = 64 * 1024
+"""Bytes that the kernel may keep for a TCP connection in each direction. Twice the largest head; most responses fit.
+
+Linux doubles the number for its own records. By itself it would keep up to 4 MiB of responses that a client does not
+read, and 6 MiB or more of requests that are not read yet. A few hundred clients could use up the kernel's memory for
+all connections of the machine, or that of a container.
+"""
 _UDS_MODE = 0o660
 """Clients of the unix socket are trusted like a proxy, so only the service's user and the file's group may connect."""
 
@@ -38,6 +46,13 @@ def listen(
     return [_port(settings.host, settings.port)]
 
 
+def _limit_buffers(listener: socket.socket) -> None:
+    """Limit the kernel's buffers of the connections that the TCP socket `listener` will accept: they inherit these."""
+    with suppress(OSError):  # a system that allows less
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+
+
 def name_of(listener: socket.socket) -> str:
     """Return the address of a listening socket for the log."""
     address = listener.getsockname()
@@ -50,6 +65,7 @@ def _port(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _limit_buffers(listener)
         listener.bind((host, port))
     except OSError as error:
         listener.close()
@@ -87,4 +103,6 @@ def _passed(fd: int) -> socket.socket:
         raise CannotListen(f"file descriptor {fd}: {error.strerror}") from error
     if not listens:  # for example because of `Accept=yes` in the .socket unit
         raise CannotListen(f"file descriptor {fd} is not a listening socket")
+    if listener.family != socket.AF_UNIX:
+        _limit_buffers(listener)
     return listener

@@ -113,8 +113,8 @@ class ClientTransport:
     def _waiting(self) -> int:
         """Return the bytes in the buffer, with those that the kernel has not delivered. 0 once the buffer is empty.
 
-        The kernel reports room in its own buffer, up to 4 MiB, only when a third of it is free. The buffer here alone
-        would not shrink for minutes while a slow client reads.
+        The kernel reports room in its own buffer only when a third of it is free, and through a unix socket it may be
+        large. The buffer here alone would not shrink for minutes while a slow client reads.
         """
         size = self._transport.get_write_buffer_size()
         if not size:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextvars import Context
 
 import msgspec
 from starlette.responses import Response
@@ -63,7 +64,8 @@ class ErrorResponses:
             return
         self._loop, self._more = loop, 0
         log.warning("%s", self._last)
-        loop.call_later(_LOG_INTERVAL, self._report)
+        # In a context of its own: the present one belongs to this request, and the report is about others.
+        loop.call_later(_LOG_INTERVAL, self._report, context=Context())
 
     def _report(self) -> None:
         if self._loop is not (loop := asyncio.get_running_loop()):

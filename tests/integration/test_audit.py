@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from sso_service import cli
 from sso_service.database.transactions import Database
 from sso_service.observability import events, logs
-from sso_service.observability.audit import Event
+from sso_service.observability.audit import Event, EventName
 from sso_service.observability.limit import LINES, LineLimit
 from sso_service.permissions import Role, Scope
 from sso_service.services import installation
@@ -108,31 +109,56 @@ async def test_a_refused_login_records_its_reason_and_a_genuine_tokens_user(
     await refused(late, "expired", **subject)
 
 
+def standing_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no time pass for the limits on log lines."""
+    monkeypatch.setattr(events, "LineLimit", partial(LineLimit, clock=Clock(5.0)))
+    monkeypatch.setattr(events, "_limit", events.RefusalLimit())
+
+
 @on_sqlite
 async def test_a_flood_of_forgeries_is_counted_and_logged_at_a_limited_rate(
     client: Client, api_token: str, verifier: str, trail: Trail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = Clock(5.0)
-    monkeypatch.setattr(events, "_limit", LineLimit("refusals", now))
+    standing_still(monkeypatch)
     before = sample_of(samples_in((await client.get("/metrics")).text), "sso_logins_total", FORGERIES)
     for number in range(3 * LINES):
         await client.get(f"{PAGE}?sso={FORGED[:-1]}{'AEIM'[number % 4]}")
         await client.get(f"{PAGE}?sso=x")
         await client.post_json("/v1/sso_tokens", JANE, token="wf_live_unknown")
+        # Any client can make a frontend send these.
+        await client.post_json("/v1/sso_tokens/consume", {"token": FORGED}, token=verifier)
     assert len(trail.take()) == LINES
     assert (
         sample_of(samples_in((await client.get("/metrics")).text), "sso_logins_total", FORGERIES) == before + 3 * LINES
     )
-
-    used = await client.issue(api_token)
-    await client.another().get(f"{PAGE}?sso={used}")
-    trail.take()
-    for _ in range(LINES):
-        await client.another().get(f"{PAGE}?sso={used}")
-        await client.post_json("/v1/sso_tokens/consume", {"token": FORGED}, token=verifier)
+    for _ in range(2 * LINES):
         await client.post_json("/v1/sso_tokens", JANE, token=verifier)
-    reasons = [event["reason"] for event in trail.take()]
-    assert reasons == ["consumed", "bad_signature", "insufficient_scope"] * LINES
+    assert [event["reason"] for event in trail.take()] == ["insufficient_scope"] * 2 * LINES
+
+
+@on_sqlite
+async def test_a_used_link_that_is_opened_again_and_again_is_logged_at_a_limited_rate(
+    client: Client, api_token: str, verifier: str, trail: Trail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standing_still(monkeypatch)
+    used = [await client.issue(api_token) for _ in range(2 * LINES)]
+    for token in used:
+        await client.another().get(f"{PAGE}?sso={token}")
+    trail.take()
+    for token in used:  # each for the first time
+        await client.another().get(f"{PAGE}?sso={token}")
+    assert [event["ref"] for event in trail.take()] == [ref(token) for token in used]
+    for token in used:
+        await client.another().get(f"{PAGE}?sso={token}")
+        await client.post_json("/v1/sso_tokens/consume", {"token": token}, token=verifier)
+    assert len(trail.take()) == LINES
+
+
+def test_few_refused_login_tokens_are_remembered() -> None:
+    limit = events.RefusalLimit()
+    for number in range(5000):
+        assert limit.admits(Event(event=EventName.LOGIN_REFUSED, user_id=1, ref=f"{number}", reason="consumed"))
+    assert len(limit._refused) == 1024
 
 
 @on_sqlite

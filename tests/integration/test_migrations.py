@@ -111,7 +111,11 @@ def _described(connection: Connection) -> dict[str, Any]:
             sorted(map(str, found.get_check_constraints(table))),
             sorted(map(str, found.get_foreign_keys(table))),
             sorted(map(str, found.get_unique_constraints(table))),
-            sorted(map(str, found.get_indexes(table))),
+            # The condition of a partial index is an object.
+            sorted(
+                str({**index, "dialect_options": str({k: str(v) for k, v in index["dialect_options"].items()})})
+                for index in found.get_indexes(table)
+            ),
             str(found.get_pk_constraint(table)),
         ]
         if connection.dialect.name == "sqlite":

@@ -28,7 +28,7 @@ from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, P
 from tests.support.databases import changing, on_sqlite
 from tests.support.group_commit import BlockingStep, endless
 from tests.support.pages import MessagePage
-from tests.support.studio import API_TOKENS, HTML, MEMBERS, page_of, see, signed_in, submit, with_settings
+from tests.support.studio import API_TOKENS, HTML, MEMBERS, add_members, page_of, see, signed_in, submit, with_settings
 from tests.support.waiting import PATIENCE, until
 
 pytestmark = pytest.mark.anyio
@@ -364,6 +364,29 @@ async def test_a_request_whose_turn_does_not_come_gets_429(monkeypatch: pytest.M
     async with in_progress(*(request() for _ in range(AT_ONCE))):
         with pytest.raises(PagesRateLimited):
             await request()
+
+
+# --- changes ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_refused_change_does_not_read_every_member(admin: Client, service: Node, database: Database) -> None:
+    """Logins wait for the transaction of a change, and an admin can repeat a change that is refused."""
+    with changing(database) as connection:
+        add_members(connection, 5000)
+        connection.exec_driver_sql("ANALYZE")
+        jane = connection.scalars(select(users.c.id).where(users.c.email == JANE["email"])).one()
+    plans: list[str] = []
+
+    @event.listens_for(service.page_database.engine, "before_cursor_execute")
+    def explain(_c: object, cursor: Any, statement: str, parameters: Any, *_: object) -> None:
+        if statement.startswith("SELECT"):
+            cursor.execute(f"EXPLAIN {'QUERY PLAN ' if database.is_sqlite else ''}{statement}", parameters)
+            plans.append(str(cursor.fetchall()))
+
+    page = await submit(admin, f"{MEMBERS}/{jane}/role", [("role", "editor"), ("confirmed", "1")])
+    assert page.status == 409
+    *_, search_for_another, _ = [plan for plan in plans if "memberships" in plan]
+    assert "ix_memberships_admins" in search_for_another, plans
 
 
 # --- search ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import pytest
 
 from sso_service.observability import limit
 from sso_service.observability.limit import LINES, LimitedMessage, LineLimit
+from sso_service.observability.logs import RequestContext, current_request
 from tests.support.clock import Clock
 from tests.support.waiting import until
 
@@ -30,6 +31,22 @@ def test_lines_above_the_limit_are_omitted_and_their_number_logged(
 
     asyncio.run(flood())
     assert caplog.messages == ["4 refusals in 0 s were not logged", "1 refusals in 0 s were not logged"]
+
+
+def test_the_number_of_omitted_lines_is_not_logged_as_of_one_request(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limit, "REPORT", 0.01)
+    lines, requests = LineLimit("refusals", Clock(5.0)), []
+    monkeypatch.setattr(caplog.handler, "emit", lambda record: requests.append(current_request.get()))
+
+    async def flood() -> None:
+        current_request.set(RequestContext("some-request", "192.0.2.1"))
+        assert not all(lines.admits() for _ in range(LINES + 1))
+        await until(lambda: bool(requests))
+
+    asyncio.run(flood())
+    assert requests == [None]
 
 
 def test_without_an_event_loop_no_line_is_omitted() -> None:

@@ -1,4 +1,4 @@
-"""The text that member search uses, the creators of API tokens, and no session from before its user existed."""
+"""Member search, an index of admins, the creators of API tokens, and no session from before its user existed."""
 
 from typing import Any
 
@@ -16,6 +16,14 @@ _AT_ONCE = 1000
 def upgrade() -> None:
     op.add_column("users", sa.Column("search", sa.String(2000), server_default="", nullable=False))
     op.create_index("ix_users_search", "users", ["search"])
+    is_admin = sa.text("role = 'admin'")
+    op.create_index(
+        "ix_memberships_admins",
+        "memberships",
+        ["account_id", "user_id"],
+        sqlite_where=is_admin,
+        postgresql_where=is_admin,
+    )
     op.add_column("api_tokens", sa.Column("created_by", sa.BigInteger().with_variant(sa.Integer, "sqlite")))
     op.add_column("api_tokens", sa.Column("expiry_logged_at", sa.BigInteger()))
     # A token or session that is older than its user was for another person, who had this id in another database.
