@@ -18,9 +18,7 @@ T = TypeVar("T")
 Change = Callable[[Accounts, int], Coroutine[Any, Any, T]]
 """A use case for the user with an id."""
 
-revoke_option = click.option(
-    "--revoke-api-tokens", "revoke", is_flag=True, help="Also revoke the listed API tokens."
-)
+revoke_option = click.option("--revoke-api-tokens", "revoke", is_flag=True, help="Also revoke the listed API tokens.")
 account_option = click.option("--account", "account_id", type=ID, metavar="N", required=True, help="The account's id.")
 
 
