@@ -103,7 +103,7 @@ class PostgresqlDatabase(Database):
         super().__init__(url, _engine(url, pool), require_sync_standby=require_sync_standby)
         self._settings = settings
 
-    def for_pages(self) -> "PostgresqlDatabase":
+    def _with_small_pool(self) -> "PostgresqlDatabase":
         return type(self)(
             self.url, require_sync_standby=self.require_sync_standby, pool=PAGE_POOL, settings=_PAGE_SETTINGS
         )

@@ -56,7 +56,7 @@ class SqliteDatabase(Database):
         # decides.
         self._one_writer = threading.Lock()
 
-    def for_pages(self) -> "SqliteDatabase":
+    def _with_small_pool(self) -> "SqliteDatabase":
         pages = type(self)(self.url, pool=PAGE_POOL)
         pages._one_writer = self._one_writer
         return pages

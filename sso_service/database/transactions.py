@@ -63,6 +63,7 @@ class Database(ABC):
         self.url = url
         self.engine = engine
         self.require_sync_standby = require_sync_standby
+        self._pages: Database | None = None
 
     @contextmanager
     def connect(self) -> Iterator[Connection]:
@@ -75,12 +76,18 @@ class Database(ABC):
         with connection:
             yield connection
 
-    @abstractmethod
     def for_pages(self) -> "Database":
         """Return the same database with a small pool of its own, for pages: they cannot delay logins.
 
-        A statement of a page may take 1 s on PostgreSQL. The caller closes the result.
+        A statement of a page may take 1 s on PostgreSQL. `close` closes both pools.
         """
+        if self._pages is None:
+            self._pages = self._with_small_pool()
+        return self._pages
+
+    @abstractmethod
+    def _with_small_pool(self) -> "Database":
+        """Return the same database for pages, as a new object."""
 
     @abstractmethod
     def breaker(self, connection: Connection, *, reading: bool) -> Callable[[], object] | None:
@@ -147,8 +154,10 @@ class Database(ABC):
     # --- the rest
 
     def close(self) -> None:
-        """Close the pooled connections."""
+        """Close the pooled connections, those of pages as well."""
         self.engine.dispose()
+        if self._pages is not None:
+            self._pages.close()
 
     def __str__(self) -> str:
         return self.url.set(query={}).render_as_string(hide_password=True)  # a query can contain a password too

@@ -166,8 +166,7 @@ class Node:
         self.trust.close()
         for threads in (self._login_threads, self._page_threads):
             threads.shutdown(cancel_futures=True)
-        for database in (self.database, self.page_database):
-            database.close()
+        self.database.close()
 
 
 def _described(unusable: dict[str, str]) -> str:

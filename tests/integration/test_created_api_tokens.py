@@ -206,6 +206,7 @@ async def test_demoting_an_admin_shows_their_api_tokens_and_asks_first(
     assert await submitted(other_admin, API_TOKENS, [("name", "x" * 200)]) == 422, "the question demoted John"
 
     caplog.set_level(logging.INFO, logs.AUDIT_LOGGER)
+    caplog.clear()
     form = page.form(address)
     answer = await submit(admin, form.action or "", [*form.fields, ("revoke_api_tokens", "1")])
     assert (answer.status, answer.header("location")) == (303, f"{MEMBERS}?search=roe&page=1&notice=role")

@@ -49,8 +49,8 @@ def cases(directory: Path) -> Iterator[Iterator[Case]]:
     settings.keys_path.mkdir(mode=0o700)
     for age in (7200, 3600):
         keyring.rotate(settings.keys_path, now=int(time.time()) - age, lead=0)
-    # Nothing refreshes the keys during the test, so the clock stands still and they never become stale.
-    keys = KeyDirectory(settings.keys_path, monotonic=lambda: 0.0)
+    # Nothing refreshes the keys during the test, so the clocks stand still and they never become stale.
+    keys = KeyDirectory(settings.keys_path, monotonic=lambda: 0.0, since_boot=lambda: 0.0)
     keys.refresh()
     database = open_database(settings)
     migrations.upgrade(database)
