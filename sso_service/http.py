@@ -102,7 +102,7 @@ def percent_decoded(raw: bytes) -> bytes:
 
 MAX_PARAMETERS = 200
 """Parameters of a query, at most. Browsers and Studios use a few dozen; a query of 32 KiB could hold 16,000 of them,
-which are costly to whatever reads them next."""
+which are costly for everything that reads them later."""
 
 
 def has_too_many_parameters(query: bytes) -> bool:

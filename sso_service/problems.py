@@ -127,8 +127,8 @@ ENTRIES: dict[str, Entry] = {
     "rate_limited": Entry(
         429,
         "This API token is used too often. Try again in a moment.",
-        "The API token is used more often than `SSO_RATE_LIMIT` allows. Nothing was done; retry after `Retry-After` "
-        "seconds.",
+        "The API token is used more often than `SSO_RATE_LIMIT` allows, or pages are requested more often than "
+        "`SSO_PAGE_RATE_LIMIT` allows. Nothing was done; retry after `Retry-After` seconds.",
     ),
     "user_disabled": Entry(403, "This user is disabled.", "An operator has disabled the user."),
     "role_not_allowed": Entry(

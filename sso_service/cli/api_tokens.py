@@ -106,5 +106,5 @@ def api_token_revoke(token_id: int) -> None:
             f"Login tokens that it created stay valid for up to {settings.token_ttl} s, and their sessions for up to "
             f"{duration_text(settings.session_ttl)}.\nIf it leaked, end them too:\n"
             "  sso-service keys revoke --all      all login links and sessions: everyone has to sign in again\n"
-            "  sso-service user sign-out EMAIL    the sessions of one user"
+            "  sso-service user sign-out EMAIL    the login links and sessions of one user"
         )

@@ -18,9 +18,7 @@ T = TypeVar("T")
 Change = Callable[[Accounts, int], Coroutine[Any, Any, T]]
 """A use case for the user with an id."""
 
-revoke_option = click.option(
-    "--revoke-api-tokens", "revoke", is_flag=True, help="Also revoke the API tokens that the user created there."
-)
+revoke_option = click.option("--revoke-api-tokens", "revoke", is_flag=True, help="Also revoke the listed API tokens.")
 account_option = click.option("--account", "account_id", type=ID, metavar="N", required=True, help="The account's id.")
 
 
@@ -113,7 +111,7 @@ def user_enable(email: str) -> None:
 @user.command("sign-out")
 @click.argument("email")
 def user_sign_out(email: str) -> None:
-    """End all sessions of a user, in all accounts."""
+    """End all sessions and unused login links of a user, in all accounts."""
     _change(email, lambda use, user_id: use.sign_out_user(current_operator(), user_id))
     echo(f"{email} is signed out everywhere.")
 

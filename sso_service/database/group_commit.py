@@ -196,7 +196,7 @@ class GroupCommit(ABC, Generic[Op, Result]):
         self._timer = asyncio.get_running_loop().call_later(min(deadlines) - now, self._expire) if deadlines else None
 
     def _break(self, run: _Run[Op, Result]) -> None:
-        """End what the thread of `run` does, if it still does it."""
+        """End the statement that the thread of `run` executes, unless the run is over."""
         with self._handover:
             if run.breaker is None:
                 return

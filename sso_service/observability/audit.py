@@ -74,14 +74,15 @@ DESCRIPTIONS: dict[EventName, tuple[str, tuple[str, ...]]] = {
         ("user_id", "account_id", "api_token_id", "ref", "user_created"),
     ),
     EventName.API_REFUSED: (
-        "A request with an API token was refused. The identifiers are present as far as they are known. Unknown API "
-        "tokens are logged at a limited rate.",
+        "A request with an API token was refused. The identifiers are present as far as they are known. Refusals "
+        "without an API token are logged at a limited rate.",
         ("reason", "api_token_id", "account_id", "user_id"),
     ),
     EventName.LOGIN: ("A login token was redeemed.", ("user_id", "account_id", "api_token_id", "ref", "way")),
     EventName.LOGIN_REFUSED: (
-        "A login token was refused. User and account are present only if the signature is genuine. Malformed and "
-        "forged tokens are logged at a limited rate, and so are further refusals of the same genuine one.",
+        "A login token was refused. User and account are present only if the signature is genuine. Refusals with "
+        "neither a user nor an API token are logged at a limited rate, and so are further refusals of the same genuine "
+        "token.",
         ("user_id", "account_id", "api_token_id", "ref", "way", "reason"),
     ),
     EventName.TOKEN_REVOKED: (

@@ -13,7 +13,7 @@ from sso_service.problems import problem
 from sso_service.server.sending import ClientTransport
 
 MAX_HEADERS = 100
-"""Header lines of a request, at most, as in Apache. Each of them is looked at about ten times.
+"""Header lines of a request, at most, as in Apache. Each of them is read about ten times.
 
 An address in `X-Forwarded-For` counts as a line. uvicorn parses one after the other until it is not a trusted proxy's,
 so a client that knows the network of the proxies could keep it busy for 12 ms.
