@@ -29,6 +29,7 @@ SPELLINGS: list[Callable[[str], str]] = [
     lambda token: quote(partly(token), safe=""),
     lambda token: quote(quote(quote(encoded(token), safe=""), safe=""), safe=""),
     lambda token: quote(escaped(token)),
+    escaped,  # no browser sends a backslash in a path, but other programs do
     lambda token: f"wf_live_{token}",
     lambda token: f"-{token}_",
 ]
@@ -37,6 +38,7 @@ SPELLINGS: list[Callable[[str], str]] = [
 
 def contains(text: str, token: str) -> bool:
     """Return whether `text` contains `token`, as it is or in an encoding."""
+    text = text.replace(r"\x5C", "\\")  # as nginx writes a backslash
     for _ in range(6):
         if token in text:
             return True
