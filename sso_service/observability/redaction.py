@@ -22,8 +22,11 @@ _SHAPE_OF_LINE = bytes(
     ord("!") if byte in b"%\\#" or not 0x20 <= byte < 0x7F else shape for byte, shape in enumerate(_SHAPE)
 )
 
-# JavaScript, JSON and Python write a character as \u0041 or \x41, HTML as &#65; or &#x41;.
-_ESCAPE = re.compile(r"\\u00([0-9A-Fa-f]{2})|\\x([0-9A-Fa-f]{2})|&#[xX]0{0,5}([0-9A-Fa-f]{2});|&#0{0,5}([0-9]{2,3});")
+# JavaScript, JSON and Python write a character as \u0041 or \x41, HTML as &#65; or &#x41;. Within another text of that
+# kind, the backslash is doubled, and the `&` is `&amp;`.
+_ESCAPE = re.compile(
+    r"(?<!\\)\\+(?:u00|x)([0-9A-Fa-f]{2})|&(?:amp;)*#(?:[xX]0{0,5}([0-9A-Fa-f]{2})|0{0,5}([0-9]{2,3}));"
+)
 
 
 def redact(text: str) -> str:
@@ -32,7 +35,7 @@ def redact(text: str) -> str:
     The names of parameters do not matter. Each run of 43 or more characters of base64url counts as a secret, also if
     it appears only after decoding. In that case the result is the decoded text. The time is linear in the length.
     """
-    if "%" in text or "\\" in text or "&#" in text:
+    if "%" in text or _may_have_escapes(text):
         decoded = _decode(text)
         if decoded is None:
             return REDACTED
@@ -58,7 +61,7 @@ def _decode(text: str) -> str | None:
         decoded = text
         if "%" in decoded:
             decoded = unquote_to_bytes(decoded.encode("utf-8", "surrogatepass")).decode("utf-8", "replace")
-        if "\\" in decoded or "&#" in decoded:
+        if _may_have_escapes(decoded):
             decoded = _ESCAPE.sub(_character, decoded)
         if decoded == text:
             return text
@@ -66,6 +69,10 @@ def _decode(text: str) -> str | None:
     return None
 
 
+def _may_have_escapes(text: str) -> bool:
+    return "\\" in text or "&#" in text or "&amp;" in text
+
+
 def _character(found: re.Match[str]) -> str:
-    hexadecimal = found[1] or found[2] or found[3]
-    return chr(int(hexadecimal, 16) if hexadecimal else int(found[4]))
+    hexadecimal = found[1] or found[2]
+    return chr(int(hexadecimal, 16) if hexadecimal else int(found[3]))

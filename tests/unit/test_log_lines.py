@@ -1,5 +1,6 @@
 """Lines of the log: no value from outside adds a line or a field, controls a terminal or contains a secret."""
 
+import html
 import json
 import logging
 import re
@@ -9,6 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import example, given
@@ -194,6 +196,16 @@ def test_api_tokens_cookies_and_nested_encodings_are_removed() -> None:
     assert redact(f"studio_session=WzEsMTIzXQ.aaaaaa.{TOKEN};") == "studio_session=WzEsMTIzXQ.aaaaaa.[redacted];"
     assert redact("%" + "25" * 40 + "41") == redaction.REDACTED
     assert redact(f"&#{ord(TOKEN[0])};{TOKEN[1:]} &#x{ord(TOKEN[0]):x};{TOKEN[1:]}") == "[redacted] [redacted]"
+
+
+@pytest.mark.parametrize("escape", [r"\u{:04x}", r"\x{:02x}", "&#{};", "&#x{:x};", "&#X{:05X};"])
+def test_escapes_within_escaped_text_are_removed(escape: str) -> None:
+    """A template or an encoder of JSON escapes what another one has escaped."""
+    spelled = ["".join(map(escape.format, map(ord, TOKEN))), TOKEN[:20] + escape.format(ord(TOKEN[20])) + TOKEN[21:]]
+    for nesting in range(4):
+        for text in spelled:
+            assert redact(text) == redact(quote(text)) == redaction.REDACTED, nesting
+        spelled = [html.escape(json.dumps(text)[1:-1]) for text in spelled]
 
 
 @pytest.mark.parametrize(
