@@ -354,7 +354,9 @@ def provision(database: Database, connection: Connection, people: Sequence[Provi
                 disabled.add(email)
 
     # Tokens and sessions of a member who was removed and joins again stay ended, also those of the present second and
-    # those that a sign-out has dated ahead. A new user had none.
+    # those that an operator's sign-out has dated ahead. Where a sign-out within the account did so, its date went with
+    # the membership: these may be valid again if the member returns before that date, some seconds after the sign-out.
+    # A new user had none.
     joins: dict[tuple[int, int], tuple[int, int, int]] = {}
     for person in people:
         if person.email not in disabled:

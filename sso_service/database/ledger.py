@@ -180,8 +180,8 @@ def _permissions(database: Database, connection: Connection, redemptions: Sequen
     Fetching a row costs more than finding it, so the database returns one row with a number for each redemption: -1 for
     no access, -2 for a token from before `sessions_from`, -3 for no such team, 0 for access, otherwise `sessions_from`.
 
-    A sign-out may be committed after this statement and before the token is consumed. It ends the session all the same,
-    because the session is dated when the redemption was asked for, and the sign-out reads its clock later.
+    A sign-out may be committed after this statement and before the token is consumed. It ends the session all the same:
+    the session is dated when the redemption was asked for, and the sign-out is dated later.
     """
     asked = batch_parameter(
         (*(msgspec.structs.astuple(each.access) if each.access else _NO_QUERY), each.issued_at, each.now)

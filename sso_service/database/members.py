@@ -230,19 +230,20 @@ def remove_member(connection: Connection, account_id: int, user_id: int) -> None
 
 def sign_out_member(
     connection: Connection, account_id: int, user_id: int, *, database: Database, by_member: bool = False
-) -> None:
+) -> int:
     """End all sessions and outstanding login links of a member in this account. Other accounts are not affected.
 
-    With `by_member`, the members themselves do it. Raises `NotFound`, or `Overloaded` if this was done too often within
-    a few seconds.
+    Returns the new `sessions_from`. With `by_member`, the members themselves do it. Raises `NotFound`, or `Overloaded`
+    if this was done too often within a few seconds.
     """
     find_member(connection, account_id, user_id)
     where = _membership(account_id, user_id)
     dates = select(memberships.c.sessions_from, users.c.sessions_from).join_from(memberships, users)
     before = connection.execute(dates.where(*where)).one()
     ahead = _AHEAD_BY_MEMBER if by_member else _AHEAD_BY_ADMIN
-    later = _next_sessions_from(*before, now=_now(connection, database), ahead=ahead)
+    later = _next_sessions_from(*before, now=database_time(connection, database), ahead=ahead)
     connection.execute(_raise_sessions_from(memberships, later).where(*where))
+    return later
 
 
 # How far a sign-out may date `sessions_from` ahead, in seconds. Whatever an account's admins do, its members can sign
@@ -265,7 +266,7 @@ def disable_user(connection: Connection, user_id: int, *, database: Database) ->
     connection.execute(
         update(users)
         .where(users.c.id == user_id, users.c.disabled_at.is_(None))
-        .values(disabled_at=_now(connection, database))
+        .values(disabled_at=database_time(connection, database))
     )
 
 
@@ -274,8 +275,10 @@ def enable_user(connection: Connection, user_id: int) -> None:
     connection.execute(update(users).where(users.c.id == user_id).values(disabled_at=None))
 
 
-def sign_out_user(connection: Connection, user_id: int, *, database: Database) -> None:
+def sign_out_user(connection: Connection, user_id: int, *, database: Database) -> int:
     """End every session that the user has begun so far, in all accounts, and every outstanding login link.
+
+    Returns the new `sessions_from`.
 
     A session records its start to the second, so sessions of the current second end too. A session that begins later in
     this second is dated to the next one, and after a further sign-out in the same second to the one after that. Raises
@@ -284,8 +287,9 @@ def sign_out_user(connection: Connection, user_id: int, *, database: Database) -
     of_user = select(users.c.sessions_from).where(users.c.id == user_id)
     of_memberships = select(memberships.c.sessions_from).where(memberships.c.user_id == user_id)
     before = connection.scalars(of_user.union_all(of_memberships)).all()
-    later = _next_sessions_from(*before, now=_now(connection, database), ahead=_AHEAD_BY_OPERATOR)
+    later = _next_sessions_from(*before, now=database_time(connection, database), ahead=_AHEAD_BY_OPERATOR)
     connection.execute(_raise_sessions_from(users, later).where(users.c.id == user_id))
+    return later
 
 
 def _raise_sessions_from(table: Table, later: int) -> Update:
@@ -306,8 +310,11 @@ def _next_sessions_from(*before: int, now: int, ahead: int) -> int:
     return later
 
 
-def _now(connection: Connection, database: Database) -> int:
-    # The database's clock: if a node's clock is ahead, other nodes would refuse new sessions until they caught up.
+def database_time(connection: Connection, database: Database) -> int:
+    """Return the database's clock in Unix seconds.
+
+    A sign-out is dated by it: if a node's clock is ahead, other nodes would refuse new sessions until they caught up.
+    """
     return connection.execute(select(database.now())).scalar_one()
 
 

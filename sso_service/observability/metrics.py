@@ -37,7 +37,7 @@ GAUGES = {
     "sso_clock_difference_seconds": "How far this node's clock is ahead of the database's.",
     "sso_consumed_rows": "Rows in the table of consumed tokens.",
     "sso_api_tokens_expiring": "Active API tokens that expire within 14 days.",
-    "sso_api_token_next_expiry_seconds": "Time until the next active API token expires.",
+    "sso_api_token_next_expiry_seconds": "Time until the next active API token expires.",  # nosec B105 - a text
 }
 """Each gauge and its help text."""
 
@@ -74,7 +74,7 @@ NOTES = {
     "sso_clock_difference_seconds": "Read at each scrape. Absent while the database is unreachable.",
     "sso_consumed_rows": "Estimated at each purge round, about once a minute. Close to the logins of the last hour.",
     "sso_api_tokens_expiring": "Read about once a minute, for the whole installation: each node reports the same.",
-    "sso_api_token_next_expiry_seconds": "Read about once a minute. Absent while no API token has an expiry.",
+    "sso_api_token_next_expiry_seconds": "Read about once a minute. Absent while no API token has an expiry.",  # nosec B105 - a text
 }
 """When each metric is counted or read."""
 

@@ -275,8 +275,7 @@ class Accounts:
             database=self._changes.database,
             by_member=actor == Actor(),
         )
-        await self._change(actor, account_id, work)
-        _record(EventName.SIGNED_OUT_EVERYWHERE, actor, user_id=user_id, account_id=account_id)
+        await self._sign_out(actor, account_id, user_id, work)
 
     # --- users
 
@@ -287,8 +286,8 @@ class Accounts:
 
     async def sign_out_user(self, actor: Actor, user_id: int) -> None:
         """End all sessions and outstanding login links of a user, in all accounts. Raises `Overloaded`."""
-        await self._changes.run(partial(members.sign_out_user, user_id=user_id, database=self._changes.database))
-        _record(EventName.SIGNED_OUT_EVERYWHERE, actor, user_id=user_id)
+        work = partial(members.sign_out_user, user_id=user_id, database=self._changes.database)
+        await self._sign_out(actor, None, user_id, work)
 
     async def disable_user(
         self, actor: Actor, user_id: int, *, revoke_api_tokens: bool = False
@@ -314,6 +313,20 @@ class Accounts:
         now = int(self._clock())
         ending = members.with_created_api_tokens(work, user_id=user_id, account_id=account_id, now=now, revoke=revoke)
         return await self._change(actor, account_id, ending)
+
+    async def _sign_out(self, actor: Actor, account_id: int | None, user_id: int, work: Work[int]) -> None:
+        """Run `work`, which signs the user out and returns the new `sessions_from`, and write its audit event.
+
+        On PostgreSQL a login does not see the sign-out before its commit. If that took long, the login may be dated
+        after `sessions_from`. Then the user is signed out once more. SQLite runs one transaction after the other.
+        """
+        database = self._changes.database
+        sessions_from = await self._change(actor, account_id, work)
+        _record(EventName.SIGNED_OUT_EVERYWHERE, actor, user_id=user_id, account_id=account_id)
+        if not database.is_sqlite and sessions_from <= await self._reads.run(
+            partial(members.database_time, database=database)
+        ):
+            await self._change(actor, account_id, work)
 
     async def _change(self, actor: Actor, account_id: int | None, work: Work[T]) -> T:
         if actor.admin_id is not None:

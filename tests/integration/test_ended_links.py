@@ -8,10 +8,12 @@ from typing import Any, cast
 import pytest
 from sqlalchemy import ColumnElement, Connection, select, update
 
+from sso_service.database import members
 from sso_service.database.group_commit import GroupCommit
 from sso_service.database.members import sign_out_member, sign_out_user
 from sso_service.database.schema import memberships, users
 from sso_service.database.transactions import Database
+from sso_service.services.accounts import Actor
 from sso_service.services.node import Node
 from sso_service.tokens import CLOCK_ALLOWANCE, unsafe_read_claims
 from tests.support import administration
@@ -19,7 +21,7 @@ from tests.support.api import make_api_token, node
 from tests.support.client import Client
 from tests.support.clock import Clock
 from tests.support.data import ACCOUNT, JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
-from tests.support.databases import changing
+from tests.support.databases import changing, on_postgresql
 from tests.support.ledger import number_consumed
 from tests.support.login import EMAIL, code, is_usable, redirects
 from tests.support.redeeming import ACTIVE, EXPIRED, LIFETIME, browse, consume, state
@@ -106,6 +108,29 @@ async def test_a_sign_out_during_a_login_ends_its_session(
     assert (await client.get("/session")).status == 401
     await sign_in(client, api_token)
     assert (await client.get("/session")).status == 200
+
+
+@on_postgresql
+@pytest.mark.parametrize("of", ["user", "member"])
+async def test_a_sign_out_that_is_committed_late_ends_the_logins_until_then(
+    client: Client, service: Node, api_token: str, database: Database, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    user_id = unsafe_read_claims(await client.issue(api_token)).user_id
+    real, read = members.database_time, []
+
+    def database_time(connection: Connection, database: Database) -> int:
+        """The clock, two seconds before the commit of the first transaction that reads it."""
+        read.append(real(connection, database))
+        return read[-1] - 2 if len(read) == 1 else read[-1]
+
+    monkeypatch.setattr(members, "database_time", database_time)
+    if of == "user":
+        await service.accounts.sign_out_user(Actor(), user_id)
+    else:
+        await service.accounts.sign_out_member(Actor(), ACCOUNT, user_id)
+    table = users if of == "user" else memberships
+    with database.connect() as connection:
+        assert connection.execute(select(table.c.sessions_from)).scalar_one() > read[0]
 
 
 async def test_a_link_is_not_dated_after_a_sign_out_during_its_issuing(

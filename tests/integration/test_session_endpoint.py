@@ -464,7 +464,7 @@ async def test_an_account_can_end_a_session_that_is_dated_ahead(
     assert steps == [True, False] * 5
 
 
-def sign_out_until_refused(database: Database, sign_out: Callable[[Connection], None]) -> None:
+def sign_out_until_refused(database: Database, sign_out: Callable[[Connection], object]) -> None:
     """Sign out repeatedly, within a second, until the service refuses."""
     with changing(database) as connection, suppress(Overloaded):
         for _ in range(100):

@@ -149,7 +149,7 @@ async def test_another_accounts_token_takes_the_steps_of_a_forged_one(
 ) -> None:
     there = make_api_token(database, account_id=OTHER_ACCOUNT)[1]
     here = make_api_token(database, scopes=frozenset(Scope))[1]
-    unused, used, own = await client.issue(there), await client.issue(there), await client.issue(api_token)
+    unused, used, own = [await settled(client.issue(each)) for each in (there, there, api_token)]
     assert (await client.another().get(f"/?sso={used}")).status == 303
     forged = sign(unsafe_read_claims(unused), bytes(32))
     steps = Steps(service, monkeypatch)

@@ -28,8 +28,8 @@ HTML = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8")
 SAME_ORIGIN = ("sec-fetch-site", "same-origin")
 
 
-def add_members(connection: Connection, count: int) -> None:
-    """Add editors to `ACCOUNT`: `Firstname0 Lastname0`, `m0@example.com` and so on."""
+def add_members(connection: Connection, count: int, account_id: int = ACCOUNT) -> None:
+    """Add editors to an account: `Firstname0 Lastname0`, `m0@example.com` and so on."""
     people = [
         {
             "email": (email := f"m{n}@example.com"),
@@ -41,7 +41,9 @@ def add_members(connection: Connection, count: int) -> None:
         for n in range(count)
     ]
     connection.execute(insert(users), people)
-    found = select(users.c.id, literal(ACCOUNT), literal(str(Role.EDITOR))).where(users.c.email.like("m%@example.com"))
+    found = select(users.c.id, literal(account_id), literal(str(Role.EDITOR))).where(
+        users.c.email.like("m%@example.com")
+    )
     connection.execute(insert(memberships).from_select(["user_id", "account_id", "role"], found))
 
 

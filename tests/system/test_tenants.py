@@ -6,16 +6,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from sqlalchemy import insert, literal, select
 
-from sso_service.database.schema import memberships, users
 from sso_service.database.transactions import Database
-from sso_service.people import search_text
 from sso_service.permissions import Role, Scope
 from tests.support import administration
 from tests.support.data import JANE, JOHN, OTHER_ACCOUNT, OTHER_TEAM, PAGE
 from tests.support.databases import changing
 from tests.support.processes import serving
+from tests.support.studio import add_members
 from tests.support.waiting import PATIENCE
 
 pytestmark = pytest.mark.anyio
@@ -33,20 +31,8 @@ CHANGE = (
 
 def populate(database: Database) -> str:
     """Add members to the other account, with John as its admin, and return the secret of an API token for it."""
-    people = [
-        {
-            "email": (email := f"m{n}@example.com"),
-            "first_name": (first := f"First{n}"),
-            "last_name": (last := f"Last{n}"),
-            "search": search_text(email, first, last),
-            "created_at": 1,
-        }
-        for n in range(MEMBERS)
-    ]
     with changing(database) as connection:
-        connection.execute(insert(users), people)
-        found = select(users.c.id, literal(OTHER_ACCOUNT), literal(str(Role.EDITOR)))
-        connection.execute(insert(memberships).from_select(["user_id", "account_id", "role"], found))
+        add_members(connection, MEMBERS, OTHER_ACCOUNT)
         _, secret = administration.create_api_token(
             connection, account_id=OTHER_ACCOUNT, name="theirs", scopes=frozenset({Scope.WRITE_SSO}), now=1
         )
