@@ -330,6 +330,8 @@ async def test_all_nodes_together_log_an_expiring_api_token_once_a_day(
     assert await round_of_all() == [expected]
     clock.advance(DAY)
     assert await round_of_all() == [], "it has expired"
+    for node in nodes[1:]:
+        node.close()
 
 
 @on_sqlite
