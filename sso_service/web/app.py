@@ -108,7 +108,8 @@ async def _lifespan(node: Node, _: object) -> AsyncIterator[None]:
         background.cancel()
         with suppress(asyncio.CancelledError):
             await background
-        node.close()
+        # In a thread: the event loop goes on, so operations of a database that does not answer end at their deadline.
+        await asyncio.to_thread(node.close)
 
 
 @dataclass(slots=True)

@@ -29,6 +29,7 @@ from tests.support.api import (
     make_api_token,
     missing,
     node,
+    node_behind_proxy,
     refusal,
     settled,
 )
@@ -139,9 +140,11 @@ async def proxy_that_drops_commits(url: str) -> AsyncIterator[str]:
 async def test_a_connection_lost_at_commit_is_reported_as_outcome_unknown(
     database_url: str, database: Database, keys_dir: Path, clock: Clock, client: Client, api_token: str
 ) -> None:
-    async with proxy_that_drops_commits(database_url) as proxy_url:
-        with node(proxy_url, keys_dir, clock) as proxied:
-            answer = await post(proxied, encoded(), api_token)
+    async with (
+        proxy_that_drops_commits(database_url) as proxy_url,
+        node_behind_proxy(proxy_url, keys_dir, clock) as proxied,
+    ):
+        answer = await post(proxied, encoded(), api_token)
     assert refusal(answer) == Refusal(503, "outcome_unknown")
     # The transaction did commit, and a repeated request is harmless.
     assert issued(await post(client, encoded(), api_token))[1] is False

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -106,13 +106,27 @@ def make_api_token(
 @contextmanager
 def node(url: str, keys: Path | KeyDirectory, clock: Clock, **variables: str) -> Iterator[Client]:
     """A client of a separate node that uses the database `url`."""
-    settings = read_settings({"SSO_DATABASE_URL": url, **variables})
-    directory = KeyDirectory(keys) if isinstance(keys, Path) else keys
-    service = Node(settings, open_database(settings), directory, clock=clock)
+    service = _new_node(url, keys, clock, **variables)
     try:
         yield Client(create_app(service))
     finally:
         service.close()
+
+
+@asynccontextmanager
+async def node_behind_proxy(url: str, keys: Path, clock: Clock) -> AsyncIterator[Client]:
+    """The same for a database behind a proxy that runs in this event loop, which therefore must go on until the end."""
+    service = _new_node(url, keys, clock)
+    try:
+        yield Client(create_app(service))
+    finally:
+        await asyncio.to_thread(service.close)
+
+
+def _new_node(url: str, keys: Path | KeyDirectory, clock: Clock, **variables: str) -> Node:
+    settings = read_settings({"SSO_DATABASE_URL": url, **variables})
+    directory = KeyDirectory(keys) if isinstance(keys, Path) else keys
+    return Node(settings, open_database(settings), directory, clock=clock)
 
 
 async def settled(call: Awaitable[T]) -> T:
