@@ -46,8 +46,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, rename=lambda field: f
     """Requests that an API token may make in each worker, such as `100/minute`; unlimited if empty. Checks of
     malformed, forged or expired login tokens do not count."""
     page_rate_limit: str = "300/minute"
-    """Requests for pages of the Studio that a session may make in each worker. A person who clicks does not reach the
-    default."""
+    """Requests for pages of the Studio that a session may make in each worker, and a third of those that an account may
+    make. A person who clicks does not reach the default."""
     max_in_flight: Annotated[int, Meta(ge=1)] = 4096
     """Requests that a worker may have in progress, counted once their body has arrived. Further requests get 503
     `overloaded`."""

@@ -1,10 +1,10 @@
-"""Limits on requests for pages: how often for a session, how many at a time for an account."""
+"""Limits on requests for pages: how often for a session and for an account, how many at a time for an account."""
 
 import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -13,6 +13,9 @@ from limits import RateLimitItem
 from sso_service.errors import PagesRateLimited
 from sso_service.sessions import Session
 
+SESSIONS = 3
+"""Sessions whose quotas an account has together. Otherwise a user could sign in often and use a quota each time: some
+ten requests a second keep the processor of a worker so busy that logins of all accounts wait."""
 AT_ONCE = 4
 """Requests of an account that are handled at a time. Other accounts' requests wait behind these at most."""
 WAITING = 64
@@ -20,7 +23,7 @@ WAITING = 64
 PATIENCE = 2.5
 """Seconds that a request waits for its turn."""
 
-_MOST_SESSIONS = 50_000
+_MOST_COUNTED = 50_000
 """Sessions whose requests are counted: about 15 MB. Beyond that the one that was unused for longest is forgotten."""
 
 
@@ -32,35 +35,50 @@ class _Line:
     requests: int = 0
 
 
-class PageLimits:
-    """Counts requests for pages, each session by itself, and lets a few of each account run at a time.
+class _Quotas:
+    """Counts requests by key: `amount` within `window` seconds for each."""
 
-    `monotonic` is a clock in seconds. For one event loop.
+    def __init__(self, amount: int, window: int, monotonic: Callable[[], float]) -> None:
+        # Not the limiter of the library: it goes through all keys a hundred times a second, holding the interpreter's
+        # lock, which is fine for API tokens but not for sessions.
+        self._window = window
+        self._interval = window / amount
+        self._monotonic = monotonic
+        self._unused_at: OrderedDict[Hashable, float] = OrderedDict()
+
+    def count(self, key: Hashable) -> None:
+        """Count a request. Raises `PagesRateLimited` if there are too many with this key.
+
+        Each request takes an interval from the key's window, which refills with time (the generic cell rate algorithm
+        of ITU-T I.371, in its form as virtual scheduling). A refused request takes nothing.
+        """
+        now = self._monotonic()
+        unused_at = max(now, self._unused_at.pop(key, now)) + self._interval
+        if (excess := unused_at - now - self._window) > 1e-6:
+            self._unused_at[key] = unused_at - self._interval
+            raise PagesRateLimited(math.ceil(excess))
+        self._unused_at[key] = unused_at
+        if len(self._unused_at) > _MOST_COUNTED:
+            self._unused_at.popitem(last=False)
+
+
+class PageLimits:
+    """Counts requests for pages, of each session and of each account, and lets a few of an account run at a time.
+
+    A session may make requests at `rate`, the sessions of an account together at `SESSIONS` times that. `monotonic` is
+    a clock in seconds. For one event loop.
     """
 
     def __init__(self, rate: RateLimitItem, *, monotonic: Callable[[], float] = time.monotonic) -> None:
-        # Not the limiter of the library: it goes through all keys a hundred times a second, holding the interpreter's
-        # lock, which is fine for API tokens but not for sessions.
-        self._window = rate.get_expiry()
-        self._interval = self._window / rate.amount
-        self._monotonic = monotonic
-        self._unused_at: OrderedDict[Session, float] = OrderedDict()
+        window = rate.get_expiry()
+        self._sessions = _Quotas(rate.amount, window, monotonic)
+        self._accounts = _Quotas(rate.amount * SESSIONS, window, monotonic)
         self._lines: dict[int, _Line] = {}
 
     def count(self, session: Session) -> None:
-        """Count a request. Raises `PagesRateLimited` if the session makes too many. Uses no database.
-
-        Each request takes an interval from the session's window, which refills with time (the generic cell rate
-        algorithm of ITU-T I.371, in its form as virtual scheduling). A refused request takes nothing.
-        """
-        now = self._monotonic()
-        unused_at = max(now, self._unused_at.pop(session, now)) + self._interval
-        if (excess := unused_at - now - self._window) > 1e-6:
-            self._unused_at[session] = unused_at - self._interval
-            raise PagesRateLimited(math.ceil(excess))
-        self._unused_at[session] = unused_at
-        if len(self._unused_at) > _MOST_SESSIONS:
-            self._unused_at.popitem(last=False)
+        """Count a request. Raises `PagesRateLimited` if the session or its account makes too many. Uses no database."""
+        self._sessions.count(session)
+        self._accounts.count(session.account_id)
 
     @asynccontextmanager
     async def turn(self, account_id: int) -> AsyncIterator[None]:

@@ -18,7 +18,7 @@ from sso_service.observability.audit import Event, EventName
 from sso_service.observability.logs import AUDIT_LOGGER
 from sso_service.permissions import Role, Scope
 from sso_service.services.node import Node
-from sso_service.services.page_limits import AT_ONCE, WAITING, PageLimits
+from sso_service.services.page_limits import AT_ONCE, SESSIONS, WAITING, PageLimits
 from sso_service.sessions import Session
 from sso_service.settings import read_settings
 from tests.support import administration
@@ -312,14 +312,26 @@ def test_a_session_gets_its_quota_back_with_time(clock: Clock) -> None:
 
 
 def test_the_memory_of_the_limit_is_bounded(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sso_service.services.page_limits._MOST_SESSIONS", 10)
+    monkeypatch.setattr("sso_service.services.page_limits._MOST_COUNTED", 10)
     limits = PageLimits(read_settings({"SSO_PAGE_RATE_LIMIT": "1/hour"}).page_rate, monotonic=clock)
     for issued_at in range(100):
-        limits.count(Session(1, ACCOUNT, issued_at))
+        limits.count(Session(1, 1 + issued_at, issued_at))
     for issued_at in range(90, 100):
         with pytest.raises(PagesRateLimited):
-            limits.count(Session(1, ACCOUNT, issued_at))
-    limits.count(Session(1, ACCOUNT, 0))
+            limits.count(Session(1, 1 + issued_at, issued_at))
+    limits.count(Session(1, 1, 0))
+
+
+def test_further_sessions_do_not_multiply_the_quota_of_an_account(clock: Clock) -> None:
+    limits = PageLimits(read_settings({"SSO_PAGE_RATE_LIMIT": "10/minute"}).page_rate, monotonic=clock)
+    served = 0
+    for issued_at in range(100):
+        with suppress(PagesRateLimited):
+            for _ in range(10):
+                limits.count(Session(1, ACCOUNT, issued_at))
+                served += 1
+    assert served == 10 * SESSIONS
+    limits.count(Session(1, OTHER_ACCOUNT, 0))
 
 
 @pytest.mark.parametrize("limit", ["often", "0", "10", "10/fortnight", "-1/minute", "100 per"])

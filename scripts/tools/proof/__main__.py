@@ -22,6 +22,8 @@ from scripts.tools.proof.recovery import describe, recoveries
 from scripts.tools.proof.trial import Options, run_trial
 
 _FOREVER = 1e9
+_HOSTILE_PACE = 4.0
+"""Seconds between two actions of a hostile connection, if not given."""
 _SOAK = 600.0
 """Seconds of a soak with hostile clients."""
 
@@ -50,7 +52,7 @@ def _soak(kind: Kind, given: argparse.Namespace, directory: Path) -> bool:
         database=SQLITE if kind == "sqlite" else POSTGRESQL,
         seconds=given.seconds or _SOAK,
         connections=given.connections,
-        pace=given.pace,
+        pace=given.pace or _HOSTILE_PACE,
     )
     (place := directory / f"hostile-{kind}").mkdir(exist_ok=True)
     try:
@@ -107,8 +109,8 @@ def _read_arguments() -> argparse.Namespace:
     add(
         "--pace",
         type=float,
-        default=1.0,
-        help="factor for the time between faults; with --hostile, seconds between actions of a connection; default: 1",
+        help="factor for the time between faults; default: 1. With --hostile, seconds between actions of a connection; "
+        "default: 4",
     )
     add("--keep", type=Path, metavar="DIRECTORY", help="keep the histories, or the results and logs, in this directory")
     add(
@@ -140,7 +142,7 @@ def _options(kind: Kind, given: argparse.Namespace) -> Options:
         nodes=given.nodes,
         ttl=given.ttl,
         clients=given.clients,
-        pace=given.pace,
+        pace=given.pace or 1.0,
         broken=given.broken or "",
     )
 
