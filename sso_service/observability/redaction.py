@@ -12,6 +12,9 @@ the alphabet of base64url. No other value that the service logs is so long and h
 _DECODINGS = 8
 """How many nested encodings are undone. Text with more of them is not shown."""
 
+_MANY = 32
+"""Secrets in encoded text that are looked for one by one. Text with more of them is not shown."""
+
 _RUN = re.compile(rf"[A-Za-z0-9_-]{{{SECRET_LENGTH},}}", re.ASCII)
 # Every other byte becomes a blank. A search for a constant is many times faster than one for a class of characters.
 _ALPHABET = (ascii_letters + digits + "_-").encode()
@@ -36,8 +39,14 @@ def redact(text: str) -> str:
     it appears only after decoding. In that case the result is the decoded text. The time is linear in the length.
     """
     if "%" in text or _may_have_escapes(text):
-        decoded = _decode(text)
-        if decoded is None:
+        layers = _layers(text)
+        if layers is None:
+            return REDACTED
+        decoded = layers[-1]
+        # A decoding can destroy a secret of the text before it: in `%f6...`, two characters of a token become one. Such
+        # a text is not shown, since a reader could put the secret together again.
+        before = [run for layer in layers[:-1] if has_secret_shape(layer) for run in _RUN.findall(layer)]
+        if len(before) > _MANY or any(run not in decoded for run in before):
             return REDACTED
         if has_secret_shape(decoded):
             text = decoded
@@ -55,8 +64,9 @@ def needs_attention(line: bytes) -> bool:
     return b"!" in shape or _SHAPE_OF_SECRET in shape
 
 
-def _decode(text: str) -> str | None:
-    """Return `text` without percent-encodings and escapes of ASCII characters, however nested. None if too deeply."""
+def _layers(text: str) -> list[str] | None:
+    """Return `text`, then `text` with its percent-encodings and escapes decoded, and so on. None if nested too deeply."""
+    layers = [text]
     for _ in range(_DECODINGS):
         decoded = text
         if "%" in decoded:
@@ -64,8 +74,8 @@ def _decode(text: str) -> str | None:
         if _may_have_escapes(decoded):
             decoded = _ESCAPE.sub(_character, decoded)
         if decoded == text:
-            return text
-        text = decoded
+            return layers
+        layers.append(text := decoded)
     return None
 
 

@@ -185,6 +185,12 @@ def test_a_token_is_removed_in_every_spelling(spelling: int, text: str) -> None:
         assert "redacted" in shown
 
 
+def test_a_token_whose_first_characters_look_like_an_encoding_is_removed() -> None:
+    token = "f6" + "q" * 41
+    for encode in SPELLINGS:
+        assert "q" * 41 not in redact("%" + encode(token))
+
+
 def test_a_part_of_a_token_is_not_left_beside_what_was_removed() -> None:
     for cut in range(1, 43):
         hostile = f"{'a' * 60}{TOKEN[:cut]}%{ord(TOKEN[cut]):02x}{TOKEN[cut + 1 :]}"
