@@ -65,7 +65,7 @@ def needs_attention(line: bytes) -> bool:
 
 
 def _layers(text: str) -> list[str] | None:
-    """Return `text`, then `text` with its percent-encodings and escapes decoded, and so on. None if nested too deeply."""
+    """Return `text`, then with its percent-encodings and escapes decoded, and so on. None if nested too deeply."""
     layers = [text]
     for _ in range(_DECODINGS):
         decoded = text
