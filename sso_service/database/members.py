@@ -202,7 +202,7 @@ def with_created_api_tokens(
 
     def extended(connection: Connection) -> list[ApiTokenRecord]:
         # The lock that `as_admin` takes as well: an API token that the user is creating at this moment is either
-        # complete, and found below, or refused because the user is no admin any more.
+        # complete, and found below, or refused, because the user has lost the role.
         theirs = select(memberships.c.account_id).where(memberships.c.user_id == user_id)
         locked = select(accounts.c.id).where(
             accounts.c.id.in_(theirs) if account_id is None else accounts.c.id == account_id

@@ -44,8 +44,8 @@ class Trust:
     def verifying_keys(self, lifetime: int) -> list[SigningKey]:
         """Return the keys whose signatures may be valid now, newest first, for what lives `lifetime` seconds.
 
-        Raises `Unavailable`, also if there is no such key, as on an empty mount point: nothing can be judged then, and
-        a genuine session must not be answered like a missing one.
+        Raises `Unavailable`, also if there is no such key, as on an empty mount point: without keys, a genuine session
+        cannot be distinguished from a forged one, and must not be answered like one.
         """
         if keys := self._ring().verifying_keys(self.now(), lifetime):
             return keys

@@ -239,7 +239,7 @@ async def _resetting(peer: Peer, insider: Insider) -> None:
 
 
 async def _garbage(peer: Peer, _: Insider) -> None:
-    """Send bytes that are no HTTP."""
+    """Send bytes that are not HTTP."""
     await peer.send(random.choice([b"\0" * 100, b"\r\n" * 1000, b"SSH-2.0-x\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]))
     await peer.send(secrets.token_bytes(5000), requests=1)
     await peer.status()
