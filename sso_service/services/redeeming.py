@@ -253,7 +253,7 @@ class Redeeming:
 
     def _read(self, token: str, account_id: int | None) -> Claims:
         now = self._trust.now()
-        keys = [key.token_key for key in self._trust.verifying_keys(self._lifetime)]
+        keys = [key.token_key for key in self._trust.verifying_keys(now, self._lifetime)]
         try:
             return tokens.read_genuine(token, keys, now=now, lifetime=self._lifetime, account_id=account_id)
         except ForgedToken:

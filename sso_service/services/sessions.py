@@ -43,9 +43,10 @@ class Sessions:
         return session
 
     def _read(self, cookie: str) -> Session | None:
-        keys = [key.session_key for key in self._trust.verifying_keys(self._lifetime)]
+        now = self._trust.now()
+        keys = [key.session_key for key in self._trust.verifying_keys(now, self._lifetime)]
         try:
-            return sessions.load_session(cookie, keys, now=self._trust.now(), lifetime=self._lifetime)
+            return sessions.load_session(cookie, keys, now=now, lifetime=self._lifetime)
         except InvalidSession:
             return None
 
@@ -99,8 +100,9 @@ class Sessions:
 
     def check_form_token(self, form_token: str, token: str, target: bytes, browser: str) -> None:
         """Raise `InvalidForm` unless `form_token` was made for these values, or `Unavailable`."""
-        keys = [key.form_key for key in self._trust.verifying_keys(sessions.FORM_LIFETIME)]
-        sessions.check_form_token(form_token, token, target, browser, keys, now=self._trust.now())
+        now = self._trust.now()
+        keys = [key.form_key for key in self._trust.verifying_keys(now, sessions.FORM_LIFETIME)]
+        sessions.check_form_token(form_token, token, target, browser, keys, now=now)
 
 
 def _check_may_view(signed_in: SignedIn, path: StudioPath) -> None:

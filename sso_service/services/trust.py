@@ -41,13 +41,13 @@ class Trust:
         except NoSigningKey as error:
             raise Unavailable(str(error)) from error
 
-    def verifying_keys(self, lifetime: int) -> list[SigningKey]:
-        """Return the keys whose signatures may be valid now, newest first, for what lives `lifetime` seconds.
+    def verifying_keys(self, now: int, lifetime: int) -> list[SigningKey]:
+        """Return the keys whose signatures may be valid at `now`, newest first, for what lives `lifetime` seconds.
 
         Raises `Unavailable`, also if there is no such key, as on an empty mount point: without keys, a genuine session
         cannot be distinguished from a forged one, and must not be answered like one.
         """
-        if keys := self._ring().verifying_keys(self.now(), lifetime):
+        if keys := self._ring().verifying_keys(now, lifetime):
             return keys
         raise Unavailable("no key may verify now; create one: sso-service keys rotate --lead 0")
 
