@@ -35,7 +35,7 @@ class _Line:
     requests: int = 0
 
 
-class _Quotas:
+class _Rates:
     """Counts requests by key: `amount` within `window` seconds for each."""
 
     def __init__(self, amount: int, window: int, monotonic: Callable[[], float]) -> None:
@@ -71,8 +71,8 @@ class PageLimits:
 
     def __init__(self, rate: RateLimitItem, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         window = rate.get_expiry()
-        self._sessions = _Quotas(rate.amount, window, monotonic)
-        self._accounts = _Quotas(rate.amount * SESSIONS, window, monotonic)
+        self._sessions = _Rates(rate.amount, window, monotonic)
+        self._accounts = _Rates(rate.amount * SESSIONS, window, monotonic)
         self._lines: dict[int, _Line] = {}
 
     def count(self, session: Session) -> None:

@@ -21,7 +21,6 @@ _LISTS: dict[str, Sequence[ApiTokenStatus]] = {
     "revoked": INACTIVE,
 }
 """The lists that the page can show, by the query parameter `show`, and the statuses of their API tokens."""
-_ID = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _DAYS = re.compile(r"[0-9]{1,4}", re.ASCII)
 _MAX_DAYS = 3650
 
@@ -109,9 +108,7 @@ class ApiTokenPage:
 
 async def _list(page_request: PageRequest, show: str) -> ApiTokenPage:
     """Return the page that `before` or `after` in the query names, an id each, or the first one."""
-    before, after = (
-        int(given) if _ID.fullmatch(given := page_request.query(name)) else None for name in ("before", "after")
-    )
+    before, after = page_request.query_id("before"), page_request.query_id("after")
     found = list(
         await page_request.node.accounts.list_api_tokens_of(
             page_request.account_id, statuses=_LISTS[show], before=before, after=after, limit=_PAGE_SIZE + 1

@@ -67,9 +67,9 @@ class PageRequest:
     @property
     def record_id(self) -> int:
         """The id in the path. Raises `AddressNotFound` if it is not a valid one."""
-        if not _RECORD_ID.fullmatch(found := self.request.path_params["id"]):
+        if (found := _record_id(self.request.path_params["id"])) is None:
             raise AddressNotFound
-        return int(found)
+        return found
 
     @property
     def chromeless(self) -> bool:
@@ -86,6 +86,10 @@ class PageRequest:
         """Return the last value of a query parameter."""
         parameters: Mapping[str, list[str]] = self.request.scope["parameters"]
         return parameters.get(name, [default])[-1]
+
+    def query_id(self, name: str) -> int | None:
+        """Return the id in a query parameter, or None if it is not a valid one."""
+        return _record_id(self.query(name))
 
     async def form(self) -> Form:
         """Return the submitted form."""
@@ -124,6 +128,10 @@ class PageRequest:
         }
         framed_by = self.node.settings.origins_of("embed_origins")
         return page(self.request.scope, template, common | context, status=status, framed_by=framed_by)
+
+
+def _record_id(text: str) -> int | None:
+    return int(text) if _RECORD_ID.fullmatch(text) else None
 
 
 Handler = Callable[[PageRequest], Awaitable[Response]]
